@@ -1,0 +1,582 @@
+"""Quasi-recurrent models for transformers (Bradbury et al. 2016, arXiv 1611.01576).
+
+One base layout for all heads, so that any checkpoint loads into any of them with every common
+weight: `model.shared`, `model.encoder.layers.*`, `model.decoder.layers.*`, `lm_head`, `classifier`.
+
+Shapes: B batch, S source length, T target length, E embedding, H units, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    CausalLMOutputWithPast,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    SequenceClassifierOutput,
+)
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from .cache_qrnn import QRNNCache
+from .configuration_qrnn import AUTO_MAP, QRNNConfig
+from .layers_qrnn import QRNNLayer, last_step
+from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
+
+SEQ2SEQ_MAX_LENGTH = 512
+LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
+
+
+def shift_tokens_right(
+    labels: torch.Tensor, pad_token_id: int, start_token_id: int
+) -> torch.Tensor:
+    """Decoder inputs (B, T) of `labels` (B, T): the start token, then all labels but the last."""
+    shifted = labels.new_full(labels.shape, start_token_id)
+    shifted[:, 1:] = labels[:, :-1]
+    return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def token_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Mean negative log-likelihood per token in nats; labels of -100 do not count.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T), aligned with `logits`.
+        num_items_in_batch: Divide the sum by this instead of by the tokens here, so that
+            accumulated steps weigh every token alike.
+        label_smoothing: Share of the target spread over the vocabulary, in [0, 1).
+    """
+    labels = labels.to(logits.device)
+    total = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=-100,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+    if num_items_in_batch is None:
+        return total / (labels != -100).sum().clamp(min=1)
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def _embed(
+    embedding: nn.Embedding,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    name: str,
+) -> torch.Tensor:
+    """Embeddings (B, T, E) of ids, or the ones given: exactly one of the two."""
+    if (input_ids is None) == (inputs_embeds is None):
+        other = name.replace("input_ids", "inputs_embeds")
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"Exactly one of `{name}` and `{other}` must be given, but {given} is.")
+    if input_ids is None:
+        assert inputs_embeds is not None
+        return inputs_embeds
+    embeds: torch.Tensor = embedding(input_ids)
+    return embeds
+
+
+def _wants(config: QRNNConfig, name: str, given: bool | None) -> bool:
+    return bool(getattr(config, name, False) if given is None else given)
+
+
+class QRNNPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and the rules all heads share."""
+
+    config: QRNNConfig
+    config_class = QRNNConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _input_embed_layer = "shared"
+    _no_split_modules = ["QRNNEncoderLayer", "QRNNDecoderLayer"]
+    _is_stateful = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights N(0, 1/fan_in), forget biases `forget_bias`, other biases 0.
+
+        Paper: not given. Here: a variance that keeps pre-activations near 1, where tanh and sigma
+        bend but do not saturate; and a forget gate that starts open, so that the state of a
+        character model outlives a word from the first update.
+        """
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=float(self.config.initializer_range))
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, QRNNLayer):
+            bias = torch.zeros_like(module.convolution.bias)
+            bias[module.hidden_size : 2 * module.hidden_size] = self.config.forget_bias
+            init.copy_(module.convolution.bias, bias)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
+        """Save weights, config and the code, so that every Auto class loads the folder anywhere."""
+        # Saving writes the entry of the saved class alone: every head must find its own.
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def _own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
+    """A copy for one head: heads of one config must not change each other's."""
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+class QRNNTextEncoder(nn.Module):
+    """The encoder together with the embedding it borrows: what `get_encoder` returns."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: QRNNModel) -> None:
+        super().__init__()
+        self.config, self.shared, self.encoder = model.config, model.shared, model.encoder
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> QRNNEncoderOutput | tuple[torch.Tensor, ...]:
+        """Encode `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        embeds = _embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        wants = _wants(self.config, "output_hidden_states", output_hidden_states)
+        output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, wants)
+        return output.to_tuple() if return_dict is False else output
+
+
+class QRNNModel(QRNNPreTrainedModel):
+    """Encoder and decoder without a head (section 2.3 of 1611.01576)."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=True, is_decoder=False)
+        config.validate_combinations()
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.encoder = QRNNEncoder(config)
+        self.decoder = QRNNDecoder(config, reads_source=True)
+        self.post_init()
+
+    def get_encoder(self, modality: str | None = None) -> QRNNTextEncoder:
+        """The encoder with its embedding: `model.get_encoder()(input_ids)`."""
+        return QRNNTextEncoder(self)
+
+    def get_decoder(self) -> QRNNDecoder:
+        """The decoder's stack."""
+        return self.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | tuple[torch.Tensor, ...] | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        """Encode the source and decode the target.
+
+        Args:
+            input_ids: (B, S). Or `inputs_embeds` (B, S, E). Not needed with `encoder_outputs`.
+            attention_mask: (B, S), 1 where a source token is real.
+            decoder_input_ids: (B, T), shifted right. Or `decoder_inputs_embeds` (B, T, E).
+            decoder_attention_mask: (B, at least T); its last T columns belong to the inputs.
+            encoder_outputs: What the encoder returned, with `final_states`.
+            past_key_values: State to go on from; changed in place.
+            use_cache: Return the state; never in training with labels.
+
+        Returns:
+            Hidden states (B, T, H), the state, and where asked all hidden states and the
+            attention weights (B, N, T, S) of the attending layers, in source order.
+        """
+        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
+        weights = _wants(self.config, "output_attentions", output_attentions)
+        if encoder_outputs is None:
+            embeds = _embed(self.shared, input_ids, inputs_embeds, "input_ids")
+            encoded: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
+        else:
+            encoded = _as_encoder_output(encoder_outputs)
+        decoder_embeds = _embed(
+            self.shared, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids"
+        )
+        if past_key_values is None and _wants(self.config, "use_cache", use_cache):
+            past_key_values = QRNNCache(self.config.decoder_layers)
+        decoded = self.decoder(
+            decoder_embeds,
+            decoder_attention_mask,
+            encoded,
+            attention_mask,
+            _as_qrnn_cache(past_key_values),
+            hidden,
+            weights,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+        )
+
+
+def _as_encoder_output(given: ModelOutput | tuple[torch.Tensor, ...]) -> QRNNEncoderOutput:
+    # By attribute, not by class: the package's class and a Hub folder's may meet in one process.
+    finals = getattr(given, "final_states", None)
+    if finals is None:
+        raise ValueError(
+            "`encoder_outputs` must have `final_states`, as `get_encoder()` returns them, "
+            f"but is a {type(given).__name__} without."
+        )
+    return given  # type: ignore[return-value]
+
+
+def _as_qrnn_cache(given: Any) -> QRNNCache | None:
+    if given is None or type(given).__name__ == "QRNNCache":
+        return given
+    raise TypeError(f"`past_key_values` must be a QRNNCache, but is a {type(given).__name__}.")
+
+
+class _LanguageModelHead:
+    """The output layer of both generating models, and what generate() must know of their state."""
+
+    config: Any
+    lm_head: nn.Linear
+    output_projection: nn.Linear | None
+    _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}
+
+    def _add_output_layer(self, config: QRNNConfig) -> None:
+        """Add `lm_head`, behind a projection where the embedding it is tied to is not as wide."""
+        width = config.hidden_size
+        self.output_projection = None
+        if config.tie_word_embeddings and config.embedding_size != width:
+            self.output_projection = nn.Linear(width, config.embedding_size, bias=False)
+        if config.tie_word_embeddings:
+            width = config.embedding_size
+        self.lm_head = nn.Linear(width, config.vocab_size)
+
+    def _logits(
+        self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (B, T, V) of the last `logits_to_keep` steps (0: all), or of given indices."""
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = hidden_states[:, kept]
+        if self.output_projection is not None:
+            hidden_states = self.output_projection(hidden_states)
+        logits: torch.Tensor = self.lm_head(hidden_states)
+        return logits
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # A key-value cache cannot hold a recurrent state; ours is made below.
+        return False
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
+    ) -> Any:
+        """Put a QRNNCache into `model_kwargs`, unless the user gave one or wants none."""
+        kind = generation_config.cache_implementation
+        given = model_kwargs.get("past_key_values")
+        if given is not None:
+            if kind is not None:
+                raise ValueError(
+                    "`cache_implementation` must be None when `past_key_values` is given, "
+                    f"but is {kind!r}."
+                )
+            given._is_user_defined = True
+            return
+        if kind not in (None, "dynamic"):
+            raise ValueError(f"`cache_implementation` must be None or 'dynamic', but is {kind!r}.")
+        if generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = QRNNCache(self.config.decoder_layers)
+
+    def create_masks_for_generate(
+        self, *args: Any, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        """The two-dimensional mask itself: a recurrence needs no other."""
+        return attention_mask
+
+
+class QRNNForConditionalGeneration(_LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
+    """The sequence-to-sequence model of section 3.3: translation, summarisation, spelling."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=True, is_decoder=False)
+        super().__init__(config)
+        self.model = QRNNModel(config)
+        self._add_output_layer(config)
+        self.post_init()
+        if self.generation_config.max_length in (None, 20):
+            # The general default of 20 cuts a sentence of characters after three words.
+            self.generation_config.max_length = SEQ2SEQ_MAX_LENGTH
+
+    def get_encoder(self, modality: str | None = None) -> QRNNTextEncoder:
+        """The encoder with its embedding."""
+        return self.model.get_encoder()
+
+    def get_decoder(self) -> QRNNDecoder:
+        """The decoder's stack."""
+        return self.model.get_decoder()
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Decoder inputs (B, T) for labels (B, T): shifted right behind the start token."""
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        for name, value in (("decoder_start_token_id", start), ("pad_token_id", pad)):
+            if value is None:
+                raise ValueError(f"`{name}` must be a token id to train from labels, but is None.")
+        return shift_tokens_right(labels, pad, start)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | tuple[torch.Tensor, ...] | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
+
+        Args:
+            labels: (B, T), -100 where nothing is to be predicted; the decoder's inputs are made
+                from them unless given.
+            logits_to_keep: Compute logits for the last so many steps only; 0 for all.
+            num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
+            label_smoothing: Share of the target spread over the vocabulary.
+        """
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self._logits(outputs.last_hidden_state, logits_to_keep)
+        loss = None
+        if labels is not None:
+            loss = token_loss(
+                logits,
+                labels,
+                num_items_in_batch=num_items_in_batch,
+                label_smoothing=label_smoothing,
+            )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+        )
+
+
+class _DecoderOnly(nn.Module):
+    """Base layout of the language model: the decoder without V and attention."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.decoder = QRNNDecoder(config, reads_source=False)
+
+
+class _EncoderOnly(nn.Module):
+    """Base layout of the classifier: the encoder."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.encoder = QRNNEncoder(config)
+
+
+class QRNNForCausalLM(_LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
+    """The language model of section 3.2: the decoder alone, h = o . c in its last layer too."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=False, is_decoder=True)
+        super().__init__(config)
+        self.model = _DecoderOnly(config)
+        self._add_output_layer(config)
+        self.post_init()
+        if self.generation_config.max_length in (None, 20):
+            self.generation_config.max_new_tokens = LANGUAGE_MODEL_MAX_NEW_TOKENS
+
+    def get_decoder(self) -> QRNNDecoder:
+        """The stack of layers."""
+        return self.model.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the next tokens.
+
+        Args:
+            input_ids: (B, T). Or `inputs_embeds` (B, T, E).
+            attention_mask: (B, at least T), 1 where a token is real; its last T columns count.
+            past_key_values: State to go on from; changed in place.
+            labels: (B, T), usually the input ids; shifted here, -100 does not count.
+            use_cache: Return the state.
+        """
+        embeds = _embed(self.model.shared, input_ids, inputs_embeds, "input_ids")
+        if labels is not None:
+            use_cache = False
+        if past_key_values is None and _wants(self.config, "use_cache", use_cache):
+            past_key_values = QRNNCache(self.config.decoder_layers)
+        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
+        outputs = self.model.decoder(
+            embeds,
+            attention_mask,
+            past_key_values=_as_qrnn_cache(past_key_values),
+            output_hidden_states=hidden,
+        )
+        logits = self._logits(outputs.last_hidden_state, logits_to_keep)
+        loss = None
+        if labels is not None:
+            loss = token_loss(
+                logits[:, :-1],
+                labels[:, 1:],
+                num_items_in_batch=num_items_in_batch,
+                label_smoothing=label_smoothing,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class QRNNForSequenceClassification(QRNNPreTrainedModel):
+    """The sentiment model of section 3.1: the encoder and a linear layer on its encoding."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=False, is_decoder=False)
+        super().__init__(config)
+        self.model = _EncoderOnly(config)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits (B, num_labels) of each row.
+
+        Args:
+            input_ids: (B, S). Or `inputs_embeds` (B, S, E).
+            attention_mask: (B, S), 1 where a token is real.
+            labels: (B,) class ids; (B,) numbers for one label; (B, num_labels) of 0 and 1 for
+                `problem_type="multi_label_classification"`.
+        """
+        embeds = _embed(self.model.shared, input_ids, inputs_embeds, "input_ids")
+        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
+        encoded = self.model.encoder(embeds, attention_mask, hidden)
+        states = encoded.last_hidden_state
+        mask = real_steps(attention_mask, states.shape[1])
+        if self.config.classifier_pooling == "last":
+            pooled = _last_of_directions(states, mask, self.config)
+        else:
+            num_real = states.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+            pooled = states.sum(1) / num_real
+        logits = self.classifier(pooled)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                labels=labels, pooled_logits=logits, config=self.config, **kwargs
+            )
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+        )
+
+
+def _last_of_directions(
+    states: torch.Tensor, mask: torch.Tensor | None, config: QRNNConfig
+) -> torch.Tensor:
+    """The encoding (B, H) at the last processed step, of each direction its own half."""
+    if not config.encoder_bidirectional:
+        return last_step(states, mask, reverse=config.reverse_source)
+    halves = states.chunk(2, dim=-1)
+    ways = (config.reverse_source, not config.reverse_source)
+    return torch.cat(
+        [last_step(half, mask, reverse=way) for half, way in zip(halves, ways, strict=True)], -1
+    )
+
+
+__all__ = [
+    "QRNNForCausalLM",
+    "QRNNForConditionalGeneration",
+    "QRNNForSequenceClassification",
+    "QRNNModel",
+    "QRNNPreTrainedModel",
+]
