@@ -1,0 +1,290 @@
+"""Character and byte tokenizers that lose nothing, and the door for any other Hugging Face one.
+
+Both kinds are plain `tokenizers` components inside `PreTrainedTokenizerFast`: a saved folder holds
+`tokenizer.json` and `tokenizer_config.json` and loads with `AutoTokenizer`, without code of ours.
+
+Ids 0 to 3 are always `<pad>`, `</s>`, `<unk>`, `<s>`; every text ends with one `</s>`. A special
+token is never read from text: a literal "</s>" in a sentence stays four characters (or bytes).
+
+A folder that also holds a model whose code travels with it (`auto_map` in config.json) makes
+AutoTokenizer read that config first, and transformers then asks whether to run its code, unless
+`hf_qrnn` is imported or `trust_remote_code` is given. `load_tokenizer` never asks;
+`PreTrainedTokenizerFast.from_pretrained(folder)` does not either.
+"""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD_TOKEN = "<pad>"
+EOS_TOKEN = "</s>"
+UNK_TOKEN = "<unk>"
+BOS_TOKEN = "<s>"
+SPECIAL_TOKENS = (PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, BOS_TOKEN)
+"""The special tokens in the order of their ids, 0 to 3."""
+
+# Texts encoded at once: enough for all cores; more would only hold more of the backend's own
+# records (about 100 bytes a character) in memory.
+_CHUNK_SIZE = 512
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def train_character_tokenizer(
+    texts: Iterable[str],
+    *,
+    min_count: int = 1,
+    nfc: bool = False,
+    model_max_length: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """Learns a vocabulary of characters (code points) from `texts`.
+
+    Characters are ordered by code point, so the same texts in any order give the same ids. Every
+    character outside the vocabulary becomes exactly one `<unk>`.
+
+    Args:
+        texts: the training texts, both languages when one vocabulary serves both.
+        min_count: how often a character must occur to get an id, at least 1.
+        nfc: compose characters (Unicode NFC) before counting and before every encoding. A text
+            that is not NFC is then decoded in its composed form.
+        model_max_length: longest text in tokens, `</s>` included, that `truncation=True` keeps;
+            None = no limit.
+
+    Returns:
+        A tokenizer with `len(tokenizer) == 4 + number of characters`.
+
+    Raises:
+        TypeError: `texts` is one string.
+        ValueError: `min_count` is below 1, `model_max_length` below 2, no character occurs
+            `min_count` times, or a text is not valid Unicode.
+    """
+    if isinstance(texts, str):
+        raise TypeError("`texts` must be an iterable of texts, but is one string.")
+    if min_count < 1:
+        raise ValueError(f"`min_count` must be at least 1, but is {min_count}.")
+    if model_max_length is not None and model_max_length < 2:
+        raise ValueError(f"`model_max_length` must be at least 2, but is {model_max_length}.")
+    normalizer = normalizers.NFC() if nfc else None
+    counts: Counter[str] = Counter()
+    for text in texts:
+        _check_texts([text])
+        counts.update(text if normalizer is None else normalizer.normalize_str(text))
+    characters = sorted(character for character, count in counts.items() if count >= min_count)
+    if not characters:
+        raise ValueError(
+            f"`texts` must hold a character that occurs {min_count} times, but holds none."
+        )
+    tokenizer = _bare_tokenizer(characters)
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, nfc=nfc, model_max_length=model_max_length)
+
+
+def make_byte_tokenizer(*, nfc: bool = False) -> PreTrainedTokenizerFast:
+    """Makes the tokenizer of UTF-8 bytes: 260 ids, id 4 + b for byte b, nothing is unknown.
+
+    Args:
+        nfc: compose characters (Unicode NFC) before every encoding.
+    """
+    alphabet = _byte_characters()
+    tokenizer = _bare_tokenizer(alphabet)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _wrap(tokenizer, nfc=nfc, model_max_length=None)
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Loads any Hugging Face tokenizer, from a folder or the Hub, ready for training.
+
+    No code from the folder or repository is run and no question is asked. The result passed
+    `check_tokenizer`.
+
+    Args:
+        name_or_path: a folder with a saved tokenizer, or a Hub name like "google-t5/t5-small".
+
+    Raises:
+        ValueError: there is no such tokenizer, the Hub cannot be reached, the tokenizer needs code
+            of its own, or it lacks an end token.
+    """
+    try:
+        # False, not None: None asks the user whether to run the code beside the tokenizer.
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # `tokenizers` raises plain Exception for a broken file
+        raise ValueError(
+            "`tokenizer` must be 'char', 'byte', a folder with a saved tokenizer or a name on the "
+            f"Hub (which needs a network and no custom code), but is {name_or_path!r}."
+        ) from error
+    return check_tokenizer(tokenizer)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns `tokenizer` if a translation model can use it as it is, else a completed copy.
+
+    Completed means: a tokenizer without a padding token gets a new `<pad>`, and one that does not
+    end its texts with its end token learns to do so (as far as its backend allows). The copy is
+    what must be saved beside the model; its length may have grown by one.
+
+    Raises:
+        ValueError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "`tokenizer` must have an end token (`eos_token`), but "
+            f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none."
+        )
+    if tokenizer.pad_token_id is not None and appends_eos(tokenizer):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if not appends_eos(tokenizer) and isinstance(tokenizer, PreTrainedTokenizerFast):
+        _append_eos(tokenizer)
+    return tokenizer
+
+
+def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if `tokenizer` itself ends an encoded text with its end token."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids[-1:] == [tokenizer.eos_token_id])
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes texts as ids that end with exactly one end token, whatever the tokenizer appends.
+
+    Nothing is truncated or padded, and special tokens are not read from the text.
+
+    Args:
+        tokenizer: a tokenizer that passed `check_tokenizer`.
+        texts: the texts, possibly none.
+
+    Returns:
+        One list of ids for each text.
+
+    Raises:
+        TypeError: `texts` is one string, or holds something else than strings.
+        ValueError: a text is not valid Unicode (half a surrogate pair).
+    """
+    if isinstance(texts, str):
+        raise TypeError("`texts` must be a list of texts, but is one string.")
+    rows: list[list[int]] = []
+    eos = int(tokenizer.eos_token_id)
+    for start in range(0, len(texts), _CHUNK_SIZE):
+        chunk = list(texts[start : start + _CHUNK_SIZE])
+        _check_texts(chunk)
+        batch = tokenizer(
+            chunk, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )
+        rows.extend(batch["input_ids"])
+    for row in rows:
+        while row and row[-1] == eos:
+            row.pop()
+        row.append(eos)
+    return rows
+
+
+def decode_batch(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor | Iterable[Iterable[int]]
+) -> list[str]:
+    """Decodes rows of ids without their special tokens, changing no other character.
+
+    Args:
+        tokenizer: the tokenizer that made the ids.
+        ids: rows of ids or a tensor (B, T); negative ids (ignored labels) are skipped.
+
+    Returns:
+        One text for each row.
+    """
+    rows = ids.tolist() if isinstance(ids, Tensor) else ids
+    texts: list[str] = []
+    for row in rows:
+        text = tokenizer.decode(
+            [int(index) for index in row if index >= 0],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        texts.append(cast(str, text))
+    return texts
+
+
+def _check_texts(texts: Iterable[object]) -> None:
+    """Raises for what no tokenizer can encode."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
+        if not text.isascii() and _SURROGATE.search(text):
+            raise ValueError(
+                f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
+            )
+
+
+def _append_eos(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes a tokenizer end its texts with its end token, after what it adds in front of them."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    front = ids[: len(ids) - len(plain)]
+    if ids[len(front) :] != plain:
+        # It ends its texts with another token; `encode_batch` adds the end token after that.
+        return
+    tokenizer.backend_tokenizer.post_processor = _eos_template(
+        tokenizer.convert_ids_to_tokens([*front, tokenizer.eos_token_id]),
+        [*front, int(tokenizer.eos_token_id)],
+    )
+
+
+def _bare_tokenizer(symbols: Sequence[str]) -> Tokenizer:
+    """A tokenizer whose tokens are the special tokens, then single `symbols`, and nothing longer.
+
+    BPE without merges splits a text into its characters; the special tokens in its vocabulary are
+    longer than one character, so no text can produce them.
+    """
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *symbols])}
+    model = models.BPE(vocab=vocabulary, merges=[], unk_token=UNK_TOKEN, fuse_unk=False)
+    return Tokenizer(model)
+
+
+def _byte_characters() -> list[str]:
+    """The character by which `tokenizers` writes each byte, in the order of the bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    replacements = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(replacements)) for byte in range(256)]
+
+
+def _eos_template(tokens: Sequence[str], ids: Sequence[int]) -> TemplateProcessing:
+    """The post-processor that sets all `tokens` but the last before a text, the last after it."""
+    *front, eos = tokens
+    return TemplateProcessing(
+        single=[*front, "$A", eos],
+        pair=[*front, "$A", eos, "$B:1", f"{eos}:1"],
+        special_tokens=list(dict.fromkeys(zip(tokens, ids, strict=True))),
+    )
+
+
+def _wrap(
+    tokenizer: Tokenizer, *, nfc: bool, model_max_length: int | None
+) -> PreTrainedTokenizerFast:
+    if nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    tokenizer.post_processor = _eos_template([EOS_TOKEN], [SPECIAL_TOKENS.index(EOS_TOKEN)])
+    limit = {} if model_max_length is None else {"model_max_length": model_max_length}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD_TOKEN,
+        eos_token=EOS_TOKEN,
+        unk_token=UNK_TOKEN,
+        bos_token=BOS_TOKEN,
+        clean_up_tokenization_spaces=False,
+        # A special token is never read from text; stored in tokenizer_config.json.
+        split_special_tokens=True,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="right",
+        truncation_side="right",
+        **limit,
+    )
