@@ -1,0 +1,1 @@
+"""Training: data, batches, the loop, checkpoints, scores and model cards."""

@@ -1,0 +1,399 @@
+"""hf_qrnn.training.data: every source of pairs gives the same pairs, every fault one sentence."""
+
+import gzip
+import json
+import lzma
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_qrnn.training.data import (
+    DataOptions,
+    FilterReport,
+    TextPair,
+    filter_pairs,
+    load_hub_pairs,
+    load_translation_data,
+    read_lines,
+    read_pairs_file,
+    read_parallel,
+)
+
+PAIRS = [
+    TextPair("Ein Hund.", "A dog."),
+    TextPair('"Ja" sagt er', '"Yes, he says'),
+    TextPair("Zeile\u2028eins\x85\x0c\x1c", "line\u2029one"),
+    TextPair("  Gr\u00fc\u00dfe \U0001f600 ", "don 't"),
+    TextPair("", "empty side"),
+]
+LANGUAGES = {"source_lang": "de", "target_lang": "en"}
+
+
+def write(path, content):
+    """Writes text or bytes, packed as the suffix says."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8")
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(data))
+    return str(path)
+
+
+def json_lines(pairs=PAIRS, nested=True):
+    rows = [{"de": pair.source, "en": pair.target} for pair in pairs]
+    return "".join(json.dumps({"translation": row} if nested else row) + "\n" for row in rows)
+
+
+def write_parallel(folder, name, pairs, suffix=""):
+    source = write(folder / f"{name}.de{suffix}", "".join(f"{p.source}\n" for p in pairs))
+    target = write(folder / f"{name}.en{suffix}", "".join(f"{p.target}\n" for p in pairs))
+    return source, target
+
+
+def sentence(caught):
+    """The message, which must be one sentence on one line."""
+    text = str(caught.value)
+    assert "\n" not in text, text
+    assert text.endswith("."), text
+    return text
+
+
+@pytest.fixture
+def datasets(monkeypatch, tmp_path):
+    """The `datasets` library with its cache in a folder of the test."""
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    library.disable_progress_bars()
+    yield library
+    library.enable_progress_bars()
+
+
+@pytest.fixture
+def offline(monkeypatch, datasets):
+    """As HF_HUB_OFFLINE=1 at the start of the process."""
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_read_parallel_keeps_lines_aligned(tmp_path, suffix):
+    assert read_parallel(*write_parallel(tmp_path, "train", PAIRS, suffix)) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("", []),
+        ("\n", [""]),
+        ("a", ["a"]),
+        ("a\n", ["a"]),
+        ("a\n\n", ["a", ""]),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("a\rb\n\rc\r\r\n", ["a\rb", "\rc\r"]),
+        ("a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g\n", ["a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"]),
+        ("\ufeffa\n\ufeffb\n", ["a", "\ufeffb"]),
+        (" a \n\t\n", [" a ", "\t"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".gz", ".xz"])
+def test_read_lines_ends_lines_at_newlines_only(tmp_path, suffix, content, lines):
+    assert read_lines(write(tmp_path / f"file{suffix}", content)) == lines
+
+
+@settings(max_examples=80, deadline=None)
+@given(lines=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))))
+def test_read_lines_gives_back_what_was_written(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "written.txt"
+    path.write_bytes("".join(f"x{line}x\n" for line in lines).encode())
+    assert read_lines(path) == [f"x{line}x" for line in lines]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_invalid_utf8_names_file_and_line(tmp_path, suffix):
+    path = write(tmp_path / f"bad.de{suffix}", b"gut\n\xc3\xbc\nschl\xfccht\n")
+    with pytest.raises(ValueError, match="line 3") as caught:
+        read_lines(path)
+    assert path in sentence(caught)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+@pytest.mark.parametrize("fault", ["not_packed", "cut", "flipped"])
+def test_broken_archives_name_the_file(tmp_path, suffix, fault):
+    path = tmp_path / f"file{suffix}"
+    write(path, "a\n" * 1000)
+    packed = path.read_bytes()
+    broken = {
+        "not_packed": b"plain text",
+        "cut": packed[: len(packed) // 2],
+        "flipped": packed[:20] + bytes([packed[20] ^ 255]) + packed[21:],
+    }[fault]
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match="must be a complete") as caught:
+        read_lines(path)
+    assert str(path) in sentence(caught)
+
+
+def test_missing_file_is_named(tmp_path):
+    for read in (read_lines, lambda path: read_pairs_file(path, **LANGUAGES)):
+        for name in ("no.jsonl", "no.tsv.gz", "no.parquet"):
+            with pytest.raises(FileNotFoundError, match="no") as caught:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in sentence(caught)
+    with pytest.raises(FileNotFoundError):
+        read_lines(tmp_path)
+
+
+def test_unequal_counts_name_both_counts_and_files(tmp_path):
+    source, target = write_parallel(tmp_path, "train", PAIRS)
+    write(tmp_path / "train.en", "one\ntwo\n")
+    with pytest.raises(ValueError, match="same number of lines") as caught:
+        read_parallel(source, target)
+    assert f"'{source}' has 5 and '{target}' has 2" in sentence(caught)
+
+
+def parquet(path, nested):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [json.loads(line) for line in json_lines(nested=nested).split("\n") if line]
+    pyarrow.parquet.write_table(arrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["translation", "flat"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.xz", "a.JSONL", "a.v2.parquet"]
+)
+def test_read_pairs_file_reads_the_same_pairs(tmp_path, name, nested):
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        parquet(path, nested)
+    else:
+        write(path, json_lines(nested=nested))
+    assert read_pairs_file(path, **LANGUAGES) == PAIRS
+
+
+TSV_BODY = "".join(f"{pair.source}\t{pair.target}\n" for pair in PAIRS)
+TSV_FILES = {
+    "bare": TSV_BODY,
+    "windows": TSV_BODY.replace("\n", "\r\n"),
+    "header": "de\ten\n" + TSV_BODY,
+    "swapped": "en\tde\n" + "".join(f"{pair.target}\t{pair.source}\n" for pair in PAIRS),
+    "more": "id\ten\tx\tde\n" + "".join(f"7\t{p.target}\t\t{p.source}\n" for p in PAIRS),
+}
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz", ".tsv.xz"])
+@pytest.mark.parametrize("content", TSV_FILES.values(), ids=TSV_FILES.keys())
+def test_read_pairs_file_reads_tsv_without_quoting(tmp_path, suffix, content):
+    assert read_pairs_file(write(tmp_path / f"a{suffix}", content), **LANGUAGES) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        (
+            "a.jsonl",
+            '{"de": "a", "en": "b"}\n\n{"de": "a", "fr": "b"}\n',
+            ["line 3", "'en'", "'fr'"],
+        ),
+        ("a.jsonl", '{"translation": {"fr": "a"}}\n', ["line 1", "'de'", "'fr'"]),
+        ("a.jsonl", "{}\n", ["line 1", "no key"]),
+        ("a.jsonl", '{"de": "a", "en": null}\n', ["line 1", "'en'", "must be text", "None"]),
+        ("a.jsonl", '{"de": 3, "en": "a"}\n', ["line 1", "'de'", "but is 3"]),
+        ("a.jsonl", '{"de": "a\\ud800", "en": "a"}\n', ["line 1", "surrogate"]),
+        ("a.jsonl", '["a", "b"]\n', ["line 1", "object", "list"]),
+        ("a.jsonl", '{"de": \n', ["line 1", "JSON"]),
+        ("a.jsonl", "[" * 100_000, ["line 1", "JSON"]),
+        ("a.tsv", "a\tb\na\n", ["line 2", "2 columns", "has 1"]),
+        ("a.tsv", "a\tb\tc\n", ["line 1", "2 columns", "has 3"]),
+        ("a.tsv", "id\tde\ten\n1\ta\tb\n2\ta\n", ["line 3", "3 columns", "has 2"]),
+        ("a.parquet", "no parquet", ["must be a parquet file"]),
+        ("a.csv", "a,b\n", ["must end in .jsonl"]),
+        ("a", "a\n", ["must end in .jsonl"]),
+        ("a.parquet.gz", "a\n", ["must end in .jsonl"]),
+    ],
+)
+def test_faulty_pairs_file_names_row_and_keys(tmp_path, name, content, parts):
+    path = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=re.escape(path)) as caught:
+        read_pairs_file(path, **LANGUAGES)
+    message = sentence(caught)
+    for part in parts:
+        assert part in message
+
+
+def test_filter_pairs_counts_each_kind():
+    pairs = [
+        TextPair("a" * 5, "b" * 5),
+        TextPair("a" * 6, "b"),
+        TextPair("a", "b" * 6),
+        TextPair("", "b"),
+        TextPair("a", " \t"),
+        TextPair("", "b" * 6),
+        TextPair("\u00fc\U0001f600" * 2, "b"),
+    ]
+    kept, report = filter_pairs(iter(pairs), max_chars=5)
+    assert kept == [pairs[0], pairs[6]]
+    assert report == FilterReport(total=7, kept=2, too_long=2, empty=3, max_chars=5)
+    assert str(report) == (
+        "kept 2 of 7 pairs (dropped 2 longer than 5 characters and 3 with an empty side)"
+    )
+    with pytest.raises(ValueError, match="`max_chars` must be at least 1, but is 0"):
+        filter_pairs(pairs, max_chars=0)
+
+
+def test_load_translation_data_filters_training_pairs_only(tmp_path):
+    longer = [*PAIRS, TextPair("a" * 301, "b"), TextPair("a" * 300, "b")]
+    flags = {}
+    for split in ("train", "valid", "test"):
+        source, target = write_parallel(tmp_path, split, longer, ".xz")
+        flags |= {f"{split}_source": source, f"{split}_target": target}
+    data = load_translation_data(DataOptions(**flags))
+    assert data.train == [*PAIRS[:4], longer[6]]
+    assert data.valid == data.test == longer
+    assert data.report == FilterReport(total=7, kept=5, too_long=1, empty=1, max_chars=300)
+    limited = load_translation_data(DataOptions(**flags, limit=2, max_chars=1000))
+    assert limited.train == PAIRS[:2]
+    assert limited.valid == longer
+    assert limited.report.kept == 6
+
+
+def test_load_translation_data_mixes_kinds_of_files(tmp_path):
+    source, target = write_parallel(tmp_path, "valid", PAIRS)
+    train = write(tmp_path / "train.jsonl", json_lines())
+    flags = {"valid_source": source, "valid_target": target, **LANGUAGES}
+    for kind in ("train_file", "dataset_name"):
+        data = load_translation_data(DataOptions(**{kind: train}, **flags))
+        assert data.train == PAIRS[:4]
+        assert data.valid == PAIRS
+        assert data.test == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "`train_source` and `train_target`, `train_file` or"),
+        ({"train_source": "T"}, "`train_target` must be given together with `train_source`"),
+        ({"train_target": "T"}, "`train_source` must be given together with `train_target`"),
+        (
+            {"train_source": "T", "train_target": "T", "train_file": "J"},
+            "`train_file` must be None",
+        ),
+        ({"train_source": "T", "train_target": "T"}, "`valid_source` and `valid_target`"),
+        ({"train_file": "J"}, "`source_lang` must be the key"),
+        ({"train_file": "J", "source_lang": "de"}, "`target_lang` must be the key"),
+        ({"train_file": "J", **LANGUAGES}, "`valid_source` and `valid_target`"),
+        ({"dataset_name": "J", **LANGUAGES}, "`valid_source` and `valid_target`"),
+        ({"train_source": "T", "train_target": "T", "max_chars": 1}, "`train` must hold a pair"),
+        ({"train_source": "T", "train_target": "T", "limit": 0}, "`limit` must be at least 1"),
+        ({"train_source": "T", "train_target": "E"}, "same number of lines"),
+    ],
+)
+def test_wrong_options_are_one_sentence(tmp_path, flags, message):
+    files = {
+        "T": write(tmp_path / "t.txt", "abc\n"),
+        "J": write(tmp_path / "j.jsonl", json_lines()),
+        "E": write(tmp_path / "e.txt", ""),
+    }
+    with pytest.raises(ValueError, match=message) as caught:
+        load_translation_data(DataOptions(**{k: files.get(v, v) for k, v in flags.items()}))
+    sentence(caught)
+
+
+def test_missing_data_file_is_not_sought_on_the_hub(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.jsonl"):
+        load_translation_data(DataOptions(dataset_name=str(tmp_path / "no.jsonl"), **LANGUAGES))
+
+
+@pytest.mark.parametrize("valid_name", ["validation", "dev"])
+@pytest.mark.parametrize("nested", [True, False], ids=["translation", "flat"])
+def test_local_folder_gives_the_same_pairs(tmp_path, datasets, nested, valid_name):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write(folder / "train.jsonl", json_lines(nested=nested))
+    write(folder / f"{valid_name}.jsonl", json_lines(PAIRS[:2], nested))
+    options = DataOptions(dataset_name=str(folder), **LANGUAGES)
+    data = load_translation_data(options)
+    assert (data.train, data.valid, data.test) == (PAIRS[:4], PAIRS[:2], [])
+    loaded = load_hub_pairs(str(folder), config=None, split="train", **LANGUAGES)
+    assert loaded == PAIRS
+
+
+def test_data_set_without_validation_split_is_one_sentence(tmp_path, datasets):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    train = write(folder / "train.jsonl", json_lines())
+    with pytest.raises(ValueError, match="must have the split 'validation'") as caught:
+        load_translation_data(DataOptions(dataset_name=str(folder), **LANGUAGES))
+    assert "--valid_source" in sentence(caught)
+    flags = {"dataset_name": str(folder), "valid_file": train, **LANGUAGES}
+    assert load_translation_data(DataOptions(**flags)).valid == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "keys", "message"),
+    [
+        (None, "dev", ("de", "en"), "`split` must be one of 'train' in the data set"),
+        ("xx", "train", ("de", "en"), "does not load: .*'xx'"),
+        (None, "train", ("de", "fr"), "row 1 of the split 'train' .* has 'de', 'en'"),
+    ],
+)
+def test_wrong_names_in_a_data_set_are_one_sentence(
+    tmp_path, datasets, config, split, keys, message
+):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write(folder / "train.jsonl", json_lines())
+    with pytest.raises(ValueError, match=message) as caught:
+        load_hub_pairs(
+            str(folder), config=config, split=split, source_lang=keys[0], target_lang=keys[1]
+        )
+    sentence(caught)
+
+
+def test_folder_without_data_is_one_sentence(tmp_path, datasets):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="holds no data files") as caught:
+        load_hub_pairs(str(folder), config=None, split="train", **LANGUAGES)
+    sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["bentrevett/multi30k", "nothing-of-this-name"])
+def test_hub_name_offline_is_one_sentence(offline, name):
+    with pytest.raises(ConnectionError, match="the Hub cannot be reached") as caught:
+        load_hub_pairs(name, config=None, split="train", **LANGUAGES)
+    message = sentence(caught)
+    assert f"'{name}'" in message
+    assert "--train_source" in message
+    assert "--train_target" in message
+
+
+@pytest.mark.parametrize("missing", ["datasets", "pyarrow"])
+def test_missing_library_is_one_sentence(tmp_path, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    path = write(tmp_path / "a.parquet", b"")
+    calls = {
+        "datasets": lambda: load_hub_pairs("a/b", config=None, split="train", **LANGUAGES),
+        "pyarrow": lambda: read_pairs_file(path, **LANGUAGES),
+    }
+    with pytest.raises(ImportError, match=f"`{missing}` must be installed") as caught:
+        calls[missing]()
+    assert "--train_source" in sentence(caught)
+
+
+def test_import_and_plain_files_need_neither_datasets_nor_pyarrow(tmp_path):
+    source, target = write_parallel(tmp_path, "train", PAIRS, ".xz")
+    code = (
+        "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
+        "from hf_qrnn.training.data import read_parallel\n"
+        "print(len(read_parallel(*sys.argv[1:])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, source, target], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr
