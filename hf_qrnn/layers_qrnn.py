@@ -83,6 +83,17 @@ def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = Fal
     return h.gather(1, index[:, None, None].expand(-1, 1, h.shape[2]))[:, 0]
 
 
+class GateConvolution(nn.Linear):
+    """The convolution of all gates as one matrix over the window, (B, T, K*E) to (B, T, G*H).
+
+    Taps from first to last in processing order, gates in order z, f, o, i.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, kernel_size: int, num_gates: int) -> None:
+        super().__init__(kernel_size * input_size, num_gates * hidden_size)
+        self.hidden_size = hidden_size
+
+
 class QRNNLayer(nn.Module):
     """One direction of one layer: a convolution for all gates, then pooling (Eqs. 1, 3 to 5).
 
@@ -118,12 +129,12 @@ class QRNNLayer(nn.Module):
         super().__init__()
         self.hidden_size, self.kernel_size = hidden_size, kernel_size
         self.pooling, self.zoneout, self.causal, self.reverse = pooling, zoneout, causal, reverse
-        num_channels = NUM_GATES[pooling] * hidden_size
-        # The convolution is one matrix over the window, oldest tap first; gates in order z f o i.
-        self.convolution = nn.Linear(kernel_size * input_size, num_channels)
+        num_gates = NUM_GATES[pooling]
+        self.convolution = GateConvolution(input_size, hidden_size, kernel_size, num_gates)
         self.encoding: nn.Linear | None = None
         if encoding_size is not None:
-            self.encoding = nn.Linear(encoding_size, num_channels, bias=False)  # V_z, V_f, V_o, V_i
+            # V_z, V_f, V_o and V_i, one above the other.
+            self.encoding = nn.Linear(encoding_size, num_gates * hidden_size, bias=False)
 
     def forward(
         self,

@@ -26,7 +26,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_qrnn import QRNNCache
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
-from .layers_qrnn import QRNNLayer, last_step
+from .layers_qrnn import GateConvolution, last_step
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
 SEQ2SEQ_MAX_LENGTH = 512
@@ -114,7 +114,12 @@ class QRNNPreTrainedModel(PreTrainedModel):
         bend but do not saturate; and a forget gate that starts open, so that the state of a
         character model outlives a word from the first update.
         """
-        if isinstance(module, nn.Linear):
+        if isinstance(module, GateConvolution):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            bias = torch.zeros_like(module.bias)
+            bias[module.hidden_size : 2 * module.hidden_size] = self.config.forget_bias
+            init.copy_(module.bias, bias)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -122,10 +127,6 @@ class QRNNPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=float(self.config.initializer_range))
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, QRNNLayer):
-            bias = torch.zeros_like(module.convolution.bias)
-            bias[module.hidden_size : 2 * module.hidden_size] = self.config.forget_bias
-            init.copy_(module.convolution.bias, bias)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
