@@ -1,0 +1,149 @@
+"""Options of the training scripts: dataclasses, flags, and YAML files that flags override."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class TokenizerOptions:
+    """How text becomes ids."""
+
+    tokenizer: str = field(default="char", metadata={"help": "char, byte, a Hub id or a folder"})
+    min_count: int = field(default=1, metadata={"help": "char: rarer characters become <unk>"})
+    nfc: bool = field(
+        default=False, metadata={"help": "char, byte: compose characters (Unicode NFC)"}
+    )
+
+
+@dataclass
+class ModelOptions:
+    """The model; every field is one of QRNNConfig."""
+
+    embedding_size: int = field(default=320, metadata={"help": "width of the embeddings"})
+    hidden_size: int = field(default=320, metadata={"help": "units of every layer"})
+    encoder_layers: int = field(default=4, metadata={"help": "layers of the encoder"})
+    decoder_layers: int = field(default=4, metadata={"help": "layers of the decoder"})
+    encoder_kernel_sizes: list[int] | None = field(
+        default=None, metadata={"help": "filter width of each encoder layer; default 6 2 2 ..."}
+    )
+    decoder_kernel_sizes: list[int] | None = field(
+        default=None, metadata={"help": "filter width of each decoder layer; default 2 2 ..."}
+    )
+    pooling: str = field(default="fo", metadata={"help": "f, fo or ifo"})
+    zoneout: float = field(
+        default=0.0, metadata={"help": "probability of keeping a channel (Eq. 6)"}
+    )
+    dropout: float = field(default=0.0, metadata={"help": "dropout on every layer's own output"})
+    embedding_dropout: float | None = field(
+        default=None, metadata={"help": "on embeddings; default dropout"}
+    )
+    dense_connections: bool = field(
+        default=False, metadata={"help": "concatenate input and output"}
+    )
+    encoder_causal: bool = field(
+        default=False, metadata={"help": "mask the encoder's convolutions"}
+    )
+    encoder_bidirectional: bool = field(
+        default=False, metadata={"help": "half of the units each way"}
+    )
+    reverse_source: bool = field(default=True, metadata={"help": "read the source backwards"})
+    residual: bool = field(
+        default=False, metadata={"help": "add every layer's input to its output"}
+    )
+    rms_norm: bool = field(default=False, metadata={"help": "RMSNorm before layers and at the end"})
+    attention_layers: str = field(default="last", metadata={"help": "last (Eq. 8) or all"})
+    num_attention_heads: int = field(default=1, metadata={"help": "heads of the attention"})
+    attention_scaling: bool = field(
+        default=False, metadata={"help": "scale scores by 1/sqrt(head size)"}
+    )
+    feed_forward_size: int = field(
+        default=0, metadata={"help": "inner width of gated blocks; 0 = none"}
+    )
+    tie_word_embeddings: bool = field(default=False, metadata={"help": "output layer = embedding"})
+
+
+@dataclass
+class RunOptions:
+    """The run itself."""
+
+    output_dir: str = field(default="runs/translation", metadata={"help": "where everything goes"})
+    seed: int = field(default=0, metadata={"help": "of weights, dropout and batch order"})
+    cpu: bool = field(
+        default=False, metadata={"help": "train on the CPU even where there is a GPU"}
+    )
+    mixed_precision: str = field(default="no", metadata={"help": "no (float32) or bf16"})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 = torch's choice"})
+    eval_sentences: int = field(
+        default=200,
+        metadata={"help": "validation sentences to translate each time; 0 = none, -1 = all"},
+    )
+    eval_batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
+    num_beams: int = field(
+        default=5, metadata={"help": "beams for the test set; validation is greedy"}
+    )
+
+
+def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """One object of each dataclass from the command line; `--config FILE.yaml` gives defaults.
+
+    A mistake on the command line exits with status 2, as argparse does.
+
+    Args:
+        kinds: Dataclasses whose fields are the flags.
+        argv: Arguments without the program's name; those of the process when None.
+
+    Raises:
+        ValueError: If the YAML file is not a mapping of known flags to values of their types.
+        FileNotFoundError: If there is no such file.
+    """
+    parser = HfArgumentParser(list(kinds))  # type: ignore[arg-type]
+    parser.add_argument("--config", help="YAML file of flags; flags given here override it")
+    known, _ = parser.parse_known_args(argv)
+    if known.config is not None:
+        parser.set_defaults(**_read_yaml(Path(known.config), kinds))
+    values = vars(parser.parse_args(argv))
+    return tuple(
+        kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+        for kind in kinds
+    )
+
+
+def _read_yaml(path: Path, kinds: Sequence[type]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"`config` must be a YAML file, but is {str(path)!r}.")
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(given, dict):
+        raise ValueError(f"`config` must hold a mapping of flags, but {str(path)!r} does not.")
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    for name, value in given.items():
+        if name not in hints:
+            raise ValueError(f"`config` must hold known flags, but {str(path)!r} has {name!r}.")
+        given[name] = _as_type(name, value, hints[name])
+    return given
+
+
+def _as_type(name: str, value: Any, hint: Any) -> Any:
+    """`value` as a field of type `hint` wants it: an int may stand for a float, nothing else."""
+    allowed = getattr(hint, "__args__", (hint,))
+    allowed = tuple(getattr(kind, "__origin__", kind) for kind in allowed)
+    if isinstance(hint, type) or not hasattr(hint, "__args__"):
+        allowed = (hint,)
+    if getattr(hint, "__origin__", None) is list:
+        allowed = (list,)
+    if float in allowed and str not in allowed and type(value) in (int, str):
+        try:
+            return float(value)  # YAML reads 1e-3, without a point, as a string
+        except ValueError:
+            pass
+    if type(value) not in allowed:
+        names = " or ".join(kind.__name__ for kind in allowed)
+        raise ValueError(f"`{name}` must be {names} in the YAML file, but is {value!r}.")
+    return value

@@ -1,0 +1,326 @@
+"""The training loop and script: optimisation, options, run folders, and that the model learns."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.tokenization import decode_batch, encode_batch, train_character_tokenizer
+from hf_qrnn.training.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.training.data import DataOptions
+from hf_qrnn.training.loop import (
+    LoopOptions,
+    Trainer,
+    _Meter,
+    learning_rate_factor,
+    make_optimizer,
+    mean_loss,
+)
+from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
+from hf_qrnn.training.scoring import score_translations
+
+ROOT = Path(__file__).parents[1]
+KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
+
+
+def small_model(**changes: object) -> QRNNForConditionalGeneration:
+    fields = {"vocab_size": 12, "embedding_size": 8, "hidden_size": 8}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    return QRNNForConditionalGeneration(QRNNConfig(**{**fields, **layers, **changes}))  # type: ignore[arg-type]
+
+
+def pairs(num: int) -> list[EncodedPair]:
+    generator = random.Random(0)
+    rows = [[generator.randrange(4, 12) for _ in range(1 + i % 7)] + [1] for i in range(num)]
+    return [EncodedPair(row, row[::-1][1:] + [1]) for row in rows]
+
+
+def trainer(
+    model: QRNNForConditionalGeneration,
+    data: list[EncodedPair],
+    options: LoopOptions,
+    **hooks: object,
+) -> Trainer:
+    sampler = BucketBatchSampler(data, max_tokens=options.max_tokens)
+    settings = {
+        "chars_per_token": (1.0, 1.0),
+        "log": lambda record: None,
+        "validate": lambda step: (0.0, {}),
+        "save_best": lambda: None,
+        **hooks,
+    }
+    loader = make_loader(data, sampler, pad_token_id=0)
+    return Trainer(model, loader, sampler, options, Accelerator(cpu=True), **settings)  # type: ignore[arg-type]
+
+
+def test_accumulated_batches_weigh_every_token_alike() -> None:
+    data, updated = pairs(8), []
+    for max_tokens, accumulation in ((64, 1), (16, 10)):
+        torch.manual_seed(0)
+        model = small_model().double()
+        options = LoopOptions(
+            max_steps=1, max_tokens=max_tokens, gradient_accumulation_steps=accumulation,
+            optimizer="adam", learning_rate=0.1, schedule="constant", max_grad_norm=0,
+        )  # fmt: skip
+        run = trainer(model, data, options)
+        assert (len(run.sampler) == 1) == (max_tokens == 64)
+        run.train()
+        updated.append([p.detach().clone() for p in model.parameters()])
+    for one, accumulated in zip(*updated, strict=True):
+        torch.testing.assert_close(one, accumulated, atol=1e-6, rtol=1e-6)
+
+
+def test_a_filler_batch_changes_nothing() -> None:
+    model = small_model()
+    run = trainer(model, pairs(4), LoopOptions(max_steps=1, max_tokens=64))
+    (batch,) = list(run.loader)
+    filler = Batch(batch.inputs, True, 0, 0, 0)
+    grads = []
+    for group in ([batch], [batch, filler]):
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.grad = None
+        run.optimizer.step = lambda: None
+        run.optimizer.zero_grad = lambda: None
+        run._update(group, _Meter())
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_gradients_are_clipped_and_their_norm_is_logged() -> None:
+    records: list[dict[str, float]] = []
+    options = LoopOptions(max_steps=1, max_tokens=64, max_grad_norm=1e-3, log_every=1)
+    run = trainer(small_model(), pairs(8), options, log=records.append)
+    seen = []
+    step = run.optimizer.step
+    run.optimizer.step = lambda: (
+        seen.append(math.sqrt(sum(float(p.grad.square().sum()) for p in run.model.parameters())))
+        or step()
+    )
+    run.train()
+    assert records[0]["grad_norm"] > 1e-2
+    assert seen[0] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    options = LoopOptions(warmup_steps=4, schedule="cosine")
+    assert [learning_rate_factor(options, step, 0.0) for step in range(5)] == [
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1,
+    ]
+    assert learning_rate_factor(options, 99, 0.5) == pytest.approx(0.5)
+    assert learning_rate_factor(options, 99, 1.0) == 0.0
+    linear = LoopOptions(schedule="linear")
+    assert learning_rate_factor(linear, 0, 0.75) == pytest.approx(0.25)
+    assert learning_rate_factor(LoopOptions(schedule="constant"), 0, 0.9) == 1.0
+
+
+def test_weight_decay_is_for_matrices_only() -> None:
+    model = small_model(rms_norm=True)
+    decayed, others = make_optimizer(model, LoopOptions(weight_decay=0.1)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)].rsplit(".")[-1] for p in decayed["params"]} == {"weight"}
+    assert "model.shared.weight" in {names[id(p)] for p in others["params"]}
+    assert all(p.dim() == 1 for p in others["params"] if "shared" not in names[id(p)])
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert len(names) == len(decayed["params"]) + len(others["params"])
+
+
+def test_the_best_model_is_kept_and_validation_comes_at_the_end() -> None:
+    scores, saved = iter([1.0, 3.0, 2.0]), []
+    options = LoopOptions(max_steps=5, eval_every=2, max_tokens=16)
+    run = trainer(
+        small_model(), pairs(8), options,
+        validate=lambda step: (next(scores), {"at": step}),
+        save_best=lambda: saved.append(run.state.step),
+    )  # fmt: skip
+    assert run.train().best == 3.0
+    assert saved == [2, 4]
+    assert next(scores, None) is None
+
+
+def test_minutes_end_training_and_steer_the_schedule() -> None:
+    records: list[dict[str, float]] = []
+    options = LoopOptions(max_steps=10**6, max_minutes=1e-3, max_tokens=16, log_every=1)
+    run = trainer(small_model(), pairs(8), options, log=records.append)
+    state = run.train()
+    assert 0 < state.step < 10**4
+    assert state.seconds >= 0.06
+    rates = [record["learning_rate"] for record in records if record["kind"] == "train"]
+    assert rates[-1] < rates[0]
+
+
+def test_logged_loss_has_no_label_smoothing() -> None:
+    records: list[dict[str, float]] = []
+    options = LoopOptions(
+        max_steps=1, max_tokens=64, log_every=1, label_smoothing=0.3, learning_rate=0.0
+    )
+    data = pairs(6)
+    model = small_model()
+    run = trainer(model, data, options, log=records.append, chars_per_token=(1.0, 0.5))
+    run.train()
+    expected = mean_loss(model, make_loader(data, run.sampler, pad_token_id=0), torch.device("cpu"))
+    assert records[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert records[0]["bits_per_char"] == pytest.approx(expected / math.log(2) / 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1, but is 0."),
+        (
+            {"schedule": "step"},
+            "`schedule` must be one of cosine, linear, constant, but is 'step'.",
+        ),
+        ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, adam"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must be in \[0, 1\)"),
+    ],
+)
+def test_loop_options_are_checked(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoopOptions(**options)  # type: ignore[arg-type]
+
+
+def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 5\nhidden_size: 12\nencoder_kernel_sizes: [3, 2]\nlearning_rate: 1e-4\n")
+    _, _, model, loop, run = parse_options(KINDS, ["--config", str(path), "--hidden_size", "16"])
+    assert (run.seed, model.hidden_size, model.encoder_kernel_sizes) == (5, 16, [3, 2])
+    assert loop.learning_rate == 1e-4
+    assert loop.max_tokens == LoopOptions().max_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hiden_size: 3", "`config` must hold known flags, but .* has 'hiden_size'"),
+        ("hidden_size: big", "`hidden_size` must be int in the YAML file, but is 'big'"),
+        ("- 3", "`config` must hold a mapping"),
+    ],
+)
+def test_yaml_mistakes_are_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_options(KINDS, ["--config", str(path)])
+    with pytest.raises(FileNotFoundError, match="`config` must be a YAML file"):
+        parse_options(KINDS, ["--config", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize("name", ["translation_paper", "translation_modern", "demo"])
+def test_presets_are_valid(name: str) -> None:
+    options = parse_options(KINDS, ["--config", str(ROOT / "scripts/configs" / f"{name}.yaml")])
+    fields = dict(vars(options[2]).items())
+    assert QRNNConfig(**fields).pooling == "fo"
+
+
+def test_paper_preset_has_the_papers_values() -> None:
+    path = str(ROOT / "scripts/configs/translation_paper.yaml")
+    data, _, model, loop, run = parse_options(KINDS, ["--config", path])
+    config = QRNNConfig(**vars(model))
+    assert (config.encoder_layers, config.decoder_layers, config.hidden_size) == (4, 4, 320)
+    assert config.kernel_sizes("encoder") == [6, 2, 2, 2]
+    assert config.kernel_sizes("decoder") == [2, 2, 2, 2]
+    assert (config.reverse_source, config.encoder_causal, config.dropout) == (True, False, 0.0)
+    assert (config.attention_layers, config.pooling) == ("last", "fo")
+    assert (loop.optimizer, loop.learning_rate, loop.schedule) == ("adam", 1e-3, "constant")
+    assert (loop.adam_beta1, loop.adam_beta2, loop.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (loop.max_grad_norm, loop.weight_decay, loop.epochs) == (5.0, 0.0, 10.0)
+    assert (data.max_chars, run.num_beams) == (300, 8)
+
+
+def run_script(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts/train_translation.py"), *flags],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_script_trains_and_leaves_a_loadable_folder(tmp_path: Path) -> None:
+    lines = [f"{'ab' * (i % 5)}c" for i in range(60)]
+    for name in ("train.a", "train.b", "valid.a", "valid.b"):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    sizes = ["--hidden_size", "16", "--embedding_size", "8", "--encoder_layers", "1"]
+    result = run_script(
+        *("--train_source", "train.a", "--train_target", "train.b"),
+        *("--valid_source", "valid.a", "--valid_target", "valid.b"),
+        *("--test_source", "valid.a", "--test_target", "valid.b", "--num_beams", "2"),
+        *("--output_dir", "out", "--max_steps", "12", "--eval_every", "6", "--log_every", "3"),
+        *("--decoder_layers", "1", "--max_tokens", "128", "--cpu", "--seed", "7", *sizes),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out"
+    description = json.loads((out / "run.json").read_text())
+    assert description["options"]["seed"] == 7
+    assert description["data"] == {"train": 60, "valid": 60, "test": 60}
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    train = [record for record in records if record["kind"] == "train"]
+    assert [record["step"] for record in train] == [3, 6, 9, 12]
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert {"bits_per_char", "chars_per_second", "grad_norm", "padding"} <= set(train[0])
+    valid = [record for record in records if record["kind"] == "valid"]
+    assert [record["step"] for record in valid] == [6, 12]
+    assert valid[0]["bleu_signature"].startswith("nrefs:1|case:mixed")
+    assert json.loads((out / "test.json").read_text())["num_beams"] == 2
+    assert len((out / "test.hypotheses.txt").read_text().split("\n")) == 61
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    model = AutoModelForSeq2SeqLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    ids = model.generate(**tokenizer(["abc"], return_tensors="pt"), max_new_tokens=5)
+    assert isinstance(tokenizer.decode(ids[0], skip_special_tokens=True), str)
+
+
+def test_script_mistakes_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
+    result = run_script("--train_source", "nowhere.de", "--output_dir", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.strip().split("\n")[-1].startswith("error: `train_")
+
+
+def test_model_learns_to_reverse_unseen_strings() -> None:
+    """Strings of 5 to 20 characters, none of them seen in training, in under 90 seconds."""
+    generator = random.Random(1)
+    alphabet = "abcdefgh"
+
+    def draw() -> str:
+        return "".join(generator.choice(alphabet) for _ in range(generator.randrange(5, 21)))
+
+    texts = sorted({draw() for _ in range(8000)})
+    generator.shuffle(texts)
+    tokenizer = train_character_tokenizer([alphabet])
+    encoded = encode_batch(tokenizer, texts)
+    data = [EncodedPair(row, row[-2::-1] + [1]) for row in encoded]
+    model = QRNNForConditionalGeneration(
+        QRNNConfig(
+            vocab_size=len(tokenizer), embedding_size=96, hidden_size=96, encoder_layers=2,
+            decoder_layers=2, residual=True, rms_norm=True, encoder_bidirectional=True,
+            attention_layers="all", num_attention_heads=2, attention_scaling=True,
+        )
+    )  # fmt: skip
+    options = LoopOptions(
+        max_steps=10**6, max_minutes=1.0, max_tokens=1024, learning_rate=4e-3, warmup_steps=50
+    )
+    state = trainer(model, data[100:], options).train()
+    best = generate_hypotheses(model, [pair.source_ids for pair in data[:100]], batch_size=50)
+    reversed_texts = decode_batch(tokenizer, [hypotheses[0].ids for hypotheses in best])
+    # Every character is a word to BLEU.
+    spaced = [" ".join(text) for text in reversed_texts]
+    scores = score_translations(spaced, [" ".join(text[::-1]) for text in texts[:100]])
+    assert scores.bleu is not None
+    assert scores.bleu.score >= 95.0, f"BLEU {scores.bleu.score:.1f} after {state.step} updates"
