@@ -1,0 +1,316 @@
+"""hf_qrnn.cli: a line in is a line out, and every mistake is one sentence and status 2."""
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn.cli import main
+from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.training.scoring import score_translations
+from hf_qrnn.translation import load_translator
+
+Capture = pytest.CaptureFixture[bytes]
+ALPHABET = "abcdefgh ijkl.ü\n\u2028"
+LINES = ["abc", "", "hül dki", "a\u2028b", "lkj ihg", "  ", "b", "d\re", "fgh."]
+TEXT = "".join(line + "\n" for line in LINES).encode()
+PYTHON = [sys.executable, "-W", "error", "-m", "hf_qrnn"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _save(tmp_path_factory.mktemp("model"), newline_bias=0.0)
+
+
+@pytest.fixture(scope="module")
+def newline_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _save(tmp_path_factory.mktemp("newlines"), newline_bias=100.0)
+
+
+def _save(folder: Path, newline_bias: float) -> str:
+    tokenizer = train_character_tokenizer([ALPHABET])
+    torch.manual_seed(1)
+    config = QRNNConfig(
+        vocab_size=len(tokenizer),
+        embedding_size=12,
+        hidden_size=12,
+        encoder_layers=2,
+        decoder_layers=2,
+    )
+    network = QRNNForConditionalGeneration(config)
+    with torch.no_grad():
+        network.lm_head.weight *= 4
+        network.lm_head.bias[1] = 2.0
+        network.lm_head.bias[tokenizer.convert_tokens_to_ids("\n")] = newline_bias
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _feed(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def _translate(
+    monkeypatch: pytest.MonkeyPatch, capture: Capture, content: bytes, *arguments: str
+) -> list[str]:
+    """Run `translate` over `content`: the lines of standard output, each checked to be ended."""
+    _feed(monkeypatch, content)
+    assert main(["translate", *arguments]) == 0
+    output = capture.readouterr().out.decode()
+    assert output == "" or output.endswith("\n")
+    return output.split("\n")[:-1]
+
+
+def _error(capture: Capture) -> str:
+    output = capture.readouterr()
+    errors = output.err.decode().splitlines()
+    assert errors[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in errors)
+    return errors[-1]
+
+
+def test_process_writes_a_line_for_each_line(model: str) -> None:
+    command = [*PYTHON, "translate", model]
+    found = subprocess.run(command, input=b"a\n\nb\n", capture_output=True, env=ENVIRONMENT)
+    assert found.returncode == 0
+    lines = found.stdout.split(b"\n")
+    assert len(lines) == 4
+    assert lines[1] == lines[3] == b""
+    assert lines[0]
+    assert lines[2]
+    errors = found.stderr.decode()
+    assert errors.startswith("3 lines, 2 characters in ")  # no bar, no report of the loading
+    assert errors.endswith(" characters/s)\n")
+
+
+def test_process_is_quiet_when_its_reader_leaves(model: str) -> None:
+    script = 'set -o pipefail; printf "abc def\\n%.0s" {1..300} | "$@" --batch_size 2 | head -1'
+    command = ["bash", "-c", script, "bash", *PYTHON, "translate", model]
+    found = subprocess.run(command, capture_output=True, env=ENVIRONMENT)
+    assert found.stdout.count(b"\n") == 1
+    assert found.stderr == b""
+    assert found.returncode == 141
+
+
+def test_imports_are_light_and_help_is_fast() -> None:
+    script = """
+import sys
+from hf_qrnn.cli import main
+import hf_qrnn.plots, hf_qrnn.training.scoring
+try:
+    main(["--help"])
+finally:
+    assert not {"matplotlib", "sacrebleu"} & set(sys.modules)
+    hf_qrnn.plots.attention_figure(["a"], ["b"], [[1.0]])
+    assert "matplotlib.pyplot" not in sys.modules
+"""
+    command = [sys.executable, "-W", "error", "-c", script]
+    found = subprocess.run(command, capture_output=True, env=ENVIRONMENT, text=True)
+    assert found.returncode == 0
+    assert all(name in found.stdout for name in ("translate", "score", "info"))
+    assert found.stderr == ""
+
+
+def test_order_and_results_are_the_translators(
+    model: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: Capture
+) -> None:
+    lines = _translate(monkeypatch, capfdbinary, TEXT, model)
+    texts = [found.text for [found] in load_translator(model).translate(LINES)]
+    assert lines == [" ".join(text.splitlines()) for text in texts]
+    assert len(set(lines)) > 4
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "8"])
+def test_batch_size_changes_nothing(
+    batch_size: str, model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    expected = _translate(monkeypatch, capsysbinary, TEXT, model)
+    found = _translate(monkeypatch, capsysbinary, TEXT, model, "--batch_size", batch_size)
+    assert found == expected
+
+
+def test_a_line_ends_at_a_newline_only(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    content = "a\u2028b\nc\rd\x85\x0be\n\nlast".encode()
+    assert len(_translate(monkeypatch, capsysbinary, content, model)) == 4
+    windows = _translate(monkeypatch, capsysbinary, b"\xef\xbb\xbfabc\r\nd\r\n", model)
+    assert windows == _translate(monkeypatch, capsysbinary, b"abc\nd", model)
+    assert _translate(monkeypatch, capsysbinary, b"", model) == []
+
+
+def test_generated_line_ends_are_blanks(
+    newline_model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    lines = _translate(monkeypatch, capsysbinary, b"abc\nd\n", newline_model)
+    assert lines == [" " * (2 * 4 + 50), " " * (2 * 2 + 50)]
+
+
+@pytest.mark.parametrize("num_best", [1, 3])
+def test_n_best_lines_with_falling_scores(
+    num_best: int, model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    options = ["--num_beams", "4", "--n_best", str(num_best), "--scores"]
+    lines = _translate(monkeypatch, capsysbinary, TEXT, model, *options)
+    assert len(lines) == num_best * len(LINES)
+    results = load_translator(model).translate(LINES, num_beams=4, num_return_sequences=num_best)
+    for index, found in enumerate(results):
+        mine = [line.split("\t", 1) for line in lines[index * num_best : (index + 1) * num_best]]
+        scores = [float(score) for score, _ in mine]
+        assert scores == sorted(scores, reverse=True)
+        assert scores == pytest.approx([translation.score for translation in found], abs=1e-4)
+        assert mine[0][1] == " ".join(found[0].text.splitlines())
+    assert lines[num_best : 2 * num_best] == ["0.0000\t"] * num_best  # the empty line
+
+
+def test_files_are_read_and_written(model: str, tmp_path: Path, capsysbinary: Capture) -> None:
+    (tmp_path / "in.txt").write_bytes(TEXT)
+    with gzip.open(tmp_path / "in.gz", "wb") as file:
+        file.write(TEXT)
+    for name in ("in.txt", "in.gz"):
+        arguments = ["-i", str(tmp_path / name), "-o", str(tmp_path / f"{name}.out")]
+        assert main(["translate", model, *arguments]) == 0
+    assert (tmp_path / "in.txt.out").read_bytes().count(b"\n") == len(LINES)
+    assert (tmp_path / "in.txt.out").read_bytes() == (tmp_path / "in.gz.out").read_bytes()
+    output = capsysbinary.readouterr()
+    assert output.out == b""
+    assert f"{len(LINES)} lines, {sum(map(len, LINES))} characters in".encode() in output.err
+
+
+def test_invalid_bytes_are_named_after_the_lines_before_them(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    expected = _translate(monkeypatch, capsysbinary, b"abc\n\nd\n", model)
+    _feed(monkeypatch, b"abc\n\nd\ne\xff\nf\n")
+    assert main(["translate", model]) == 2
+    output = capsysbinary.readouterr()
+    assert output.out.decode().split("\n")[:-1] == expected
+    assert b"error: `--input` must be UTF-8 text, but has an invalid byte in line 4." in output.err
+
+
+def test_interactive_prompts_until_the_end(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    expected = _translate(monkeypatch, capsysbinary, b"abc\n\nd", model)
+    _feed(monkeypatch, b"abc\n\nd")
+    assert main(["translate", model, "--interactive"]) == 0
+    output = capsysbinary.readouterr()
+    assert output.out.decode().split("\n")[:-1] == expected
+    assert output.err == b"> > > > \n"
+
+
+def test_pictures_of_the_first_line_with_text(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    names = [str(tmp_path / "attention.png"), str(tmp_path / "states.svg")]
+    options = ["--attention", names[0], "--hidden_states", names[1]]
+    assert len(_translate(monkeypatch, capsysbinary, b"\nab\ncd\n", model, *options)) == 3
+    assert Path(names[0]).read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in Path(names[1]).read_bytes()
+    _feed(monkeypatch, b"\n\n")
+    assert main(["translate", model, *options]) == 2
+    assert "must have a line with text" in _error(capsysbinary)
+
+
+def test_loading_changes_no_global_switch(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging
+
+    before = (logging.is_progress_bar_enabled(), logging.get_verbosity())
+    _feed(monkeypatch, b"a\n")
+    main(["translate", model, "-o", os.devnull])
+    assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == before
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_score_of_a_file(as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hypotheses, references = ["a b c d e", "Zwei \u2028x"], ["a b c d f", "Zwei \u2028x"]
+    with gzip.open(tmp_path / "hyp.gz", "wb") as file:
+        file.write("".join(line + "\n" for line in hypotheses).encode())
+    (tmp_path / "ref").write_bytes("\n".join(references).encode())
+    arguments = ["--hypotheses", str(tmp_path / "hyp.gz"), "--references", str(tmp_path / "ref")]
+    assert main(["score", *arguments, *(["--json"] if as_json else [])]) == 0
+    expected = score_translations(hypotheses, references)
+    output = capsys.readouterr().out
+    if as_json:
+        assert json.loads(output) == expected.to_dict()
+    else:
+        assert output == f"{expected}\n"
+
+
+def test_score_of_a_model(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "src").write_bytes(TEXT)
+    assert main(["translate", model, "-i", str(tmp_path / "src"), "-o", str(tmp_path / "out")]) == 0
+    files = ["--source", str(tmp_path / "src"), "--references", str(tmp_path / "out")]
+    assert main(["score", "--model", model, *files, "--batch_size", "4"]) == 0
+    output = capsys.readouterr()
+    assert f"exact 100.00  % of {len(LINES)} lines" in output.out
+    assert "characters/s" in output.err
+
+
+def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    output = capsys.readouterr().out
+    assert f"torch         {torch.__version__}" in output
+    assert "pooling on cpu: torch" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["translate"], "the following arguments are required: MODEL"),
+        (["translate", "M", "--num_beams", "x"], "invalid int value: 'x'"),
+        (["translate", "M", "--num_beams", "0"], "`--num_beams` must be at least 1, but is 0."),
+        (["translate", "M", "--batch_size", "0"], "`--batch_size` must be at least 1, but is 0."),
+        (["translate", "M", "--n_best", "2"], "in [1, `--num_beams`] = [1, 1], but is 2."),
+        (["translate", "M", "--attention", "a.jpg"], "one of .png, .svg, .pdf, but is 'a.jpg'."),
+        (["translate", "M", "--attention", "no/a.png"], "that of 'no/a.png' does not."),
+        (["translate", "M", "-o", "no/a"], "that of 'no/a' does not."),
+        (["translate", "M", "-i", "none"], "`--input` must be an existing file, but is 'none'."),
+        (["translate", "M", "-i", "a", "-o", "./a"], "must not be the input, but is './a' too."),
+        (["translate", "M", "-i", "a", "--interactive"], "must be left out with --interactive"),
+        (["translate", "no/such/M"], "but 'no/such/M' is not there."),
+        (["score", "--references", "r"], "Either `--hypotheses` or `--model` with `--source`"),
+        (["score", "--references", "r", "--model", "M"], "Either `--hypotheses` or `--model`"),
+        (["score", "--references", "none", "--hypotheses", "r"], "existing file, but is 'none'."),
+        (["score", "--references", "one", "--hypotheses", "two"], "but have 2 and 1."),
+        (["score", "--references", "one", "--model", "M", "--source", "two"], "have 2 and 1."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Capture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("r", "a\n"), ("one", "a\n"), ("two", "a\nb\n")):
+        Path(name).write_text(content)
+    assert main(arguments) == 2
+    assert sentence in _error(capsysbinary)
+    assert capsysbinary.readouterr().out == b""
+
+
+def test_ctrl_c_ends_quietly(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_qrnn.translation.Translator.translate", interrupt)
+    _feed(monkeypatch, b"a\n")
+    assert main(["translate", model]) == 130
+    assert capsysbinary.readouterr().err == b""
