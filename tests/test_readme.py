@@ -1,0 +1,68 @@
+"""What the README tells people to type works."""
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn.cli import main
+from hf_qrnn.tokenization import train_character_tokenizer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def saved_model(folder: Path) -> None:
+    tokenizer = train_character_tokenizer(["Der Lehrer ruft den Arzt an."])
+    torch.manual_seed(0)
+    config = QRNNConfig(
+        vocab_size=len(tokenizer), embedding_size=8, hidden_size=8, encoder_layers=1,
+        decoder_layers=1,
+    )  # fmt: skip
+    model = QRNNForConditionalGeneration(config)
+    model.generation_config.max_length = 20
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    saved_model(tmp_path / "runs/demo")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("['")
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^\| `(hf-qrnn (?:translate|score|info)[^`]*)`", README, flags=re.M)
+)
+def test_every_command_of_the_table_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_model(tmp_path / "runs/demo")
+    for name in ("in.de", "out.en", "ref.en"):
+        (tmp_path / name).write_text("Der Arzt ruft.\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Der Arzt.\n")))
+    assert main(shlex.split(command)[1:]) == 0
+
+
+def test_every_file_it_names_exists() -> None:
+    names = re.findall(r"`((?:hf_qrnn|scripts|docs|model_cards|benchmarks)/[\w./-]+)`", README)
+    assert len(names) >= 15
+    missing = [name for name in names if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    head = README[:200]
+    assert "make run" in head
+    assert "make test" in head
