@@ -20,7 +20,7 @@ from .corpus_lexicon import Phrase
 from .corpus_sentences import Derivation, Speaker
 
 # Longer sentences, in characters of either language, are not kept.
-_MAX_LENGTH = 100
+_MAX_LENGTH = 64
 
 # As many draws in a row without a usable sentence mean that there is none left.
 _MAX_FRUITLESS_DRAWS = 5_000

@@ -120,10 +120,10 @@ class Speaker:
         """Draw one sentence."""
         self._lemmas, self._combinations, self._asking_who = [], [], False
         kinds: tuple[tuple[Callable[[], Phrase], int], ...] = (
-            (self._statement, 72),
-            (self._question, 10),
-            (self._reported, 7),
-            (self._reasoned, 8),
+            (self._statement, 80),
+            (self._question, 8),
+            (self._reported, 5),
+            (self._reasoned, 4),
             (self._joined, 3),
         )
         kind = self._dice.weighted(kinds)
@@ -318,8 +318,8 @@ class Speaker:
     # Noun phrases
 
     def _number(self, low: int) -> int:
-        """A number up to 999, small ones more often; never ...01, which needs an inflected ein."""
-        high = self._dice.weighted(((12, 45), (99, 30), (999, 25)))
+        """A number up to 99, small ones more often; never 1, which needs an inflected ein."""
+        high = self._dice.weighted(((12, 60), (99, 40)))
         number = self._dice.between(low if high == 12 else high // 9 + 1, high)
         return number + 1 if low > 0 and number % 100 == 1 else number
 
@@ -429,15 +429,15 @@ class Speaker:
             self._lemmas.append(modal.infinitive)
             clause = clause._replace(modal=modal)
         clause = self._with_adverbs(clause, richness, without)
-        if "time" not in without and dice.chance(0.38 * richness):
+        if "time" not in without and dice.chance(0.85 * richness):
             clause = clause._replace(time=self._time(tense))
-        if "place" not in without and clause.complement is None and dice.chance(0.16 * richness):
+        if "place" not in without and clause.complement is None and dice.chance(0.13 * richness):
             clause = clause._replace(place=self._place())
         return self._with_front(clause, richness) if front else clause
 
     def _with_front(self, clause: Clause, richness: float) -> Clause:
         """Move the time or place to the front, or put an opinion there."""
-        if clause.time and self._dice.chance(0.55):
+        if clause.time and self._dice.chance(0.8):
             return clause._replace(front=clause.time, time=None)
         if clause.place and self._dice.chance(0.25):
             return clause._replace(front=clause.place, place=None)
@@ -450,7 +450,7 @@ class Speaker:
         dice, phrases = self._dice, (clause.subject, clause.dative, clause.accusative)
         spoken = [phrase for phrase in phrases if phrase]
         kind = dice.weighted(
-            (("negation", 18), ("frequency", 22), ("manner", 18), ("companion", 10), ("", 32))
+            (("negation", 14), ("frequency", 14), ("manner", 12), ("companion", 5), ("", 55))
         )
         if kind in without or not dice.chance(max(richness, 0.5)):
             return clause
@@ -476,7 +476,7 @@ class Speaker:
     def _place(self) -> Phrase:
         """Draw a static place."""
         dice = self._dice
-        kind = dice.weighted((("room", 45), ("surface", 22), ("here", 25), ("number", 8)))
+        kind = dice.weighted((("room", 38), ("surface", 18), ("here", 38), ("number", 6)))
         if kind == "here":
             return self._say(dice.pick(lexicon.HERE))
         if kind == "number":
