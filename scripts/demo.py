@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from train_translation import main as train_translation
-from train_translation import write_lines
 from transformers.utils.logging import disable_progress_bar
 
 from hf_qrnn.plots import attention_figure, save_figure
 from hf_qrnn.training.corpus import SentencePair, make_corpus
+from hf_qrnn.training.run_folder import write_lines
 from hf_qrnn.training.scoring import TranslationScores, score_translations
 from hf_qrnn.translation import Translator, load_translator
 

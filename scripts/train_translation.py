@@ -6,34 +6,27 @@
         --valid_source val.de --valid_target val.en --output_dir runs/mine
 
 Leaves in `output_dir` the best model by validation score (weights, config, code, tokenizer), and
-`run.json`, `metrics.jsonl`, `learning_curve.png`; with test data also `test.json` and the
-translations. Also runs under `accelerate launch`.
+`run.json`, `metrics.jsonl`, `learning_curve.png`; with test data also `test.json` and
+`test.hypotheses.txt`. Also runs under `accelerate launch`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
-import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
 from hf_qrnn.generation import generate_hypotheses
-from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.tokenization import (
     decode_batch,
     encode_batch,
@@ -41,31 +34,27 @@ from hf_qrnn.tokenization import (
     make_byte_tokenizer,
     train_character_tokenizer,
 )
-from hf_qrnn.training.batching import (
-    BucketBatchSampler,
-    EncodedPair,
-    encode_pairs,
-    make_loader,
-)
+from hf_qrnn.training.batching import BucketBatchSampler, EncodedPair, encode_pairs, make_loader
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.loop import LoopOptions, Trainer, mean_loss
 from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
+from hf_qrnn.training.run_folder import RunFolder, write_lines
 from hf_qrnn.training.scoring import score_translations
 
 logger = logging.getLogger("train_translation")
 
 
-def make_tokenizer(flags: TokenizerOptions, train: list[TextPair]) -> PreTrainedTokenizerBase:
+def make_tokenizer(options: TokenizerOptions, train: list[TextPair]) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names; "char" learns its vocabulary from both sides."""
-    if flags.tokenizer == "byte":
-        return make_byte_tokenizer(nfc=flags.nfc)
-    if flags.tokenizer == "char":
+    if options.tokenizer == "byte":
+        return make_byte_tokenizer(nfc=options.nfc)
+    if options.tokenizer == "char":
         texts = (text for pair in train for text in (pair.source, pair.target))
-        return train_character_tokenizer(texts, min_count=flags.min_count, nfc=flags.nfc)
-    return load_tokenizer(flags.tokenizer)
+        return train_character_tokenizer(texts, min_count=options.min_count, nfc=options.nfc)
+    return load_tokenizer(options.tokenizer)
 
 
-def make_model(flags: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def make_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with random weights for the tokenizer's ids."""
     start = tokenizer.bos_token_id
     config = hf_qrnn.QRNNConfig(
@@ -74,7 +63,7 @@ def make_model(flags: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id if start is None else start,
-        **asdict(flags),
+        **asdict(options),
     )
     return hf_qrnn.QRNNForConditionalGeneration(config)
 
@@ -106,48 +95,47 @@ def chars_per_token(pairs: list[TextPair], encoded: list[EncodedPair]) -> tuple[
     return source, target
 
 
-def write_lines(path: Path, lines: list[str]) -> None:
-    """Replace a text file at once, so that nobody reads half of it."""
-    fresh = path.with_suffix(path.suffix + ".saving")
-    fresh.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(fresh, path)
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TranslationData,
+    loop: LoopOptions,
+    options: RunOptions,
+    folder: RunFolder,
+    accelerator: Accelerator,
+) -> None:
+    """Train; the best model by validation BLEU, or loss without BLEU, ends in the folder."""
+    encoded, valid = encode_pairs(tokenizer, data.train), encode_pairs(tokenizer, data.valid)
+    sampler = BucketBatchSampler(
+        encoded,
+        max_tokens=loop.max_tokens,
+        seed=options.seed,
+        world_size=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False)
+    pad: int = tokenizer.pad_token_id
+    valid_loader = make_loader(valid, in_order, pad_token_id=pad)
+    shown = data.valid if options.eval_sentences < 0 else data.valid[: options.eval_sentences]
 
+    def validate(step: int) -> tuple[float, dict[str, Any]]:
+        record: dict[str, Any] = {"loss": mean_loss(model, valid_loader, accelerator.device)}
+        if shown:
+            record.update(score_pairs(model, tokenizer, shown, options.eval_batch_size)[0])
+        logger.info("update %d: %s", step, json.dumps(record))
+        return record.get("bleu", -record["loss"]), record
 
-def describe_run(
-    options: dict[str, Any], data: TranslationData, model: PreTrainedModel
-) -> dict[str, Any]:
-    """What another person needs to repeat the run."""
-    return {
-        "command": " ".join(sys.argv),
-        "options": options,
-        "data": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
-        "dropped": str(data.report),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {
-            "hf_qrnn": hf_qrnn.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-        },
-        "hardware": {
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "machine": platform.machine(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer beside the old ones, then put them in their place file by file."""
-    fresh = folder / ".saving"
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    for path in fresh.iterdir():
-        os.replace(path, folder / path.name)
-    shutil.rmtree(fresh)
+    Trainer(
+        model,
+        make_loader(encoded, sampler, pad_token_id=pad),
+        sampler,
+        loop,
+        accelerator,
+        chars_per_token=chars_per_token(data.train, encoded),
+        log=folder.log,
+        validate=validate,
+        save_best=lambda: folder.save_model(model, tokenizer),
+    ).train()
 
 
 def run(
@@ -165,69 +153,28 @@ def run(
     data = load_translation_data(data_options)
     tokenizer = make_tokenizer(tokenizer_options, data.train)
     model = make_model(model_options, tokenizer)
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(Path(options.output_dir), is_main_process=accelerator.is_main_process)
     groups = (data_options, tokenizer_options, model_options, loop, options)
     given = {name: value for group in groups for name, value in asdict(group).items()}
-    description = describe_run(given, data, model)
-    (folder / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    logger.info("%s; %d parameters", data.report, description["parameters"])
-
-    train, valid = encode_pairs(tokenizer, data.train), encode_pairs(tokenizer, data.valid)
-    sampler = BucketBatchSampler(
-        train,
-        max_tokens=loop.max_tokens,
-        seed=options.seed,
-        world_size=accelerator.num_processes,
-        rank=accelerator.process_index,
-    )
-    in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False)
-    pad: int = tokenizer.pad_token_id
-    valid_loader = make_loader(valid, in_order, pad_token_id=pad)
-    shown = data.valid if options.eval_sentences < 0 else data.valid[: options.eval_sentences]
-    records: list[dict[str, Any]] = []
-
-    def log(record: dict[str, Any]) -> None:
-        records.append(record)
-        if accelerator.is_main_process:
-            write_lines(folder / "metrics.jsonl", [json.dumps(record) for record in records])
-            save_figure(learning_curve_figure(records), folder / "learning_curve.png")
-
-    def validate(step: int) -> tuple[float, dict[str, Any]]:
-        record: dict[str, Any] = {"loss": mean_loss(model, valid_loader, accelerator.device)}
-        score = -record["loss"]
-        if shown:
-            record.update(score_pairs(model, tokenizer, shown, options.eval_batch_size)[0])
-            score = record["bleu"]
-        logger.info("step %d: %s", step, json.dumps(record))
-        return score, record
-
-    trainer = Trainer(
-        model,
-        make_loader(train, sampler, pad_token_id=pad),
-        sampler,
-        loop,
-        accelerator,
-        chars_per_token=chars_per_token(data.train, train),
-        log=log,
-        validate=validate,
-        save_best=lambda: save_model(model, tokenizer, folder),
-    )
-    trainer.train()
+    sizes = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
+    folder.describe(given, {**sizes, "filter": str(data.report)}, model, accelerator.device)
+    logger.info("%s; %d parameters", data.report, model.num_parameters())
+    train(model, tokenizer, data, loop, options, folder, accelerator)
     if data.test and accelerator.is_main_process:
-        best = hf_qrnn.QRNNForConditionalGeneration.from_pretrained(folder)
+        best = hf_qrnn.QRNNForConditionalGeneration.from_pretrained(folder.path)
         best.to(accelerator.device)
         record, texts = score_pairs(
             best, tokenizer, data.test, options.eval_batch_size, num_beams=options.num_beams
         )
-        write_lines(folder / "test.json", [json.dumps(record, indent=2)])
-        write_lines(folder / "test.hypotheses.txt", texts)
+        folder.write_json("test.json", record)
+        write_lines(folder.path / "test.hypotheses.txt", texts)
         logger.info("test: %s", json.dumps(record))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 after a user's mistake, told in one sentence."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     kinds = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
     try:
         run(*parse_options(kinds, argv))

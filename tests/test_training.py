@@ -269,7 +269,7 @@ def test_script_trains_and_leaves_a_loadable_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     description = json.loads((out / "run.json").read_text())
     assert description["options"]["seed"] == 7
-    assert description["data"] == {"train": 60, "valid": 60, "test": 60}
+    assert {description["data"][name] for name in ("train", "valid", "test")} == {60}
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     train = [record for record in records if record["kind"] == "train"]
     assert [record["step"] for record in train] == [3, 6, 9, 12]
