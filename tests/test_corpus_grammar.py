@@ -256,7 +256,7 @@ def test_german_present(verb: str, forms: str) -> None:
         ("beten", "prays", "prayed"),
         ("gehen", "goes", "went"),
         ("haben", "has", "had"),
-        ("aufhalten", "stops", "stopped"),
+        ("umarmen", "hugs", "hugged"),
         ("benutzen", "uses", "used"),
         ("einschlafen", "falls asleep", "fell asleep"),
         ("warten auf", "waits for", "waited for"),

@@ -70,16 +70,6 @@ PERSONS: tuple[Noun, ...] = (
     Noun("Chef", "m", "Chefs", "boss"),
     Noun("König", "m", "Könige", "king"),
     Noun("Königin", "f", "Königinnen", "queen"),
-    Noun("Dieb", "m", "Diebe", "thief", "thieves"),
-    Noun("Fahrer", "m", "Fahrer", "driver"),
-    Noun("Sänger", "m", "Sänger", "singer"),
-    Noun("Anwalt", "m", "Anwälte", "lawyer"),
-    Noun("Dichter", "m", "Dichter", "poet"),
-    Noun("Gärtner", "m", "Gärtner", "gardener"),
-    Noun("Jäger", "m", "Jäger", "hunter"),
-    Noun("Musiker", "m", "Musiker", "musician"),
-    Noun("Kapitän", "m", "Kapitäne", "captain"),
-    Noun("Ritter", "m", "Ritter", "knight"),
 )
 
 # Animals: subjects of verbs without an object, objects of verbs for people.
@@ -92,8 +82,6 @@ ANIMALS: tuple[Noun, ...] = (
     Noun("Maus", "f", "Mäuse", "mouse", "mice"),
     Noun("Fuchs", "m", "Füchse", "fox"),
     Noun("Bär", "m", "Bären", "bear", weak=True),
-    Noun("Ziege", "f", "Ziegen", "goat"),
-    Noun("Ente", "f", "Enten", "duck"),
 )
 
 # Things that can be counted, bought and carried.
@@ -134,18 +122,7 @@ THINGS: tuple[Noun, ...] = (
     Noun("Decke", "f", "Decken", "blanket"),
     Noun("Kissen", "n", "Kissen", "pillow"),
     Noun("Spiegel", "m", "Spiegel", "mirror"),
-    Noun("Schirm", "m", "Schirme", "umbrella"),
-    Noun("Stift", "m", "Stifte", "pen"),
-    Noun("Korb", "m", "Körbe", "basket"),
     Noun("Kiste", "f", "Kisten", "box"),
-    Noun("Eimer", "m", "Eimer", "bucket"),
-    Noun("Hammer", "m", "Hämmer", "hammer"),
-    Noun("Seil", "n", "Seile", "rope"),
-    Noun("Leiter", "f", "Leitern", "ladder"),
-    Noun("Fahne", "f", "Fahnen", "flag"),
-    Noun("Knopf", "m", "Knöpfe", "button"),
-    Noun("Münze", "f", "Münzen", "coin"),
-    Noun("Besen", "m", "Besen", "broom"),
 )
 
 # Things that are read and written.
@@ -215,12 +192,7 @@ ROOMS: tuple[Noun, ...] = (
     Noun("Hotel", "n", "Hotels", "hotel"),
     Noun("Schloss", "n", "Schlösser", "castle"),
     Noun("Hafen", "m", "Häfen", "harbour"),
-    Noun("Bibliothek", "f", "Bibliotheken", "library"),
     Noun("Fabrik", "f", "Fabriken", "factory"),
-    Noun("Laden", "m", "Läden", "shop"),
-    Noun("Hütte", "f", "Hütten", "hut"),
-    Noun("Höhle", "f", "Höhlen", "cave"),
-    Noun("Zelt", "n", "Zelte", "tent"),
 )
 
 # Places one is on.
@@ -233,8 +205,6 @@ SURFACES: tuple[Noun, ...] = (
     Noun("Turm", "m", "Türme", "tower"),
     Noun("Balkon", "m", "Balkone", "balcony"),
     Noun("Schiff", "n", "Schiffe", "ship"),
-    Noun("Hügel", "m", "Hügel", "hill"),
-    Noun("Bühne", "f", "Bühnen", "stage"),
 )
 
 # Events that something is before or after.
@@ -248,9 +218,6 @@ EVENTS: tuple[Noun, ...] = (
     Noun("Vortrag", "m", "Vorträge", "lecture"),
     Noun("Rennen", "n", "Rennen", "race"),
     Noun("Pause", "f", "Pausen", "break"),
-    Noun("Feier", "f", "Feiern", "party"),
-    Noun("Wahl", "f", "Wahlen", "election"),
-    Noun("Krieg", "m", "Kriege", "war"),
 )
 
 # Adjectives for people and animals.
@@ -279,14 +246,6 @@ PERSON_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("höflich", "polite"),
     Adjective("ehrlich", "honest"),
     Adjective("stolz", "proud"),
-    Adjective("geduldig", "patient"),
-    Adjective("einsam", "lonely"),
-    Adjective("vorsichtig", "cautious"),
-    Adjective("streng", "strict"),
-    Adjective("nett", "nice"),
-    Adjective("ernst", "serious"),
-    Adjective("neugierig", "curious"),
-    Adjective("stark", "strong"),
 )
 
 # Adjectives for things, texts, places and events.
@@ -317,14 +276,6 @@ THING_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("dunkel", "dark", "dunkl"),
     Adjective("weich", "soft"),
     Adjective("wertvoll", "valuable"),
-    Adjective("bunt", "colourful"),
-    Adjective("nass", "wet"),
-    Adjective("trocken", "dry"),
-    Adjective("leer", "empty"),
-    Adjective("einfach", "simple"),
-    Adjective("modern", "modern"),
-    Adjective("seltsam", "strange"),
-    Adjective("hässlich", "ugly"),
 )
 
 # Adjectives for places and events.
@@ -339,8 +290,6 @@ PLACE_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("seltsam", "strange"),
     Adjective("hässlich", "ugly"),
     Adjective("lang", "long"),
-    Adjective("kurz", "short"),
-    Adjective("wichtig", "important"),
 )
 
 # Adjectives for food and drink.
@@ -366,10 +315,6 @@ NAMES: tuple[str, ...] = (
     "Lena",
     "Max",
     "Emma",
-    "Felix",
-    "Julia",
-    "Thomas",
-    "Oskar",
 )
 
 # Times that go with the present tense.

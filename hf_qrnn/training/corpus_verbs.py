@@ -66,14 +66,6 @@ THING_VERBS: tuple[Verb, ...] = (
     Verb("beschreiben", "beschreibt", "beschrieben", "describe"),
     Verb("packen", "packt", "eingepackt", "pack", prefix="ein"),
     Verb("werfen", "wirft", "weggeworfen", "throw away", "threw", prefix="weg"),
-    Verb("bringen", "bringt", "mitgebracht", "bring along", "brought", prefix="mit"),
-    Verb("geben", "gibt", "zurückgegeben", "return", prefix="zurück"),
-    Verb("fassen", "fasst", "angefasst", "touch", prefix="an"),
-    Verb("heben", "hebt", "aufgehoben", "pick up", prefix="auf"),
-    Verb("sehen", "sieht", "angesehen", "look at", prefix="an"),
-    Verb("tauschen", "tauscht", "umgetauscht", "exchange", prefix="um"),
-    Verb("wählen", "wählt", "ausgewählt", "choose", "chose", prefix="aus"),
-    Verb("leihen", "leiht", "ausgeliehen", "borrow", prefix="aus"),
 )
 
 # Verbs with a text as accusative object.
@@ -124,14 +116,6 @@ PERSON_VERBS: tuple[Verb, ...] = (
     Verb("loben", "lobt", "gelobt", "praise"),
     Verb("bestrafen", "bestraft", "bestraft", "punish"),
     Verb("verstehen", "versteht", "verstanden", "understand", "understood"),
-    Verb("erkennen", "erkennt", "erkannt", "recognise"),
-    Verb("fangen", "fängt", "gefangen", "catch", "caught"),
-    Verb("wecken", "weckt", "geweckt", "wake", "woke"),
-    Verb("jagen", "jagt", "gejagt", "chase"),
-    Verb("lachen", "lacht", "ausgelacht", "mock", prefix="aus"),
-    Verb("lügen", "lügt", "angelogen", "lie to", prefix="an"),
-    Verb("sprechen", "spricht", "angesprochen", "address", prefix="an"),
-    Verb("halten", "hält", "aufgehalten", "stop", "stopped", prefix="auf", second="hältst"),
 )
 
 # Verbs with a person or an animal as dative object.
@@ -146,11 +130,6 @@ DATIVE_VERBS: tuple[Verb, ...] = (
     Verb("glauben", "glaubt", "geglaubt", "believe"),
     Verb("drohen", "droht", "gedroht", "threaten"),
     Verb("gehorchen", "gehorcht", "gehorcht", "obey"),
-    Verb("verzeihen", "verzeiht", "verziehen", "forgive", "forgave"),
-    Verb("dienen", "dient", "gedient", "serve"),
-    Verb("laufen", "läuft", "nachgelaufen", "run after", "ran", prefix="nach", sein=True),
-    Verb("winken", "winkt", "zugewinkt", "wave to", prefix="zu"),
-    Verb("widersprechen", "widerspricht", "widersprochen", "contradict"),
 )
 
 # Verbs with a person as dative and a thing as accusative object.
@@ -185,13 +164,7 @@ ACTION_VERBS: tuple[Verb, ...] = (
     Verb("schwimmen", "schwimmt", "geschwommen", "swim", "swam", sein=True),
     Verb("stehen", "steht", "aufgestanden", "get up", "got", prefix="auf", sein=True),
     Verb("schlafen", "schläft", "eingeschlafen", "fall asleep", "fell", prefix="ein", sein=True),
-    Verb("wachen", "wacht", "aufgewacht", "wake up", "woke", prefix="auf", sein=True),
     Verb("kommen", "kommt", "angekommen", "arrive", prefix="an", sein=True),
-    Verb("fangen", "fängt", "angefangen", "begin", "began", prefix="an"),
-    Verb("geben", "gibt", "aufgegeben", "give up", "gave", prefix="auf"),
-    Verb("fallen", "fällt", "hingefallen", "fall down", "fell", prefix="hin", sein=True),
-    Verb("laufen", "läuft", "weggelaufen", "run away", "ran", prefix="weg", sein=True),
-    Verb("kehren", "kehrt", "umgekehrt", "turn back", prefix="um", sein=True),
 )
 
 # Verbs with a direction.
@@ -221,19 +194,6 @@ PREPOSITION_VERBS: tuple[Verb, ...] = (
     ),
     Verb("streiten", "streitet", "gestritten", "argue with", preposition="mit", case="dat"),
     Verb("sorgen", "sorgt", "gesorgt", "care for", preposition="für", case="acc"),
-    Verb("zeigen", "zeigt", "gezeigt", "point at", preposition="auf", case="acc"),
-    Verb(
-        "passen", "passt", "aufgepasst", "look after", prefix="auf", preposition="auf", case="acc"
-    ),
-    Verb(
-        "denken",
-        "denkt",
-        "nachgedacht",
-        "reflect on",
-        prefix="nach",
-        preposition="über",
-        case="acc",
-    ),
 )
 
 # Verbs with a clause that begins with dass.
