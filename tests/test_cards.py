@@ -9,8 +9,13 @@ from huggingface_hub import ModelCard
 from hf_qrnn.training.cards import translation_card
 
 RUN = {
-    "command": "train_translation.py --seed 3",
-    "options": {"source_lang": "de", "target_lang": None, "seed": 3},
+    "command": "/home/me/train_translation.py --seed 3",
+    "options": {
+        "source_lang": "de",
+        "target_lang": None,
+        "seed": 3,
+        "train_source": "/data/train.de",
+    },
     "data": {"train": 29000, "valid": 1014, "test": 1000},
     "parameters": 5415486,
     "date": "2026-11-23",
@@ -44,9 +49,11 @@ def test_translation_card_holds_every_number_with_its_origin(folder: Path) -> No
         "cpu (x86_64, AVX2), 1 thread(s); torch 2.13.0",
         "`train_translation.py --seed 3`",
         "| 1,200 | 10 | 0.500 | 20.0 | 40.0 |",
+        '"train_source": "train.de"',
         "- Ein Hund.\n  - A dog.",
     ):
         assert part in text
+    assert "/home" not in text
     card = ModelCard(text)
     assert card.data.pipeline_tag == "translation"
     assert card.data.language == ["de", "en"]

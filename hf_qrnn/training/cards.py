@@ -42,7 +42,7 @@ def translation_card(
         "## Samples\n\nNot chosen: the first ten sentences that were written for this card.\n",
         "\n".join(f"- {source}\n  - {target}" for source, target in samples) + "\n",
         "## Options\n",
-        "```json\n" + json.dumps(options, indent=1) + "\n```\n",
+        "```json\n" + json.dumps(_without_folders(options), indent=1) + "\n```\n",
     ]
     return "\n".join(sections)
 
@@ -69,8 +69,17 @@ def _results(test: dict[str, Any], run: dict[str, Any]) -> str:
   {run["data"]["train"]:,} training pairs
 - {hardware["device"]} ({hardware["machine"]}, {hardware["cpu_capability"]}), \
 {hardware["threads"]} thread(s); {versions}
-- `{run["command"]}`
+- `{" ".join(_file_name(word) for word in run["command"].split())}`
 """
+
+
+def _file_name(text: str) -> str:
+    """The name alone: the folders of one machine say nothing to another's reader."""
+    return text.rsplit("/", 1)[-1] if text.startswith("/") else text
+
+
+def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: _file_name(v) if isinstance(v, str) else v for k, v in options.items()}
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> str:
