@@ -37,7 +37,7 @@ def newline_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _save(folder: Path, newline_bias: float) -> str:
     tokenizer = train_character_tokenizer([ALPHABET])
-    torch.manual_seed(1)
+    torch.manual_seed(2)  # some translations end by themselves, some at their limit
     config = QRNNConfig(
         vocab_size=len(tokenizer),
         embedding_size=12,
@@ -48,7 +48,6 @@ def _save(folder: Path, newline_bias: float) -> str:
     network = QRNNForConditionalGeneration(config)
     with torch.no_grad():
         network.lm_head.weight *= 4
-        network.lm_head.bias[1] = 2.0
         network.lm_head.bias[tokenizer.convert_tokens_to_ids("\n")] = newline_bias
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -68,6 +67,10 @@ def _translate(
     output = capture.readouterr().out.decode()
     assert output == "" or output.endswith("\n")
     return output.split("\n")[:-1]
+
+
+def _without_line_ends(text: str) -> str:
+    return text.replace("\n", " ").replace("\u2028", " ")
 
 
 def _error(capture: Capture) -> str:
@@ -125,7 +128,7 @@ def test_order_and_results_are_the_translators(
 ) -> None:
     lines = _translate(monkeypatch, capfdbinary, TEXT, model)
     texts = [found.text for [found] in load_translator(model).translate(LINES)]
-    assert lines == [" ".join(text.splitlines()) for text in texts]
+    assert lines == [_without_line_ends(text) for text in texts]
     assert len(set(lines)) > 4
 
 
@@ -168,7 +171,7 @@ def test_n_best_lines_with_falling_scores(
         scores = [float(score) for score, _ in mine]
         assert scores == sorted(scores, reverse=True)
         assert scores == pytest.approx([translation.score for translation in found], abs=1e-4)
-        assert mine[0][1] == " ".join(found[0].text.splitlines())
+        assert mine[0][1] == _without_line_ends(found[0].text)
     assert lines[num_best : 2 * num_best] == ["0.0000\t"] * num_best  # the empty line
 
 

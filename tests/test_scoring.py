@@ -14,7 +14,7 @@ HYPOTHESES = [
     "Several men in hard hats operates a giant pulley system.  ",
     "",
     "A man in a blue shirt is standing on a ladder cleaning a window",
-    "Zwei Männer – «Gruß» … 1,000.5 & <b>",
+    "Zwei Männer \u2013 «Gruß» … 1,000.5 & <b>",
     "a b c d e . ",
 ]
 REFERENCES = [
@@ -22,7 +22,7 @@ REFERENCES = [
     "Several men in hard hats are operating a giant pulley system.",
     "A little girl climbing into a wooden playhouse.",
     "A man in a blue shirt is standing on a ladder cleaning a window.",
-    "Drei Männer – «Gruß» … 1,000.5 & <i>\u2028x",
+    "Drei Männer \u2013 «Gruß» … 1,000.5 & <i>\u2028x",
     "a b c d e .",
 ]
 

@@ -22,11 +22,10 @@ def _config(vocab_size: int, **changes: Any) -> QRNNConfig:
 
 
 def _model(config: QRNNConfig) -> QRNNForConditionalGeneration:
-    torch.manual_seed(1)
+    torch.manual_seed(2)  # some translations end by themselves, some at their limit
     model = QRNNForConditionalGeneration(config)
     with torch.no_grad():
-        model.lm_head.weight *= 4  # the tokens differ,
-        model.lm_head.bias[1] = 2.0  # and some translations end by themselves
+        model.lm_head.weight *= 4  # a sure model, whose tokens differ
     return model
 
 
@@ -55,7 +54,8 @@ def test_translations_do_not_depend_on_the_batch(translator: Translator, num_bea
         [[alone]] = translator.translate([text], num_beams=num_beams, batch_size=1)
         assert alone.text == expected.text
         assert alone.score == pytest.approx(expected.score, abs=1e-5)
-    assert len({found.text for [found] in together}) > 3
+    assert len({found.text for [found] in together}) == 5
+    assert len(together[4][0].text) < 20 < len(together[0][0].text)
 
 
 def test_translations_come_best_first(translator: Translator) -> None:
@@ -159,11 +159,12 @@ def test_bytes_belong_to_the_character_they_complete() -> None:
     translator = Translator(_model(_config(len(tokenizer))), tokenizer)
     tokens, _ = translator.hidden_states_map("aü中 ")
     assert tokens == ["a", "", "ü", "", "", "中", " ", "</s>"]
-    attention = translator.attention("ab")  # a random model's bytes are mostly no characters
+    with torch.no_grad():
+        translator.model.lm_head.bias[4 + 0xC3] = 100.0  # the first byte of a letter, for ever
     [[found]] = translator.translate(["ab"])
-    specials = ("</s>", "<s>", "<pad>", "<unk>")
-    assert len(attention.target_tokens) == attention.weights.shape[0]
-    assert "\ufffd" in found.text or all(t not in specials for t in attention.target_tokens)
+    target_tokens = translator.attention("ab").target_tokens
+    assert found.text == "\ufffd" * len(target_tokens)
+    assert target_tokens == [""] * (len(target_tokens) - 1) + [found.text]
 
 
 def test_a_saved_model_translates_alike(translator: Translator, folder: Path) -> None:
