@@ -25,6 +25,7 @@ from hf_qrnn.translation import Translator, load_translator
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/demo")
 LEAST_BLEU = 90.0
+NUM_BEAMS = 4
 NUM_TRAIN, NUM_VALID = 60_000, 300
 
 
@@ -55,8 +56,9 @@ def train(data: Path) -> None:
 
 
 def score(translator: Translator, pairs: list[SentencePair]) -> TranslationScores:
-    """Translate the German side greedily and score it against the English one."""
-    translations = translator.translate([pair.source for pair in pairs], batch_size=100)
+    """Translate the German side and score it against the English one."""
+    sources = [pair.source for pair in pairs]
+    translations = translator.translate(sources, num_beams=NUM_BEAMS, batch_size=50)
     texts = [best.text for (best, *_) in translations]
     return score_translations(texts, [pair.target for pair in pairs], metrics=("bleu", "chrf"))
 
@@ -81,10 +83,12 @@ def main() -> int:
     print()
     shown = [splits["test"][0], splits["test"][1], splits["held_out"][0]]
     for pair, (best, *_) in zip(
-        shown, translator.translate([pair.source for pair in shown]), strict=True
+        shown,
+        translator.translate([pair.source for pair in shown], num_beams=NUM_BEAMS),
+        strict=True,
     ):
         print(f"  {pair.source}\n    -> {best.text}")
-    attention = translator.attention(shown[0].source)
+    attention = translator.attention(shown[0].source, num_beams=NUM_BEAMS)
     figure = attention_figure(attention.source_tokens, attention.target_tokens, attention.weights)
     save_figure(figure, FOLDER / "attention.png")
     print(f"\nmodel: {FOLDER}\nattention picture: {FOLDER / 'attention.png'}")

@@ -19,8 +19,8 @@ from . import corpus_verbs as verbs
 from .corpus_lexicon import Phrase
 from .corpus_sentences import Derivation, Speaker
 
-# Longer sentences, in characters of either language, are not kept.
-_MAX_LENGTH = 64
+# Lengths of the sentences that are kept, in characters: German at least, either language at most.
+_MIN_LENGTH, _MAX_LENGTH = 35, 54
 
 # As many draws in a row without a usable sentence mean that there is none left.
 _MAX_FRUITLESS_DRAWS = 5_000
@@ -56,7 +56,12 @@ def derivations(seed: int) -> Iterator[Derivation]:
     while fruitless < _MAX_FRUITLESS_DRAWS:
         derivation = speaker.speak()
         too_long = max(len(derivation.german), len(derivation.english)) > _MAX_LENGTH
-        if too_long or derivation.german in german or derivation.english in english:
+        if (
+            too_long
+            or len(derivation.german) < _MIN_LENGTH
+            or derivation.german in german
+            or derivation.english in english
+        ):
             fruitless += 1
             continue
         fruitless = 0

@@ -120,6 +120,7 @@ def make_optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
+        fused=True,
     )
 
 
