@@ -45,7 +45,6 @@ def shift_tokens_right(
 def token_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    *,
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
@@ -408,12 +407,7 @@ class QRNNForConditionalGeneration(_LanguageModelHead, QRNNPreTrainedModel, Gene
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
         loss = None
         if labels is not None:
-            loss = token_loss(
-                logits,
-                labels,
-                num_items_in_batch=num_items_in_batch,
-                label_smoothing=label_smoothing,
-            )
+            loss = token_loss(logits, labels, num_items_in_batch, label_smoothing)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -498,12 +492,7 @@ class QRNNForCausalLM(_LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
         loss = None
         if labels is not None:
-            loss = token_loss(
-                logits[:, :-1],
-                labels[:, 1:],
-                num_items_in_batch=num_items_in_batch,
-                label_smoothing=label_smoothing,
-            )
+            loss = token_loss(logits[:, :-1], labels[:, 1:], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

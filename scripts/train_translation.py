@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
 from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.tokenization import (
     decode_batch,
     encode_batch,
@@ -153,7 +154,11 @@ def run(
     data = load_translation_data(data_options)
     tokenizer = make_tokenizer(tokenizer_options, data.train)
     model = make_model(model_options, tokenizer)
-    folder = RunFolder(Path(options.output_dir), is_main_process=accelerator.is_main_process)
+    folder = RunFolder(
+        Path(options.output_dir),
+        is_main_process=accelerator.is_main_process,
+        draw_curve=lambda records, path: save_figure(learning_curve_figure(records), path),
+    )
     groups = (data_options, tokenizer_options, model_options, loop, options)
     given = {name: value for group in groups for name, value in asdict(group).items()}
     sizes = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}

@@ -120,10 +120,10 @@ class Speaker:
         """Draw one sentence."""
         self._lemmas, self._combinations, self._asking_who = [], [], False
         kinds: tuple[tuple[Callable[[], Phrase], int], ...] = (
-            (self._statement, 80),
-            (self._question, 8),
-            (self._reported, 5),
-            (self._reasoned, 4),
+            (self._statement, 83),
+            (self._question, 7),
+            (self._reported, 4),
+            (self._reasoned, 3),
             (self._joined, 3),
         )
         kind = self._dice.weighted(kinds)
@@ -431,7 +431,7 @@ class Speaker:
         clause = self._with_adverbs(clause, richness, without)
         if "time" not in without and dice.chance(0.85 * richness):
             clause = clause._replace(time=self._time(tense))
-        if "place" not in without and clause.complement is None and dice.chance(0.13 * richness):
+        if "place" not in without and clause.complement is None and dice.chance(0.09 * richness):
             clause = clause._replace(place=self._place())
         return self._with_front(clause, richness) if front else clause
 
@@ -450,7 +450,7 @@ class Speaker:
         dice, phrases = self._dice, (clause.subject, clause.dative, clause.accusative)
         spoken = [phrase for phrase in phrases if phrase]
         kind = dice.weighted(
-            (("negation", 14), ("frequency", 14), ("manner", 12), ("companion", 5), ("", 55))
+            (("negation", 10), ("frequency", 8), ("manner", 7), ("companion", 3), ("", 72))
         )
         if kind in without or not dice.chance(max(richness, 0.5)):
             return clause

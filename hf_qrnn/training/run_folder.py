@@ -14,7 +14,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import hf_qrnn
-from hf_qrnn.plots import learning_curve_figure, save_figure
-
 
 class RunFolder:
     """Writes a run's files; does nothing on processes other than the main one.
@@ -33,10 +31,18 @@ class RunFolder:
     Args:
         path: The folder; made if missing. The metrics of an earlier run in it are replaced.
         is_main_process: Whether this process writes.
+        draw_curve: Draws all records so far into the file it is given.
     """
 
-    def __init__(self, path: Path, *, is_main_process: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        is_main_process: bool,
+        draw_curve: Callable[[list[dict[str, Any]], Path], None],
+    ) -> None:
         self.path, self.is_main_process = path, is_main_process
+        self.draw_curve = draw_curve
         self.records: list[dict[str, Any]] = []
         if is_main_process:
             path.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,7 @@ class RunFolder:
         device: torch.device,
     ) -> None:
         """Write run.json: what another person needs to repeat the run."""
-        modules = (hf_qrnn, torch, transformers, accelerate)
+        modules = (torch, transformers, accelerate)
         description = {
             "command": " ".join(sys.argv),
             "options": options,
@@ -58,6 +64,7 @@ class RunFolder:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "date": time.strftime("%Y-%m-%d"),
             "versions": {
+                "hf_qrnn": version("hf_qrnn"),
                 "python": platform.python_version(),
                 **{module.__name__: module.__version__ for module in modules},
             },
@@ -78,8 +85,7 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if record["kind"] == "valid":
-            figure = learning_curve_figure(self.records)
-            save_figure(figure, self.path / "learning_curve.png")
+            self.draw_curve(self.records, self.path / "learning_curve.png")
 
     def save_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write model and tokenizer aside, then put them in place of the old ones file by file."""
