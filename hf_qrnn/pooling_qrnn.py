@@ -183,7 +183,8 @@ def _activate(
     zoneout: float,
 ) -> _Gates:
     """Activations, pads and zoneout: everything elementwise before the recurrence."""
-    x = gates.to(state_dtype(gates.dtype))
+    # Contiguous, so that every result has the strides the fake kernels promise to compilers.
+    x = gates.contiguous().to(state_dtype(gates.dtype))
     if bias is not None:
         x = x + bias.to(x.dtype)[:, None]
     parts = x.chunk(NUM_GATES[pooling], dim=-1)  # G times (B, T, H)
@@ -266,8 +267,8 @@ def _pool_backward(
         received = received + grad_c
     length = c.shape[1]
     if length == 0:
-        none = gates.new_zeros(gates.shape[0], gates.shape[2] if bias is not None else 0)
-        return torch.zeros_like(gates), none, torch.zeros_like(first)
+        none = c.new_zeros(c.shape[0], 0) if bias is None else bias.new_zeros(bias.shape)
+        return gates.new_zeros(gates.shape), none, first.new_zeros(first.shape)
     before = [first[:, None], c[:, :-1]]
     after = [f[:, 1:], torch.zeros_like(f[:, :1])]
     if reverse:
@@ -277,19 +278,24 @@ def _pool_backward(
     grad_state = _scan(torch.cat(after, dim=1), received, torch.zeros_like(first), not reverse)
 
     # Where f was set to 1 (pad, zoneout) it is a constant, and f (1 - f) is zero of itself.
+    change = c_before if pooling == "ifo" else c_before.sub_(z)
     slope_f = f * (1 - f) if pooling == "ifo" else f * i
-    change = c_before if pooling == "ifo" else c_before - z
-    grads = [grad_state * i * (1 - z * z), grad_state * change * slope_f]
+    grads = [_tanh_slope(grad_state * i, z), change.mul_(slope_f).mul_(grad_state)]
     if o is not None:
-        grads.append(grad_h * c * o * (1 - o))
+        grads.append(_sigmoid_slope(grad_h * c, o))
     if pooling == "ifo":
-        grads.append(grad_state * z * i * (1 - i))
+        grads.append(_sigmoid_slope(grad_state * z, i))
     grad_x = torch.cat(grads, dim=-1)  # (B, T, G*H)
     grad_bias = (
         grad_x.sum(1).to(bias.dtype) if bias is not None else grad_x.new_zeros(c.shape[0], 0)
     )
     end = length - 1 if reverse else 0
     return grad_x.to(gates.dtype), grad_bias, f[:, end] * grad_state[:, end]
+
+
+# grad . (1 - z^2) and grad . y (1 - y), in one pass each.
+_tanh_slope = torch.ops.aten.tanh_backward.default
+_sigmoid_slope = torch.ops.aten.sigmoid_backward.default
 
 
 def _pool_differentiable(
@@ -310,7 +316,7 @@ def _pool_differentiable(
     for t in reversed(times) if reverse else times:
         state = f[:, t] * state + write[:, t]
         states.append(state)
-    c = torch.stack(states[::-1] if reverse else states, dim=1) if states else torch.zeros_like(z)
+    c = torch.stack(states[::-1] if reverse else states, dim=1) if states else write
     h = o * c if o is not None else _hide_pads(c, mask)
     return h.to(gates.dtype), c
 
@@ -400,8 +406,8 @@ def _register() -> None:
     @backward.register_fake
     def _(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gates, bias, c = arguments[2], arguments[3], arguments[7]
-        grad_bias = c.new_empty(c.shape[0], 0) if bias is None else torch.empty_like(bias)
-        return torch.empty_like(gates), grad_bias, c.new_empty(c.shape[0], c.shape[2])
+        grad_bias = c.new_empty(c.shape[0], 0) if bias is None else bias.new_empty(bias.shape)
+        return gates.new_empty(gates.shape), grad_bias, c.new_empty(c.shape[0], c.shape[2])
 
     forward.register_autograd(_forward_vjp, setup_context=_forward_context)
     backward.register_autograd(_backward_vjp, setup_context=_backward_context)
