@@ -1,0 +1,519 @@
+"""hf_qrnn.layers_qrnn: pads, directions, windows and steps change nothing; Eqs. 1, 7 and 8."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_qrnn.layers_qrnn import (
+    AttentionBlock,
+    Connection,
+    FeedForward,
+    LayerState,
+    Memory,
+    OutputAttention,
+    QRNNLayer,
+    attend,
+    last_inputs,
+    last_step,
+    split_heads,
+    windows,
+)
+from hf_qrnn.pooling_qrnn import NUM_GATES, pool
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+KINDS = ("f", "fo", "ifo")
+E, H = 3, 4
+
+kinds = st.sampled_from(KINDS)
+widths = st.integers(1, 6)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def ragged(draw: st.DrawFn, least: int = 0) -> list[tuple[int, int, int]]:
+    """Rows of equal width: (pads before, real steps, pads behind)."""
+    width = draw(st.integers(max(1, least), 8))
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        real = draw(st.integers(least, width))
+        before = draw(st.sampled_from([0, width - real, draw(st.integers(0, width - real))]))
+        rows.append((before, real, width - real - before))
+    return rows
+
+
+def make_layer(seed: int, pooling: str, kernel_size: int, **options: Any) -> QRNNLayer:
+    torch.manual_seed(seed)
+    return QRNNLayer(E, H, kernel_size, pooling=pooling, **options).double()
+
+
+def make_rows(lengths: list[int], seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, E, generator=generator, dtype=torch.float64) for n in lengths]
+
+
+def pad(rows: list[torch.Tensor], shape: list[tuple[int, int, int]]) -> tuple[torch.Tensor, ...]:
+    """One batch with NaN at the pads, which nobody may read, and its mask."""
+    padded = [
+        nn.functional.pad(x, (0, 0, before, behind), value=torch.nan)
+        for x, (before, _, behind) in zip(rows, shape, strict=True)
+    ]
+    mask = [[0] * before + [1] * real + [0] * behind for before, real, behind in shape]
+    return torch.stack(padded), torch.tensor(mask).bool()
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def all_close(some: Any, others: Any, tolerance: float = 1e-10) -> None:
+    for a, b in zip(some, others, strict=True):
+        close(a, b, tolerance)
+
+
+# ------------------------------------------------------------------ padding
+
+
+@given(
+    pooling=kinds,
+    kernel_size=widths,
+    causal=st.booleans(),
+    reverse=st.booleans(),
+    shape=ragged(),
+    seed=seeds,
+)
+def test_layer_is_padding_invariant_in_values_and_gradients(
+    pooling: str,
+    kernel_size: int,
+    causal: bool,
+    reverse: bool,
+    shape: list[tuple[int, int, int]],
+    seed: int,
+) -> None:
+    layer = make_layer(seed, pooling, kernel_size, causal=causal, reverse=reverse)
+    rows = [x.requires_grad_() for x in make_rows([real for _, real, _ in shape], seed)]
+    weights = make_rows([real for _, real, _ in shape], seed + 1)
+    together, mask = pad(rows, shape)
+    got = layer(together, mask)
+    assert (got.h[~mask] == 0).all()
+
+    losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    for b, (before, real, _) in enumerate(shape):
+        if real == 0:
+            assert (got.c[b] == 0).all()
+            assert got.state is None or (got.state.inputs[b] == 0).all()
+            continue
+        inside = slice(before, before + real)
+        alone = layer(rows[b][None])
+        close(got.h[b, inside], alone.h[0])
+        close(got.c[b, inside], alone.c[0])
+        assert (got.state is None) == (alone.state is None) == (reverse or not causal)
+        if got.state is not None:
+            all_close((x[b] for x in got.state), (x[0] for x in alone.state))
+        for which, output in enumerate((got.h[b, inside], alone.h[0])):
+            losses[which] = losses[which] + (output.sum(1, keepdim=True) * weights[b]).sum()
+    if not any(real for _, real, _ in shape):
+        losses = [got.h.sum(), sum((p.sum() * 0 for p in layer.parameters()), losses[1])]
+    leaves = [*layer.parameters(), *rows]
+    ours, apart = (
+        torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+        for loss in losses
+    )
+    all_close(ours, apart)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("pooling", KINDS)
+def test_row_without_a_real_step_is_zero_with_zero_gradients(pooling: str, reverse: bool) -> None:
+    layer = make_layer(0, pooling, 3, causal=False, reverse=reverse)
+    x = torch.full((1, 4, E), torch.nan).double().requires_grad_()
+    got = layer(x, torch.zeros(1, 4).bool())
+    assert (got.h == 0).all()
+    assert (last_step(got.h, torch.zeros(1, 4).bool(), reverse=reverse) == 0).all()
+    (got.h + got.c).sum().backward()
+    for leaf in (x, *layer.parameters()):
+        assert (leaf.grad == 0).all()
+
+
+# ------------------------------------------------------------------ order in time
+
+
+@given(pooling=kinds, kernel_size=widths, length=st.integers(2, 7), seed=seeds, data=st.data())
+def test_causal_layer_does_not_look_ahead(
+    pooling: str, kernel_size: int, length: int, seed: int, data: st.DataObject
+) -> None:
+    layer = make_layer(seed, pooling, kernel_size)
+    t = data.draw(st.integers(0, length - 2))
+    x = make_rows([length], seed)[0][None].requires_grad_()
+    other = x.detach().clone()
+    other[:, t + 1 :] = 100.0
+    got, changed = layer(x, want_o=True), layer(other, want_o=True)
+    close(changed.h[:, : t + 1], got.h[:, : t + 1], 1e-14)
+    close(changed.c[:, : t + 1], got.c[:, : t + 1], 1e-14)
+    (grad,) = torch.autograd.grad(got.h[:, t].sum(), x)
+    assert (grad[:, t + 1 :] == 0).all()
+    assert (grad[:, max(0, t - kernel_size + 1) : t + 1] != 0).all()
+
+
+def forgetful(layer: QRNNLayer) -> QRNNLayer:
+    """A layer whose f is 0: its output at t is its convolution at t."""
+    with torch.no_grad():
+        layer.convolution.weight[H : 2 * H] = 0.0
+        layer.convolution.bias[H : 2 * H] = -1000.0
+    return layer
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("causal", [False, True], ids=["centred", "causal"])
+@pytest.mark.parametrize("kernel_size", range(1, 7))
+def test_output_reads_exactly_its_window(kernel_size: int, causal: bool, reverse: bool) -> None:
+    layer = forgetful(make_layer(0, "fo", kernel_size, causal=causal, reverse=reverse))
+    length = 9
+    x = torch.randn(1, length, E).double().requires_grad_()
+    h = layer(x).h
+    # In processing order: (k-1)//2 steps before and k//2 after, or all k-1 before.
+    before = kernel_size - 1 if causal else (kernel_size - 1) // 2
+    after = 0 if causal else kernel_size // 2
+    if reverse:
+        before, after = after, before
+    for t in range(length):
+        (grad,) = torch.autograd.grad(h[0, t].sum(), x, retain_graph=True)
+        seen = {s for s in range(length) if (grad[0, s] != 0).any()}
+        assert seen == set(range(max(0, t - before), min(length, t + after + 1)))
+
+
+@given(
+    pooling=kinds,
+    kernel_size=widths,
+    causal=st.booleans(),
+    length=st.integers(1, 7),
+    seed=seeds,
+)
+def test_reverse_layer_is_the_forward_layer_on_the_flipped_row(
+    pooling: str, kernel_size: int, causal: bool, length: int, seed: int
+) -> None:
+    forward = make_layer(seed, pooling, kernel_size, causal=causal)
+    backward = make_layer(seed, pooling, kernel_size, causal=causal, reverse=True)
+    x = make_rows([length], seed)[0][None]
+    flipped, got = forward(x.flip(1)), backward(x)
+    close(got.h, flipped.h.flip(1))
+    close(got.c, flipped.c.flip(1))
+
+
+# ------------------------------------------------------------------ steps and chunks
+
+
+@given(
+    pooling=kinds,
+    kernel_size=widths,
+    shape=ragged(),
+    cuts=st.lists(st.integers(0, 8), max_size=3),
+    stepwise=st.booleans(),
+    decoder=st.booleans(),
+    seed=seeds,
+)
+def test_steps_and_chunks_equal_the_whole(
+    pooling: str,
+    kernel_size: int,
+    shape: list[tuple[int, int, int]],
+    cuts: list[int],
+    stepwise: bool,
+    decoder: bool,
+    seed: int,
+) -> None:
+    layer = make_layer(seed, pooling, kernel_size, encoding_size=2 if decoder else None)
+    x, mask = pad(make_rows([real for _, real, _ in shape], seed), shape)
+    length, gate_bias = x.shape[1], None
+    if layer.encoding is not None:
+        gate_bias = layer.encoding(torch.randn(len(shape), 2).double())
+    whole = layer(x, mask, gate_bias=gate_bias, want_o=True)
+    edges = [0, *sorted(min(cut, length) for cut in cuts), length]
+    if stepwise:
+        edges = list(range(length + 1))
+    state: LayerState | None = None
+    parts = []
+    for start, end in pairwise(edges):
+        inside = slice(start, end)
+        parts.append(
+            layer(x[:, inside], mask[:, inside], state=state, gate_bias=gate_bias, want_o=True)
+        )
+        state = parts[-1].state
+    close(torch.cat([part.h for part in parts], dim=1), whole.h)
+    close(torch.cat([part.c for part in parts], dim=1), whole.c)
+    if pooling != "f":
+        o = torch.cat([part.o for part in parts], dim=1)
+        close(o[mask], whole.o[mask])
+    all_close(state, whole.state)
+    leaves = list(layer.parameters())
+    ours, wholes = (
+        torch.autograd.grad(
+            loss, leaves, allow_unused=True, materialize_grads=True, retain_graph=True
+        )
+        for loss in (sum(part.h.square().sum() for part in parts), whole.h.square().sum())
+    )
+    all_close(ours, wholes)
+
+
+# ------------------------------------------------------------------ Eqs. 1 and 7
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("causal", [False, True], ids=["centred", "causal"])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("pooling", KINDS)
+def test_layer_is_conv1d_then_pool(
+    pooling: str, kernel_size: int, causal: bool, reverse: bool
+) -> None:
+    layer = make_layer(0, pooling, kernel_size, causal=causal, reverse=reverse)
+    x = torch.randn(2, 7, E).double()
+    # (G*H, K*E), oldest tap first, to conv1d's (G*H, E, K); conv1d's tap 0 is the oldest too.
+    weight = layer.convolution.weight.unflatten(1, (kernel_size, E)).transpose(1, 2)
+    left = kernel_size - 1 if causal else (kernel_size - 1) // 2
+    channels_first = (x.flip(1) if reverse else x).transpose(1, 2)
+    channels_first = nn.functional.pad(channels_first, (left, kernel_size - 1 - left))
+    gates = nn.functional.conv1d(channels_first, weight, layer.convolution.bias).transpose(1, 2)
+    wanted = pool(gates, pooling=pooling)
+    got = layer(x)
+    close(got.h, wanted.h.flip(1) if reverse else wanted.h)
+    close(got.c, wanted.c.flip(1) if reverse else wanted.c)
+
+
+def test_windows_are_the_taps_in_processing_order() -> None:
+    padded = torch.tensor([[[0.0], [1], [2], [3]]])
+    assert windows(padded, 2).tolist() == [[[0, 1], [1, 2], [2, 3]]]
+    assert windows(padded, 2, reverse=True).tolist() == [[[1, 0], [2, 1], [3, 2]]]
+    assert windows(padded, 4).tolist() == [[[0, 1, 2, 3]]]
+
+
+@pytest.mark.parametrize("pooling", KINDS)
+def test_gate_bias_adds_v_h_tilde_to_every_gate_at_every_step(pooling: str) -> None:
+    # Eq. 7: each gate owns a V without a bias, and reads the same h~ at every timestep.
+    layer = make_layer(0, pooling, 2, encoding_size=5)
+    assert layer.encoding is not None
+    assert layer.encoding.bias is None
+    assert layer.encoding.weight.shape == (NUM_GATES[pooling] * H, 5)
+    x, h_tilde = torch.randn(2, 4, E).double(), torch.randn(2, 5).double()
+    got = layer(x, gate_bias=layer.encoding(h_tilde), want_o=True)
+
+    def pre_activation(gate: int, b: int, t: int) -> torch.Tensor:
+        units = slice(gate * H, (gate + 1) * H)
+        before = x[b, t - 1] if t > 0 else torch.zeros(E).double()
+        total = layer.convolution.bias[units] + layer.encoding.weight[units] @ h_tilde[b]
+        total = total + layer.convolution.weight[units, :E] @ before
+        return total + layer.convolution.weight[units, E:] @ x[b, t]
+
+    for b in range(2):
+        c = torch.zeros(H).double()
+        for t in range(4):
+            z, f = pre_activation(0, b, t).tanh(), pre_activation(1, b, t).sigmoid()
+            i = pre_activation(3, b, t).sigmoid() if pooling == "ifo" else 1 - f
+            c = f * c + i * z
+            close(got.c[b, t], c)
+            o = torch.ones(H).double()
+            if pooling != "f":
+                o = pre_activation(2, b, t).sigmoid()
+                close(got.o[b, t], o)
+            close(got.h[b, t], o * c)
+    assert (got.o is None) == (pooling == "f")
+
+
+def test_layer_zones_out_in_training_only() -> None:
+    layer = make_layer(0, "fo", 2, zoneout=0.5)
+    x = torch.randn(2, 6, E).double()
+    outputs = {mode: [layer.train(mode)(x).h for _ in range(2)] for mode in (True, False)}
+    assert not torch.equal(*outputs[True])
+    assert torch.equal(*outputs[False])
+    plain = make_layer(0, "fo", 2)
+    assert torch.equal(plain(x).h, outputs[False][0])
+
+
+# ------------------------------------------------------------------ last_inputs, last_step
+
+
+def test_last_inputs_end_at_the_last_real_step() -> None:
+    # Two rows from before (8, 9), then four steps.
+    padded = torch.tensor([[8.0, 9, 1, 2, 3, 4]]).T[None].expand(5, 6, 1)
+    mask = torch.tensor(
+        [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
+    ).bool()
+    found = last_inputs(padded, mask, 2)[..., 0].tolist()
+    assert found == [[3, 4], [1, 2], [9, 1], [8, 9], [3, 4]]
+    assert last_inputs(padded, None, 2)[0, :, 0].tolist() == [3, 4]
+    assert last_inputs(padded[:, :2], mask[:, :0], 2)[0, :, 0].tolist() == [8, 9]
+    assert last_inputs(padded, None, 0).shape == (5, 0, 1)
+
+
+def test_last_step_is_last_in_processing_order() -> None:
+    h = torch.tensor([[1.0, 2, 3], [0, 5, 0], [7, 8, 0], [0, 0, 0]])[..., None]
+    mask = h[..., 0] != 0
+    assert last_step(h, mask)[:, 0].tolist() == [3, 5, 8, 0]
+    assert last_step(h, mask, reverse=True)[:, 0].tolist() == [1, 5, 7, 0]
+    assert last_step(h, None)[:, 0].tolist() == [3, 0, 0, 0]
+    assert last_step(h, None, reverse=True)[:, 0].tolist() == [1, 0, 7, 0]
+    assert last_step(h[:, :0], mask[:, :0]).tolist() == [[0], [0], [0], [0]]
+
+
+# ------------------------------------------------------------------ attention
+
+SOURCE_MASK = [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+
+
+def source(width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoder states (4, 5, H), zero at pads as the encoder leaves them, and their mask."""
+    mask = torch.tensor(SOURCE_MASK).bool()
+    states = torch.randn(4, 5, width).double().masked_fill(~mask[..., None], 0.0)
+    return states, mask
+
+
+def attend_by_loop(
+    queries: numpy.ndarray, keys: numpy.ndarray, values: numpy.ndarray, heads: int, scale: float
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Contexts (B, T, H) and weights (B, N, T, S) of SOURCE_MASK, one number after another."""
+    batch, length, width = queries.shape
+    contexts = numpy.zeros((batch, length, width))
+    weights = numpy.zeros((batch, heads, length, keys.shape[1]))
+    for b in range(batch):
+        real = [s for s, one in enumerate(SOURCE_MASK[b]) if one]
+        for n in range(heads):
+            part = slice(n * width // heads, (n + 1) * width // heads)
+            for t in range(length):
+                scores = [scale * float(queries[b, t, part] @ keys[b, s, part]) for s in real]
+                total = sum(numpy.exp(score) for score in scores)
+                for s, score in zip(real, scores, strict=True):
+                    alpha = numpy.exp(score) / total
+                    weights[b, n, t, s] = alpha
+                    contexts[b, t, part] += alpha * values[b, s, part]
+    return contexts, weights
+
+
+def arrays(*tensors: torch.Tensor) -> list[numpy.ndarray]:
+    return [x.detach().numpy() for x in tensors]
+
+
+@pytest.mark.parametrize("want_weights", [True, False], ids=["weights", "sdpa"])
+@pytest.mark.parametrize(("heads", "scaling"), [(1, False), (1, True), (2, False), (4, True)])
+def test_output_attention_is_equation_8(heads: int, scaling: bool, want_weights: bool) -> None:
+    attention = OutputAttention(H, heads, scaling=scaling).double()
+    states, mask = source(H)
+    c, o = torch.randn(4, 3, H).double(), torch.rand(4, 3, H).double()
+    memory = Memory(None, *attention.keys_values(states))
+    h, weights = attention(c, o, memory, mask, want_weights)
+    scale = (H // heads) ** -0.5 if scaling else 1.0
+    c_, states_, o_ = arrays(c, states, o)
+    k, alpha = attend_by_loop(c_, states_, states_, heads, scale)
+    w_k, w_c = arrays(attention.context.weight, attention.cell.weight)
+    inner = k @ w_k.T + c_ @ w_c.T
+    numpy.testing.assert_allclose(h.detach().numpy(), o_ * inner, rtol=1e-10, atol=1e-12)
+    assert (weights is None) != want_weights
+    if weights is not None:
+        numpy.testing.assert_allclose(weights.detach().numpy(), alpha, rtol=1e-10, atol=1e-12)
+    # f-pooling has no o.
+    bare, _ = attention(c, None, memory, mask, want_weights)
+    numpy.testing.assert_allclose(bare.detach().numpy(), inner, rtol=1e-10, atol=1e-12)
+    assert attention.context.bias is None
+    assert attention.cell.bias is None
+
+
+@pytest.mark.parametrize("want_weights", [True, False], ids=["weights", "sdpa"])
+@pytest.mark.parametrize(("heads", "scaling"), [(1, False), (2, True)])
+def test_attention_block_is_prenorm_and_residual(
+    heads: int, scaling: bool, want_weights: bool
+) -> None:
+    block = AttentionBlock(H, heads, scaling=scaling, dropout=0.0).double()
+    nn.init.normal_(block.norm.weight)
+    states, mask = source(H)
+    x = torch.randn(4, 3, H).double()
+    got, _ = block(x, Memory(None, *block.keys_values(states)), mask, want_weights)
+    x_, states_, gain, w_q, w_kv, w_out = arrays(
+        x, states, block.norm.weight, block.query.weight, block.key_value.weight, block.out.weight
+    )
+    normed = gain * x_ / numpy.sqrt((x_**2).mean(-1, keepdims=True) + 1e-6)
+    scale = (H // heads) ** -0.5 if scaling else 1.0
+    context, _ = attend_by_loop(
+        normed @ w_q.T, states_ @ w_kv[:H].T, states_ @ w_kv[H:].T, heads, scale
+    )
+    wanted = x_ + context @ w_out.T
+    numpy.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_attention_weights_sum_to_one_and_are_zero_at_pads(dtype: torch.dtype) -> None:
+    states, mask = source(H)
+    heads = split_heads(states.to(dtype), 2)
+    query = split_heads(30 * torch.randn(4, 3, H).to(dtype), 2)
+    _, weights = attend(query, heads, heads, mask, scale=1.0, want_weights=True)
+    assert weights.shape == (4, 2, 3, 5)
+    assert (weights.transpose(1, 3)[~mask] == 0).all()
+    sums = weights.double().sum(-1)
+    one = torch.ones_like(sums[:3])
+    torch.testing.assert_close(sums[:3], one, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    assert (sums[3] == 0).all()
+
+
+def test_empty_source_gives_zeros_and_finite_gradients_on_both_paths() -> None:
+    states, mask = source(H)
+    results = []
+    for want_weights in (True, False):
+        values = states.clone().requires_grad_()
+        query = torch.linspace(-9, 9, 4 * 3 * H).double().view(4, 3, H).requires_grad_()
+        keys = split_heads(values, 2)
+        context, _ = attend(
+            split_heads(query, 2), keys, keys, mask, scale=1.0, want_weights=want_weights
+        )
+        assert (context[3] == 0).all()
+        grads = torch.autograd.grad(context.square().sum(), (query, values))
+        assert (grads[0][3] == 0).all()
+        assert (grads[1][~mask] == 0).all()
+        results.append((context, *grads))
+    all_close(*results, tolerance=1e-12)
+
+
+# ------------------------------------------------------------------ what stands around a layer
+
+
+def test_feed_forward_is_gated_prenorm_and_residual() -> None:
+    block = FeedForward(H, 6, dropout=0.0).double()
+    nn.init.normal_(block.norm.weight)
+    x = torch.randn(2, 3, H).double()
+    x_, gain, w, w_out = arrays(x, block.norm.weight, block.gate_and_in.weight, block.out.weight)
+    n = gain * x_ / numpy.sqrt((x_**2).mean(-1, keepdims=True) + 1e-6)
+    gate, inner = n @ w[:6].T, n @ w[6:].T
+    wanted = x_ + (gate / (1 + numpy.exp(-gate)) * inner) @ w_out.T
+    numpy.testing.assert_allclose(block(x).detach().numpy(), wanted, rtol=1e-10)
+    assert (block(torch.zeros_like(x)) == 0).all()
+
+
+def test_connection_adds_the_input_where_widths_agree() -> None:
+    x, h = torch.randn(2, 3, H), torch.randn(2, 3, H)
+    options = {"dropout": 0.0, "rms_norm": False}
+    assert torch.equal(Connection(H, H, residual=True, **options).after(x, h), x + h)
+    assert torch.equal(Connection(H, H, residual=False, **options).after(x, h), h)
+    narrow = torch.randn(2, 3, E)
+    assert torch.equal(Connection(E, H, residual=True, **options).after(narrow, h), h)
+    assert torch.equal(Connection(H, H, residual=True, **options).before(x), x)
+
+
+def test_connection_norms_the_layers_input_only() -> None:
+    connection = Connection(E, H, dropout=0.0, residual=False, rms_norm=True)
+    x = torch.randn(2, 3, E)
+    wanted = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(connection.before(x), wanted)
+    h = torch.randn(2, 3, H)
+    assert torch.equal(connection.after(x, h), h)
+
+
+def test_connection_drops_out_once_and_spares_the_residual() -> None:
+    connection = Connection(H, H, dropout=0.5, residual=True, rms_norm=False).train()
+    x, h = torch.full((50, 20, H), 10.0), torch.ones(50, 20, H)
+    own = connection.after(x, h) - x
+    # Once: zero or 1/(1 - p); twice would give 4 in places and zero three times in four.
+    assert set(own.unique().tolist()) == {0.0, 2.0}
+    assert (own == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(connection.before(x), x)
+    assert torch.equal(connection.eval().after(x, h), x + h)
