@@ -23,7 +23,7 @@ PYTHON_FILES = sorted(
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
 
-# docs/design.md: what each module may import of ours, and nothing else ("training" is any module in it).
+# docs/design.md: what each module may import of ours, and nothing else; "training" is all of it.
 ARROWS: dict[str, set[str]] = {
     "configuration_qrnn": set(),
     "pooling_qrnn": set(),
