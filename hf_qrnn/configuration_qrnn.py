@@ -1,7 +1,6 @@
 """Configuration of the quasi-recurrent models (arXiv 1611.01576)."""
 
-from __future__ import annotations
-
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -129,6 +128,9 @@ class QRNNConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for alias, name in self.attribute_map.items():
+            if alias in kwargs:
+                setattr(self, name, kwargs.pop(alias))
         # Before `strict` looks, so that a mistake is one sentence and a plain ValueError.
         for check in _CHECKS:
             getattr(self, check)()
@@ -189,8 +191,10 @@ class QRNNConfig(PreTrainedConfig):
         for name in ("zoneout", "dropout", "embedding_dropout"):
             value = getattr(self, name)
             _require(name, "in [0, 1)", value, value is None or 0.0 <= value < 1.0)
-        value = self.initializer_range
-        _require("initializer_range", "positive", value, value > 0)
+        for name, positive in (("initializer_range", True), ("forget_bias", False)):
+            value = getattr(self, name)
+            fits = math.isfinite(value) and (value > 0 or not positive)
+            _require(name, "finite" + " and positive" * positive, value, fits)
 
     def validate_combinations(self) -> None:
         """Fields that exclude or bound each other."""

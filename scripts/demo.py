@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/demo")
 LEAST_BLEU = 90.0
 NUM_BEAMS = 4
-NUM_TRAIN, NUM_VALID = 60_000, 300
+NUM_TRAIN, NUM_VALID = 50_000, 300
 
 
 def write_corpus(folder: Path) -> dict[str, list[SentencePair]]:
