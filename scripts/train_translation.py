@@ -150,6 +150,8 @@ def run(
     if options.num_threads > 0:
         torch.set_num_threads(options.num_threads)
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
+    if not accelerator.is_main_process:
+        logger.setLevel(logging.WARNING)
     set_seed(options.seed)
     data = load_translation_data(data_options)
     tokenizer = make_tokenizer(tokenizer_options, data.train)

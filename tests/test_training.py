@@ -91,7 +91,7 @@ def test_a_filler_batch_changes_nothing() -> None:
             parameter.grad = None
         run.optimizer.step = lambda: None
         run.optimizer.zero_grad = lambda: None
-        run._update(group, _Meter())
+        run._update(group, float(batch.num_target_tokens), _Meter())
         grads.append([p.grad.clone() for p in model.parameters()])
     for one, two in zip(*grads, strict=True):
         torch.testing.assert_close(one, two)

@@ -20,7 +20,7 @@ from .corpus_lexicon import Phrase
 from .corpus_sentences import Derivation, Speaker
 
 # Lengths of the sentences that are kept, in characters: German at least, either language at most.
-_MIN_LENGTH, _MAX_LENGTH = 35, 54
+_MIN_LENGTH, _MAX_LENGTH = 37, 52
 
 # As many draws in a row without a usable sentence mean that there is none left.
 _MAX_FRUITLESS_DRAWS = 5_000

@@ -195,10 +195,9 @@ class Trainer:
         )
         started = time.monotonic()
         for group in self._groups():
-            self._update(group, meter)
-            now = time.monotonic()
-            self.state.seconds += now - started
-            started = now
+            total = self._share(group, time.monotonic() - started)
+            started = time.monotonic()
+            self._update(group, total, meter)
             bar.update()
             finished = self.progress() >= 1.0
             if self.state.step % self.options.log_every == 0 or finished:
@@ -229,13 +228,21 @@ class Trainer:
                 yield group
             self.state.epoch += 1
 
-    def _update(self, group: list[Batch], meter: _Meter) -> None:
-        """One update from the batches of `group`, every target token weighing the same."""
+    def _share(self, group: list[Batch], seconds: float) -> float:
+        """Target tokens of `group` over all processes; adds their mean time to the state's.
+
+        Processes that measured alone would end, and decay the learning rate, at different updates.
+        """
+        own = sum(batch.num_target_tokens for batch in group if not batch.is_filler)
+        device = self.accelerator.device
+        sums = self.accelerator.reduce(torch.tensor([own, seconds], device=device), "sum").tolist()
+        self.state.seconds += sums[1] / self.accelerator.num_processes
+        return float(sums[0])
+
+    def _update(self, group: list[Batch], total: float, meter: _Meter) -> None:
+        """One update from the batches of `group`, every one of `total` target tokens alike."""
         options, accelerator = self.options, self.accelerator
         self.model.train()
-        own = sum(batch.num_target_tokens for batch in group if not batch.is_filler)
-        tokens = torch.tensor(float(own), device=accelerator.device)
-        total = float(accelerator.reduce(tokens, reduction="sum"))
         for index, batch in enumerate(group):
             # Gradients are averaged over processes and the sum is wanted.
             weight = 0.0 if batch.is_filler else float(accelerator.num_processes)
@@ -281,7 +288,7 @@ class Trainer:
             "bits_per_char": loss / math.log(2) / target,
             "learning_rate": meter.learning_rate,
             "grad_norm": meter.grad_norm,
-            "chars_per_second": chars / seconds,
+            "chars_per_second": chars / seconds * self.accelerator.num_processes,
             "padding": 1.0 - meter.real / max(1, meter.padded),
             "seconds": self.state.seconds,
         }
