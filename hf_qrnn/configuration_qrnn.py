@@ -1,5 +1,7 @@
 """Configuration of the quasi-recurrent models (arXiv 1611.01576)."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -191,10 +193,9 @@ class QRNNConfig(PreTrainedConfig):
         for name in ("zoneout", "dropout", "embedding_dropout"):
             value = getattr(self, name)
             _require(name, "in [0, 1)", value, value is None or 0.0 <= value < 1.0)
-        for name, positive in (("initializer_range", True), ("forget_bias", False)):
-            value = getattr(self, name)
-            fits = math.isfinite(value) and (value > 0 or not positive)
-            _require(name, "finite" + " and positive" * positive, value, fits)
+        value = self.initializer_range
+        _require("initializer_range", "positive", value, math.isfinite(value) and value > 0)
+        _require("forget_bias", "finite", self.forget_bias, math.isfinite(self.forget_bias))
 
     def validate_combinations(self) -> None:
         """Fields that exclude or bound each other."""

@@ -159,7 +159,7 @@ def _adjective_noun_pairs(pairs: list[SentencePair]) -> Iterator[tuple[str, str,
 def test_make_corpus_keeps_combinations_from_train(splits: CorpusSplits) -> None:
     """Read from the text: no reserved adjective and noun in train or test, many in held_out."""
     seen = list(_adjective_noun_pairs(splits.train + splits.test))
-    assert len(seen) > 2000
+    assert len(seen) > 1000
     assert not any(is_reserved(combination) for combination in seen)
     assert sum(map(is_reserved, _adjective_noun_pairs(splits.held_out))) > 100
 

@@ -242,9 +242,11 @@ def test_paper_preset_has_the_papers_values() -> None:
     assert (data.max_chars, run.num_beams) == (300, 8)
 
 
-def run_script(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_script(
+    *flags: str, cwd: Path, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts/train_translation.py"), *flags],
+        [sys.executable, *launcher, str(ROOT / "scripts/train_translation.py"), *flags],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -285,6 +287,27 @@ def test_script_trains_and_leaves_a_loadable_folder(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = model.generate(**tokenizer(["abc"], return_tensors="pt"), max_new_tokens=5)
     assert isinstance(tokenizer.decode(ids[0], skip_special_tokens=True), str)
+
+
+def test_two_processes_end_together_and_leave_one_model(tmp_path: Path) -> None:
+    lines = [f"{'ab' * (i % 5)}c" for i in range(60)]
+    for name in ("train.a", "train.b"):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    sizes = ["--hidden_size", "8", "--embedding_size", "8", "--encoder_layers", "1"]
+    result = run_script(
+        *("--train_source", "train.a", "--train_target", "train.b", "--valid_source", "train.a"),
+        *("--valid_target", "train.b", "--output_dir", "out", "--max_minutes", "0.02"),
+        *("--max_steps", "100000", "--eval_every", "100000", "--log_every", "1"),
+        *("--decoder_layers", "1", "--max_tokens", "64", "--cpu", "--num_threads", "1", *sizes),
+        cwd=tmp_path,
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    )
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [*range(1, steps[-1] + 1), steps[-1]]
+    assert steps[-1] > 1
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
 
 
 def test_script_mistakes_are_one_sentence_and_exit_2(tmp_path: Path) -> None:

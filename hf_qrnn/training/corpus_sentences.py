@@ -120,14 +120,14 @@ class Speaker:
         """Draw one sentence."""
         self._lemmas, self._combinations, self._asking_who = [], [], False
         kinds: tuple[tuple[Callable[[], Phrase], int], ...] = (
-            (self._statement, 86),
+            (self._statement, 84),
             (self._question, 5),
-            (self._reported, 3),
+            (self._reported, 5),
             (self._reasoned, 3),
             (self._joined, 3),
         )
         kind = self._dice.weighted(kinds)
-        self._adjective_rate = 0.15 if kind in (self._statement, self._question) else 0.08
+        self._adjective_rate = 0.2 if kind in (self._statement, self._question) else 0.08
         german, english = kind()
         return Derivation(
             german[0].upper() + german[1:],
