@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from hf_qrnn.training.cards import translation_card
 
 RUN = {
-    "command": "/home/me/train_translation.py --seed 3",
+    "command": "/srv/train_translation.py --seed 3",
     "options": {
         "source_lang": "de",
         "target_lang": None,
@@ -53,7 +53,7 @@ def test_translation_card_holds_every_number_with_its_origin(folder: Path) -> No
         "- Ein Hund.\n  - A dog.",
     ):
         assert part in text
-    assert "/home" not in text
+    assert "/srv" not in text
     card = ModelCard(text)
     assert card.data.pipeline_tag == "translation"
     assert card.data.language == ["de", "en"]
