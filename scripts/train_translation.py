@@ -6,8 +6,9 @@
         --valid_source val.de --valid_target val.en --output_dir runs/mine
 
 Leaves in `output_dir` the best model by validation score (weights, config, code, tokenizer), and
-`run.json`, `metrics.jsonl`, `learning_curve.png`; with test data also `test.json` and
-`test.hypotheses.txt`. Also runs under `accelerate launch`.
+`run.json`, `metrics.jsonl`, `training.json`, `learning_curve.png`, `checkpoints/`; with test data
+also `test.json` and `test.hypotheses.txt`. Also runs under `accelerate launch` and `torchrun`;
+`--resume auto` goes on where any interruption left it (docs/training.md).
 """
 
 from __future__ import annotations
@@ -26,21 +27,34 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
-from hf_qrnn.generation import generate_hypotheses
 from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.tokenization import (
-    decode_batch,
-    encode_batch,
     load_tokenizer,
     make_byte_tokenizer,
     train_character_tokenizer,
 )
-from hf_qrnn.training.batching import BucketBatchSampler, EncodedPair, encode_pairs, make_loader
+from hf_qrnn.training.batching import (
+    BucketBatchSampler,
+    EncodedPair,
+    encode_pairs,
+    hash_pairs,
+    make_loader,
+)
+from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
-from hf_qrnn.training.loop import LoopOptions, Trainer, mean_loss
+from hf_qrnn.training.evaluation import mean_loss, score_pairs
+from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
+from hf_qrnn.training.processes import (
+    Processes,
+    describe_processes,
+    make_accelerator,
+    open_checkpoints,
+    start_trackers,
+)
 from hf_qrnn.training.run_folder import RunFolder, write_lines
-from hf_qrnn.training.scoring import score_translations
+from hf_qrnn.training.snapshot import full_weights
+from hf_qrnn.training.stopping import exit_status
 
 logger = logging.getLogger("train_translation")
 
@@ -69,26 +83,6 @@ def make_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Pre
     return hf_qrnn.QRNNForConditionalGeneration(config)
 
 
-def score_pairs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: list[TextPair],
-    batch_size: int,
-    num_beams: int = 1,
-) -> tuple[dict[str, Any], list[str]]:
-    """Translate the sources; scores with their signatures, and the translations."""
-    sources = encode_batch(tokenizer, [pair.source for pair in pairs])
-    best = generate_hypotheses(model, sources, num_beams=num_beams, batch_size=batch_size)
-    texts = decode_batch(tokenizer, [hypotheses[0].ids for hypotheses in best])
-    scores = score_translations(texts, [pair.target for pair in pairs], metrics=("bleu", "chrf"))
-    record: dict[str, Any] = {"exact_match": scores.exact_match, "sentences": len(pairs)}
-    record["num_beams"] = num_beams
-    for name in ("bleu", "chrf"):
-        score = getattr(scores, name)
-        record[name], record[f"{name}_signature"] = score.score, score.signature
-    return record, texts
-
-
 def chars_per_token(pairs: list[TextPair], encoded: list[EncodedPair]) -> tuple[float, float]:
     """Source and target characters per token, end tokens included among the tokens."""
     source = sum(len(pair.source) for pair in pairs) / sum(len(x.source_ids) for x in encoded)
@@ -96,7 +90,7 @@ def chars_per_token(pairs: list[TextPair], encoded: list[EncodedPair]) -> tuple[
     return source, target
 
 
-def train(
+def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: TranslationData,
@@ -104,39 +98,53 @@ def train(
     options: RunOptions,
     folder: RunFolder,
     accelerator: Accelerator,
-) -> None:
-    """Train; the best model by validation BLEU, or loss without BLEU, ends in the folder."""
+    checkpoints: CheckpointFolder,
+) -> Trainer:
+    """A trainer whose best model by validation BLEU, or loss without BLEU, ends in the folder."""
+    processes = Processes(accelerator)
+    share = {"world_size": processes.count, "rank": processes.rank}
     encoded, valid = encode_pairs(tokenizer, data.train), encode_pairs(tokenizer, data.valid)
-    sampler = BucketBatchSampler(
-        encoded,
-        max_tokens=loop.max_tokens,
-        seed=options.seed,
-        world_size=accelerator.num_processes,
-        rank=accelerator.process_index,
-    )
-    in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False)
+    sampler = BucketBatchSampler(encoded, max_tokens=loop.max_tokens, seed=options.seed, **share)
+    in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False, **share)
     pad: int = tokenizer.pad_token_id
+    loader = make_loader(encoded, sampler, pad_token_id=pad, num_workers=options.num_workers)
     valid_loader = make_loader(valid, in_order, pad_token_id=pad)
     shown = data.valid if options.eval_sentences < 0 else data.valid[: options.eval_sentences]
 
+    def log(record: dict[str, Any]) -> None:
+        folder.log(record)
+        numbers = {f"{record['kind']}/{k}": v for k, v in record.items() if type(v) in (int, float)}
+        accelerator.log(numbers, step=record["step"])
+
     def validate(step: int) -> tuple[float, dict[str, Any]]:
-        record: dict[str, Any] = {"loss": mean_loss(model, valid_loader, accelerator.device)}
+        loss = mean_loss(trainer.model, valid_loader, accelerator.device, processes)
+        record: dict[str, Any] = {"loss": loss}
         if shown:
-            record.update(score_pairs(model, tokenizer, shown, options.eval_batch_size)[0])
+            size = options.eval_batch_size
+            record.update(score_pairs(model, tokenizer, shown, processes, batch_size=size)[0])
         logger.info("update %d: %s", step, json.dumps(record))
         return record.get("bleu", -record["loss"]), record
 
-    Trainer(
+    trainer = Trainer(
         model,
-        make_loader(encoded, sampler, pad_token_id=pad),
+        loader,
         sampler,
         loop,
         accelerator,
         chars_per_token=chars_per_token(data.train, encoded),
-        log=folder.log,
+        log=log,
         validate=validate,
-        save_best=lambda: folder.save_model(model, tokenizer),
-    ).train()
+        save_best=lambda: folder.save_model(model, tokenizer, full_weights(trainer.model)),
+        checkpoints=checkpoints,
+        identity={
+            "training data": hash_pairs(encoded),
+            "seed": options.seed,
+            "mixed_precision": options.mixed_precision,
+            "model": json.loads(model.config.to_json_string()),
+            **loop.shaping(),
+        },
+    )
+    return trainer
 
 
 def run(
@@ -149,46 +157,63 @@ def run(
     """Load, train, and score the best model on the test set."""
     if options.num_threads > 0:
         torch.set_num_threads(options.num_threads)
-    accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
+    accelerator = make_accelerator(options)
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
+    logger.info(describe_processes(accelerator))
     set_seed(options.seed)
     data = load_translation_data(data_options)
     tokenizer = make_tokenizer(tokenizer_options, data.train)
     model = make_model(model_options, tokenizer)
+    set_seed(options.seed, device_specific=True)  # dropout differs between processes
+    checkpoints = CheckpointFolder(
+        Path(options.output_dir) / "checkpoints", keep_last=loop.keep_last, keep_best=loop.keep_best
+    )
+    resumed = open_checkpoints(options.resume, checkpoints, accelerator)
     folder = RunFolder(
         Path(options.output_dir),
         is_main_process=accelerator.is_main_process,
         draw_curve=lambda records, path: save_figure(learning_curve_figure(records), path),
+        resume_step=0 if resumed is None else read_marker(resumed)["step"],
     )
     groups = (data_options, tokenizer_options, model_options, loop, options)
     given = {name: value for group in groups for name, value in asdict(group).items()}
     sizes = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
-    folder.describe(given, {**sizes, "filter": str(data.report)}, model, accelerator.device)
+    counts = {**sizes, "filter": str(data.report)}
+    folder.describe(given, counts, model, accelerator.device, describe_processes(accelerator))
+    start_trackers(accelerator, given)
     logger.info("%s; %d parameters", data.report, model.num_parameters())
-    train(model, tokenizer, data, loop, options, folder, accelerator)
-    if data.test and accelerator.is_main_process:
+    trainer = make_trainer(model, tokenizer, data, loop, options, folder, accelerator, checkpoints)
+    if resumed is not None:
+        trainer.restore(resumed)
+        logger.info("resumed from %s", resumed)
+    state = trainer.train()
+    folder.write_json("training.json", {**asdict(state), "weights_sha256": trainer.weights_hash()})
+    accelerator.wait_for_everyone()
+    if data.test:
         best = hf_qrnn.QRNNForConditionalGeneration.from_pretrained(folder.path)
         best.to(accelerator.device)
         record, texts = score_pairs(
-            best, tokenizer, data.test, options.eval_batch_size, num_beams=options.num_beams
+            best,
+            tokenizer,
+            data.test,
+            trainer.processes,
+            batch_size=options.eval_batch_size,
+            num_beams=options.num_beams,
         )
         folder.write_json("test.json", record)
-        write_lines(folder.path / "test.hypotheses.txt", texts)
+        if accelerator.is_main_process:
+            write_lines(folder.path / "test.hypotheses.txt", texts)
         logger.info("test: %s", json.dumps(record))
+    accelerator.end_training()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 2 after a user's mistake, told in one sentence."""
+    """Run the command line; 2 after a mistake, 3 after divergence, 75 after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     kinds = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
-    try:
-        run(*parse_options(kinds, argv))
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(*parse_options(kinds, argv)))
 
 
 if __name__ == "__main__":

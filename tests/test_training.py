@@ -17,14 +17,14 @@ from hf_qrnn.generation import generate_hypotheses
 from hf_qrnn.tokenization import decode_batch, encode_batch, train_character_tokenizer
 from hf_qrnn.training.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
 from hf_qrnn.training.data import DataOptions
+from hf_qrnn.training.evaluation import mean_loss
 from hf_qrnn.training.loop import (
     LoopOptions,
     Trainer,
-    _Meter,
     learning_rate_factor,
     make_optimizer,
-    mean_loss,
 )
+from hf_qrnn.training.meter import Meter
 from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
 from hf_qrnn.training.scoring import score_translations
 
@@ -91,7 +91,7 @@ def test_a_filler_batch_changes_nothing() -> None:
             parameter.grad = None
         run.optimizer.step = lambda: None
         run.optimizer.zero_grad = lambda: None
-        run._update(group, float(batch.num_target_tokens), _Meter())
+        run._update(group, float(batch.num_target_tokens), Meter())
         grads.append([p.grad.clone() for p in model.parameters()])
     for one, two in zip(*grads, strict=True):
         torch.testing.assert_close(one, two)

@@ -7,6 +7,8 @@ random generator.
 Shapes: B batch, S source length, T target length.
 """
 
+import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -67,6 +69,7 @@ class Batch:
         num_source_chars: characters of the source texts.
         num_source_tokens: source ids that are not padding.
         num_target_tokens: target ids that are not padding.
+        indices: positions in the data set.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -74,6 +77,7 @@ class Batch:
     num_source_chars: int
     num_source_tokens: int
     num_target_tokens: int
+    indices: tuple[int, ...] = ()
 
 
 def encode_pairs(
@@ -86,6 +90,15 @@ def encode_pairs(
         EncodedPair(source, target, len(pair.source))
         for source, target, pair in zip(sources, targets, pairs, strict=True)
     ]
+
+
+def hash_pairs(pairs: Iterable[EncodedPair]) -> str:
+    """SHA-256 of the ids in their order: a resumed run must have the same data."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.source_ids, pair.target_ids):
+            digest.update(array("q", [len(ids), *ids]).tobytes())
+    return digest.hexdigest()
 
 
 class BucketBatchSampler(Sampler[BatchPlan]):
@@ -302,6 +315,7 @@ class _PlannedBatches(Dataset[Batch]):
             num_source_chars=sum(pair.num_source_chars for pair in pairs),
             num_source_tokens=sum(len(pair.source_ids) for pair in pairs),
             num_target_tokens=sum(len(pair.target_ids) for pair in pairs),
+            indices=tuple(plan.indices),
         )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,22 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from hf_qrnn.training import snapshot
 from hf_qrnn.training.batching import Batch, BucketBatchSampler
+from hf_qrnn.training.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    average_weights,
+    hash_tensors,
+    read_checkpoint,
+)
+from hf_qrnn.training.meter import Meter, peak_memory
+from hf_qrnn.training.processes import Processes
+from hf_qrnn.training.stopping import InterruptionError, Signals, Trouble, Watch, diverged
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adam")
+AVERAGES = ("none", "last", "best")
 
 
 @dataclass
@@ -64,40 +77,72 @@ class LoopOptions:
     eval_every: int = field(
         default=500, metadata={"help": "updates between validations; one comes at the end too"}
     )
+    patience: int = field(
+        default=0, metadata={"help": "stop after so many validations without a best; 0 = never"}
+    )
+    loss_limit: float = field(
+        default=5.0,
+        metadata={"help": "stop where a loss passes so many times ln(vocabulary); 0 = never"},
+    )
+    save_every: int = field(
+        default=1000, metadata={"help": "updates between checkpoints; 0 = no checkpoints at all"}
+    )
+    keep_last: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
+    keep_best: int = field(
+        default=1, metadata={"help": "best checkpoints to keep; written after validations"}
+    )
+    average: str = field(
+        default="none",
+        metadata={"help": "at the end try the mean of the kept checkpoints: none, last, best"},
+    )
 
     def __post_init__(self) -> None:
         least = {
             "max_steps": 0, "epochs": 0, "max_minutes": 0, "max_tokens": 1, "warmup_steps": 0,
             "gradient_accumulation_steps": 1, "learning_rate": 0, "weight_decay": 0,
-            "max_grad_norm": 0, "log_every": 1, "eval_every": 1,
+            "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0, "loss_limit": 0,
+            "save_every": 0, "keep_last": 1, "keep_best": 0,
         }  # fmt: skip
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 value = getattr(self, name)
                 raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
-        for name, allowed in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+        choices_of = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "average": AVERAGES}
+        for name, allowed in choices_of.items():
             if getattr(self, name) not in allowed:
                 choices, value = ", ".join(allowed), getattr(self, name)
                 raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}.")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"`label_smoothing` must be in [0, 1), but is {self.label_smoothing}.")
 
+    def shaping(self) -> dict[str, Any]:
+        """The options that shape every update: a resumed run must have the same."""
+        free = {"max_steps", "epochs", "max_minutes", "log_every", "eval_every", "patience"}
+        free |= {"loss_limit", "save_every", "keep_last", "keep_best", "average"}
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
 
 @dataclass
 class TrainState:
-    """Where training stands.
+    """Where training stands; a checkpoint holds it.
 
     Attributes:
         step: Updates made.
         epoch: Passes begun, from 0.
+        batch: Batches of this pass already used.
         seconds: Time spent training, validation not counted.
         best: Best validation score so far, or None.
+        since_best: Validations since then.
+        finished: Why training ended: "budget", "patience", or "" while it goes on.
     """
 
     step: int = 0
     epoch: int = 0
+    batch: int = 0
     seconds: float = 0.0
     best: float | None = None
+    since_best: int = 0
+    finished: str = ""
 
 
 def make_optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
@@ -147,8 +192,10 @@ class Trainer:
             characters per second.
         log: Called with every record for metrics.jsonl.
         validate: Called with the step; returns the validation score (higher is better) and its
-            record.
-        save_best: Called when the validation score improved.
+            record, the same on every process.
+        save_best: Called on every process when the validation score improved.
+        checkpoints: Where checkpoints go; None = nowhere.
+        identity: What a checkpoint must have been written with for this run to go on from it.
     """
 
     def __init__(
@@ -163,12 +210,21 @@ class Trainer:
         log: Callable[[dict[str, Any]], None],
         validate: Callable[[int], tuple[float, dict[str, Any]]],
         save_best: Callable[[], None],
+        checkpoints: CheckpointFolder | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.options, self.accelerator = options, accelerator
         self.sampler, self.loader = sampler, loader
         self.chars_per_token = chars_per_token
         self.log, self.validate, self.save_best = log, validate, save_best
-        self.state = TrainState()
+        self.checkpoints = checkpoints if options.save_every > 0 else None
+        self.state, self.meter = TrainState(), Meter()
+        self.processes = Processes(accelerator)
+        self.identity = {"world_size": self.processes.count, **(identity or {})}
+        limit = options.loss_limit * math.log(max(2, model.config.vocab_size))
+        self.watch = Watch(limit if limit > 0 else math.inf)
+        self._trouble: Trouble | None = None
+        self._interrupted = False
         optimizer = make_optimizer(model, options)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.max_steps = options.max_steps or math.ceil(
@@ -182,11 +238,44 @@ class Trainer:
             used = max(used, self.state.seconds / (60.0 * self.options.max_minutes))
         return used
 
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, exactly: weights, optimiser, random numbers, place in the data.
+
+        Raises:
+            CheckpointError: If it is not what was written.
+            ValueError: If it belongs to another run (names what differs).
+        """
+        checkpoint = read_checkpoint(path)
+        _compare_identity(self.identity, checkpoint.state["identity"], path)
+        snapshot.set_weights(self.model, checkpoint.tensors["model"])
+        snapshot.set_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+        own = f"{self.processes.rank}/"
+        self.state = TrainState(**checkpoint.state["train"])
+        self.meter = Meter.of(checkpoint.state["meters"][self.processes.rank])
+        mine = {
+            name.removeprefix(own): tensor
+            for name, tensor in checkpoint.tensors["random"].items()
+            if name.startswith(own)
+        }
+        snapshot.set_random_state(mine, self.accelerator.device)
+
     def train(self) -> TrainState:
-        """Train to the end of the budget, validating on the way and at the end."""
-        meter = _Meter()
+        """Train to the end of the budget, validating on the way and at the end.
+
+        Raises:
+            InterruptionError: After SIGTERM or SIGINT, with a checkpoint saved.
+            DivergenceError: If a loss or gradient is not finite, or a loss too large.
+            CheckpointError: If a checkpoint cannot be written.
+        """
+        state, options = self.state, self.options
+        is_patient = options.patience == 0 or state.since_best < options.patience
+        if state.finished and (self.progress() >= 1.0 or not is_patient):
+            self._try_average()
+            return state
+        state.finished = ""
         bar = tqdm(
             total=self.max_steps,
+            initial=state.step,
             desc="training",
             unit="update",
             dynamic_ncols=True,
@@ -194,30 +283,63 @@ class Trainer:
             disable=not self.accelerator.is_local_main_process,
         )
         started = time.monotonic()
-        for group in self._groups():
-            total = self._share(group, time.monotonic() - started)
-            started = time.monotonic()
-            self._update(group, total, meter)
-            bar.update()
-            finished = self.progress() >= 1.0
-            if self.state.step % self.options.log_every == 0 or finished:
-                record = self._record(meter)
-                self.log(record)
-                bar.set_postfix_str(self._summary(record))
-                meter = _Meter()
-            if self.state.step % self.options.eval_every == 0 or finished:
-                self._evaluate()
+        with Signals() as signals, bar:
+            for group in self._groups():
+                total = self._share(group, time.monotonic() - started, signals.received)
                 started = time.monotonic()
-            if finished:
-                break
-        bar.close()
-        return self.state
+                self._update(group, total, self.meter)
+                state.batch += len(group)
+                bar.update()
+                if self._after_update(bar):
+                    started = time.monotonic()
+                if state.finished or self._interrupted:
+                    break
+        if self._interrupted:
+            newest = self.checkpoints.newest() if self.checkpoints else None
+            raise InterruptionError(state.step, newest)
+        self._try_average()
+        return state
+
+    def weights_hash(self) -> str:
+        """SHA-256 of all weights as they are now."""
+        return hash_tensors(snapshot.full_weights(self.model))
+
+    def _after_update(self, bar: tqdm[Any]) -> bool:
+        """Log, validate and save where due; True if that took time that is not training."""
+        state, options = self.state, self.options
+        if self.progress() >= 1.0:
+            state.finished = "budget"
+        validates = state.step % options.eval_every == 0 or bool(state.finished)
+        if state.step % options.log_every == 0 or state.finished:
+            self._look()
+            record = self._record()
+            self.log(record)
+            bar.set_postfix_str(self._summary(record))
+            self.meter = Meter()
+        elif self.accelerator.device.type == "cpu":
+            self._look()
+        score = None
+        if validates:
+            self._stop_if_diverged()
+            score = self._evaluate()
+            if options.patience and state.since_best >= options.patience:
+                state.finished = "patience"
+        saves = options.save_every > 0 and state.step % options.save_every == 0
+        if self.checkpoints is not None and (
+            saves
+            or state.finished
+            or self._interrupted
+            or (score is not None and self._is_among_best(score))
+        ):
+            self._save(score)
+            return True
+        return validates
 
     def _groups(self) -> Iterator[list[Batch]]:
-        """The batches of each update, epoch after epoch."""
+        """The batches of each update, epoch after epoch, from where the state stands."""
         size = self.options.gradient_accumulation_steps
         while True:
-            self.sampler.set_epoch(self.state.epoch)
+            self.sampler.set_epoch(self.state.epoch, start=self.state.batch)
             group: list[Batch] = []
             for batch in self.loader:
                 group.append(batch)
@@ -226,23 +348,30 @@ class Trainer:
                     group = []
             if group:
                 yield group
-            self.state.epoch += 1
+            self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
-    def _share(self, group: list[Batch], seconds: float) -> float:
-        """Target tokens of `group` over all processes; adds their mean time to the state's.
+    def _share(self, group: list[Batch], seconds: float, interrupted: bool) -> float:
+        """Target tokens of `group` over all processes; what all must know goes the same way.
 
-        Processes that measured alone would end, and decay the learning rate, at different updates.
+        Processes that measured time alone would end, and decay the learning rate, at different
+        updates; and a signal or a loss that diverged may reach one of them only.
         """
         own = sum(batch.num_target_tokens for batch in group if not batch.is_filler)
-        device = self.accelerator.device
-        sums = self.accelerator.reduce(torch.tensor([own, seconds], device=device), "sum").tolist()
-        self.state.seconds += sums[1] / self.accelerator.num_processes
-        return float(sums[0])
+        total, seconds, signals, troubles = self.processes.sum(
+            [own, seconds, interrupted, self._trouble is not None]
+        )
+        self.state.seconds += seconds / self.processes.count
+        self._interrupted = signals > 0
+        if troubles > 0:
+            self._raise_diverged()
+        return total
 
-    def _update(self, group: list[Batch], total: float, meter: _Meter) -> None:
+    def _update(self, group: list[Batch], total: float, meter: Meter) -> None:
         """One update from the batches of `group`, every one of `total` target tokens alike."""
         options, accelerator = self.options, self.accelerator
         self.model.train()
+        before = meter.nats
+        real = [batch for batch in group if not batch.is_filler]
         for index, batch in enumerate(group):
             # Gradients are averaged over processes and the sum is wanted.
             weight = 0.0 if batch.is_filler else float(accelerator.num_processes)
@@ -250,13 +379,16 @@ class Trainer:
             is_last = index == len(group) - 1
             with accelerator.autocast(), _synced(accelerator, self.model, is_last):
                 output = self.model(
-                    **inputs, num_items_in_batch=total, label_smoothing=options.label_smoothing
+                    **inputs,
+                    num_items_in_batch=self._divisor(total),
+                    label_smoothing=options.label_smoothing,
                 )
                 accelerator.backward(output.loss * weight)
             meter.add(batch, _negative_log_likelihood(output, inputs["labels"], total, options))
-        if options.max_grad_norm > 0:
-            norm = accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
-            meter.grad_norm = float(norm)
+        norm = accelerator.clip_grad_norm_(
+            self.model.parameters(), options.max_grad_norm or math.inf
+        )
+        meter.grad_norm = norm
         meter.learning_rate = options.learning_rate * learning_rate_factor(
             options, self.state.step, self.progress()
         )
@@ -265,63 +397,121 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
+        self.watch.add(
+            self.state.step,
+            [index for batch in real for index in batch.indices],
+            meter.nats - before,
+            sum(batch.num_target_tokens for batch in real),
+            norm,
+        )
 
-    def _evaluate(self) -> None:
+    def _divisor(self, total: float) -> Any:
+        """`total` for the loss; a compiled model would be compiled again for every new number."""
+        if self.accelerator.state.dynamo_plugin.backend == "NO":
+            return total
+        return torch.tensor(total, device=self.accelerator.device)
+
+    def _look(self) -> None:
+        self._trouble = self._trouble or self.watch.look()
+
+    def _stop_if_diverged(self) -> None:
+        """On every process, if one of them has seen trouble by now."""
+        self._look()
+        if self.processes.sum([self._trouble is not None])[0] > 0:
+            self._raise_diverged()
+
+    def _raise_diverged(self) -> None:
+        last = self.checkpoints.newest() if self.checkpoints else None
+        raise diverged(self.processes.gather(self._trouble), self.watch.limit, last)
+
+    def _evaluate(self) -> float:
         score, record = self.validate(self.state.step)
         improved = self.state.best is None or score > self.state.best
         common = {"kind": "valid", "step": self.state.step, "seconds": self.state.seconds}
         self.log({**common, **record, "is_best": improved})
+        self.state.since_best += 1
+        if improved:
+            self.state.best, self.state.since_best = score, 0
+            self.save_best()
+        return score
+
+    def _is_among_best(self, score: float) -> bool:
+        assert self.checkpoints is not None, "asked without checkpoints"
+        is_main = self.processes.is_main  # the only one that may look while it writes
+        return bool(self.processes.gather(is_main and self.checkpoints.is_among_best(score))[0])
+
+    def _save(self, score: float | None) -> None:
+        """Write a checkpoint; every process takes part, and all fail together."""
+        self._stop_if_diverged()
+        randoms = self.processes.gather(snapshot.random_state(self.accelerator.device))
+        meters = self.processes.gather(self.meter.to_dict())
+        tensors = {
+            "model": snapshot.full_weights(self.model),
+            "optimizer": snapshot.optimizer_tensors(self.model, self.optimizer),
+            "random": {
+                f"{rank}/{name}": tensor
+                for rank, own in enumerate(randoms)
+                for name, tensor in own.items()
+            },
+        }
+        state = {"train": asdict(self.state), "meters": meters, "identity": self.identity}
+        fault = None
+        if self.processes.is_main:
+            assert self.checkpoints is not None, "saved without checkpoints"
+            try:
+                self.checkpoints.save(self.state.step, tensors, state, score=score)
+            except CheckpointError as error:
+                fault = str(error)
+        for text in self.processes.gather(fault):
+            if text is not None:
+                raise CheckpointError(text)
+
+    def _try_average(self) -> None:
+        """Validate the mean of the kept checkpoints; it becomes the model where it is best."""
+        if self.options.average == "none" or self.checkpoints is None:
+            return
+        if self.options.average == "last":
+            paths = self.checkpoints.complete()[-self.options.keep_last :]
+        else:
+            paths = self.checkpoints.best(self.options.keep_best)
+        own = {k: tensor.clone() for k, tensor in snapshot.full_weights(self.model).items()}
+        snapshot.set_weights(self.model, average_weights(paths))
+        score, record = self.validate(self.state.step)
+        improved = self.state.best is None or score > self.state.best
+        common = {"kind": "average", "step": self.state.step, "of": [path.name for path in paths]}
+        self.log({**common, **record, "is_best": improved})
         if improved:
             self.state.best = score
             self.save_best()
+        snapshot.set_weights(self.model, own)
 
-    def _record(self, meter: _Meter) -> dict[str, Any]:
-        source, target = self.chars_per_token
-        loss = meter.nats / max(1, meter.target_tokens)
-        seconds = time.monotonic() - meter.started
-        chars = source * meter.source_tokens + target * meter.target_tokens
+    def _record(self) -> dict[str, Any]:
+        """The log's line on the updates since the last one, the same on every process."""
+        state = self.state
         return {
             "kind": "train",
-            "step": self.state.step,
-            "epoch": self.state.epoch,
-            "loss": loss,
-            "bits_per_char": loss / math.log(2) / target,
-            "learning_rate": meter.learning_rate,
-            "grad_norm": meter.grad_norm,
-            "chars_per_second": chars / seconds * self.accelerator.num_processes,
-            "padding": 1.0 - meter.real / max(1, meter.padded),
-            "seconds": self.state.seconds,
+            "step": state.step,
+            "epoch": state.epoch,
+            **self.meter.record(self.processes, self.chars_per_token),
+            "peak_memory_mb": peak_memory(self.accelerator.device) / 1e6,
+            "seconds": state.seconds,
+            "eta_seconds": state.seconds * max(0.0, 1.0 / max(1e-9, self.progress()) - 1.0),
         }
 
     def _summary(self, record: dict[str, Any]) -> str:
-        left = self.state.seconds * (1.0 / max(1e-9, self.progress()) - 1.0)
         return (
             f"loss {record['loss']:.3f}, {record['bits_per_char']:.3f} bits/char, "
-            f"{record['chars_per_second']:.0f} chars/s, {max(0.0, left) / 60:.1f} min left"
+            f"{record['chars_per_second']:.0f} chars/s, {record['eta_seconds'] / 60:.1f} min left"
         )
 
 
-@dataclass
-class _Meter:
-    """Sums since the last line of the log."""
-
-    started: float = field(default_factory=time.monotonic)
-    nats: float = 0.0
-    source_tokens: int = 0
-    target_tokens: int = 0
-    real: int = 0
-    padded: int = 0
-    grad_norm: float = 0.0
-    learning_rate: float = 0.0
-
-    def add(self, batch: Batch, nats: float) -> None:
-        if batch.is_filler:
-            return
-        self.nats += nats
-        self.source_tokens += batch.num_source_tokens
-        self.target_tokens += batch.num_target_tokens
-        self.real += batch.num_source_tokens + batch.num_target_tokens
-        self.padded += batch.inputs["input_ids"].numel() + batch.inputs["labels"].numel()
+def _compare_identity(own: Mapping[str, Any], written: Mapping[str, Any], path: Path) -> None:
+    for name in sorted(own.keys() | written.keys()):
+        if own.get(name) != written.get(name):
+            raise ValueError(
+                f"`{name}` must be {written.get(name)!r}, as in '{path}', to resume from it, "
+                f"but is {own.get(name)!r}."
+            )
 
 
 def _synced(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Any:
@@ -331,23 +521,10 @@ def _synced(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> 
 
 def _negative_log_likelihood(
     output: Any, labels: torch.Tensor, total: float, options: LoopOptions
-) -> float:
+) -> torch.Tensor:
     """Nats of a batch without label smoothing, which the loss itself contains."""
     if options.label_smoothing == 0.0:
-        return float(output.loss.detach()) * total
+        nats: torch.Tensor = output.loss.detach() * total
+        return nats
     logits = output.logits.detach().float().flatten(0, 1)
-    return float(torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum"))
-
-
-@torch.no_grad()
-def mean_loss(model: PreTrainedModel, loader: DataLoader[Batch], device: torch.device) -> float:
-    """Negative log-likelihood of all targets, nats per target token."""
-    was_training = model.training
-    model.eval()
-    nats, tokens = 0.0, 0
-    for batch in loader:
-        inputs = {name: x.to(device) for name, x in batch.inputs.items()}
-        nats += float(model(**inputs).loss) * batch.num_target_tokens
-        tokens += batch.num_target_tokens
-    model.train(was_training)
-    return nats / max(1, tokens)
+    return torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")

@@ -81,6 +81,18 @@ class RunOptions:
     )
     mixed_precision: str = field(default="no", metadata={"help": "no (float32) or bf16"})
     num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 = torch's choice"})
+    num_workers: int = field(default=0, metadata={"help": "processes that pad batches; 0 = none"})
+    resume: str = field(
+        default="never",
+        metadata={"help": "auto (the newest checkpoint, if any), never, or the path of one"},
+    )
+    expect_world_size: int = field(
+        default=0, metadata={"help": "stop unless there are so many processes; 0 = any number"}
+    )
+    report_to: str = field(
+        default="none", metadata={"help": "trackers beside metrics.jsonl, as tensorboard,wandb"}
+    )
+    compile: bool = field(default=False, metadata={"help": "run the model through torch.compile"})
     eval_sentences: int = field(
         default=200,
         metadata={"help": "validation sentences to translate each time; 0 = none, -1 = all"},

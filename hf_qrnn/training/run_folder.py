@@ -2,6 +2,8 @@
 
 run.json              options, data, versions, hardware
 metrics.jsonl         one record a line, as training goes
+training.json         how it ended
+checkpoints/          what a resumed run goes on from (checkpoint.py)
 learning_curve.png    drawn after every validation
 config.json ...       the best model with its code and tokenizer, loadable by the Auto classes
 """
@@ -32,6 +34,7 @@ class RunFolder:
         path: The folder; made if missing. The metrics of an earlier run in it are replaced.
         is_main_process: Whether this process writes.
         draw_curve: Draws all records so far into the file it is given.
+        resume_step: Keep the metrics of so many updates, for a resumed run to go on from there.
     """
 
     def __init__(
@@ -40,13 +43,16 @@ class RunFolder:
         *,
         is_main_process: bool,
         draw_curve: Callable[[list[dict[str, Any]], Path], None],
+        resume_step: int = 0,
     ) -> None:
         self.path, self.is_main_process = path, is_main_process
         self.draw_curve = draw_curve
         self.records: list[dict[str, Any]] = []
         if is_main_process:
             path.mkdir(parents=True, exist_ok=True)
-            write_lines(path / "metrics.jsonl", [])
+            if resume_step > 0:
+                self.records = _records_until(path / "metrics.jsonl", resume_step)
+            write_lines(path / "metrics.jsonl", [json.dumps(record) for record in self.records])
 
     def describe(
         self,
@@ -54,6 +60,7 @@ class RunFolder:
         data: dict[str, Any],
         model: PreTrainedModel,
         device: torch.device,
+        processes: str = "",
     ) -> None:
         """Write run.json: what another person needs to repeat the run."""
         modules = (torch, transformers, accelerate)
@@ -73,6 +80,7 @@ class RunFolder:
                 "machine": platform.machine(),
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "threads": torch.get_num_threads(),
+                "processes": processes,
             },
         }
         self.write_json("run.json", description)
@@ -87,12 +95,24 @@ class RunFolder:
         if record["kind"] == "valid":
             self.draw_curve(self.records, self.path / "learning_curve.png")
 
-    def save_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write model and tokenizer aside, then put them in place of the old ones file by file."""
+    def save_model(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write model and tokenizer aside, then put them in place of the old ones file by file.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            weights: The model's weights, where its own are not whole because they are sharded.
+        """
         if not self.is_main_process:
             return
         fresh = self.path / ".saving"
-        model.save_pretrained(fresh)
+        shutil.rmtree(fresh, ignore_errors=True)
+        model.save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)
         for path in fresh.iterdir():
             os.replace(path, self.path / path.name)
@@ -102,6 +122,19 @@ class RunFolder:
         """Write a JSON file at once."""
         if self.is_main_process:
             write_lines(self.path / name, [json.dumps(content, indent=2)])
+
+
+def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl up to an update; a line that a kill cut is left out."""
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["step"] <= step and record["kind"] != "average":
+            records.append(record)
+    return records
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

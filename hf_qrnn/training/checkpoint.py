@@ -1,0 +1,294 @@
+"""Checkpoints of a training run: whole or not there, checked, and never pickled.
+
+checkpoints/step-00000020/
+    model.safetensors  optimizer.safetensors  random.safetensors    tensors
+    state.json                                                      everything else
+    complete.json                                                   size and SHA-256 of each file
+
+A checkpoint is written aside, its marker `complete.json` last, every file and folder is flushed to
+the disk, and a rename puts it in place. So whatever has a marker is whole, at any moment of a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+FORMAT = 1
+MARKER = "complete.json"
+_STATE = "state.json"
+_UNFINISHED, _DELETED = ".writing-", ".deleting-"
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written, or is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: Its folder.
+        tensors: Tensors by name, by group ("model", "optimizer", "random"), on the CPU.
+        state: Everything else.
+    """
+
+    path: Path
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of a run, written by its main process alone.
+
+    Args:
+        path: The folder; made with the first checkpoint.
+        keep_last: The newest so many stay, at least 1.
+        keep_best: The best so many by score stay too; ties go to the earlier.
+    """
+
+    def __init__(self, path: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:
+        for name, value, bound in (("keep_last", keep_last, 1), ("keep_best", keep_best, 0)):
+            if value < bound:
+                raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
+        self.path, self.keep_last, self.keep_best = path, keep_last, keep_best
+
+    def complete(self) -> list[Path]:
+        """Folders of whole checkpoints, oldest first."""
+        found = [path.parent for path in self.path.glob(f"step-*/{MARKER}")]
+        return sorted(found, key=_step)
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return next(reversed(self.complete()), None)
+
+    def best(self, count: int) -> list[Path]:
+        """The best checkpoints by score, best first; those without a score are not among them."""
+        scores = {path: read_marker(path)["score"] for path in self.complete()}
+        scored = [path for path in scores if scores[path] is not None]
+        return sorted(scored, key=lambda path: -scores[path])[:count]
+
+    def is_among_best(self, score: float) -> bool:
+        """Whether a checkpoint of this score would be kept for its score."""
+        best = self.best(self.keep_best)
+        return self.keep_best > 0 and (
+            len(best) < self.keep_best or score > read_marker(best[-1])["score"]
+        )
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        state: Mapping[str, Any],
+        *,
+        score: float | None = None,
+    ) -> Path:
+        """Write a checkpoint, whole or not at all, then delete those that need not stay.
+
+        Args:
+            step: Updates made; names the checkpoint, and replaces one of the same name.
+            tensors: Tensors by name, by group.
+            state: What JSON can hold.
+            score: Validation score of these weights, higher is better; None = not validated.
+
+        Raises:
+            CheckpointError: If it cannot be written; the others are untouched.
+        """
+        final = self.path / f"step-{step:08d}"
+        aside = self.path / f"{_UNFINISHED}{final.name}"
+        try:
+            self._clean()
+            aside.mkdir(parents=True)
+            for group, content in tensors.items():
+                save_file(dict(content), aside / f"{group}.safetensors")
+            _write_json(aside / _STATE, {"format": FORMAT, **state})
+            files = {path.name: _describe(path) for path in sorted(aside.iterdir())}
+            for path in aside.iterdir():
+                _flush(path)
+            _write_json(aside / MARKER, {"step": step, "score": score, "files": files})
+            _flush(aside / MARKER)
+            _flush(aside)
+            if final.exists():
+                os.rename(final, self.path / f"{_DELETED}{final.name}")
+            os.rename(aside, final)
+            _flush(self.path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            last = self.newest()
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise CheckpointError(
+                f"the checkpoint of update {step} must be written to '{self.path}', but is not: "
+                f"{reason or error}; "
+                + (f"the last whole one is '{last}'." if last else "there is no earlier one.")
+            ) from error
+        self._prune()
+        return final
+
+    def set_aside(self, after: int = -1) -> Path | None:
+        """Move checkpoints of more than `after` updates to a folder beside, replacing it.
+
+        Returns:
+            That folder, or None where there was nothing to move.
+        """
+        self._clean()
+        moved = [path for path in self.complete() if _step(path) > after]
+        if not moved:
+            return None
+        beside = self.path.with_name(f"{self.path.name}.replaced")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        for path in moved:
+            os.rename(path, beside / path.name)
+        return beside
+
+    def _prune(self) -> None:
+        paths = self.complete()
+        kept = {*paths[-self.keep_last :], *self.best(self.keep_best)}
+        for path in paths:
+            if path not in kept:
+                # Renamed first: a half deleted checkpoint must not look whole.
+                os.rename(path, path.with_name(f"{_DELETED}{path.name}"))
+        self._clean()
+
+    def _clean(self) -> None:
+        """Delete what a kill left half written or half deleted."""
+        for prefix in (_UNFINISHED, _DELETED):
+            for path in self.path.glob(f"{prefix}*"):
+                shutil.rmtree(path)
+
+
+def find_checkpoint(resume: str, folder: CheckpointFolder) -> Path | None:
+    """The checkpoint that `--resume` names: "auto" the newest of `folder`, "never" none.
+
+    Raises:
+        ValueError: If a path is neither a checkpoint nor a run's folder with one.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return folder.newest()
+    path = Path(resume)
+    if (path / MARKER).is_file():
+        return path
+    for inside in (path, path / folder.path.name):
+        newest = CheckpointFolder(inside).newest()
+        if newest is not None:
+            return newest
+    raise ValueError(
+        "`resume` must be auto, never, a checkpoint or a run's folder that holds one, "
+        f"but is '{resume}'."
+    )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint after comparing every file with its size and SHA-256.
+
+    Raises:
+        CheckpointError: If a file is missing, truncated or altered (names it).
+    """
+    for name, expected in read_marker(path)["files"].items():
+        _compare(path / name, expected)
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    if state.pop("format") != FORMAT:
+        raise CheckpointError(f"'{path}' must be of format {FORMAT}, but is of another version.")
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return Checkpoint(path, tensors, state)
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """Step, score and files of a whole checkpoint.
+
+    Raises:
+        CheckpointError: If the marker is missing or damaged.
+    """
+    try:
+        marker: dict[str, Any] = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        if not marker.keys() >= {"step", "score", "files"}:
+            raise ValueError("an entry is missing")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path / MARKER}' must be the marker of a whole checkpoint, but is not: {error}; "
+            "remove this folder or resume from another by --resume PATH."
+        ) from error
+    return marker
+
+
+def average_weights(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The mean of the weights of checkpoints, added in float64; of one, those weights.
+
+    Raises:
+        CheckpointError: If a file is missing, truncated or altered.
+        ValueError: If there is no checkpoint.
+    """
+    if not paths:
+        raise ValueError("`paths` must hold at least one checkpoint, but is empty.")
+    total: dict[str, torch.Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
+    for path in paths:
+        file = path / "model.safetensors"
+        _compare(file, read_marker(path)["files"][file.name])
+        for name, tensor in load_file(file).items():
+            kinds[name] = tensor.dtype
+            total[name] = total.get(name, 0) + tensor.double()
+    return {name: (tensor / len(paths)).to(kinds[name]) for name, tensor in total.items()}
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors by name: equal if and only if every bit is."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _compare(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        fault = "is missing"
+    elif path.stat().st_size != expected["bytes"]:
+        fault = f"has {path.stat().st_size} bytes of {expected['bytes']}"
+    elif _describe(path) != expected:
+        fault = "was altered (its SHA-256 differs)"
+    else:
+        return
+    raise CheckpointError(
+        f"'{path}' must be as it was written, but {fault}; remove this folder or resume from "
+        "another by --resume PATH."
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""Validation losses and translations, spread over the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.tokenization import decode_batch, encode_batch
+from hf_qrnn.training.batching import Batch
+from hf_qrnn.training.data import TextPair
+from hf_qrnn.training.processes import Processes
+from hf_qrnn.training.scoring import score_translations
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module,
+    loader: DataLoader[Batch],
+    device: torch.device,
+    processes: Processes | None = None,
+) -> float:
+    """Negative log-likelihood of all targets, nats per target token.
+
+    Args:
+        model: The model, as prepared for training.
+        loader: The batches of this process, as many as on every other.
+        device: Where the model is.
+        processes: Those that share the batches; None = this one alone.
+    """
+    was_training = model.training
+    model.eval()
+    nats, tokens = 0.0, 0
+    for batch in loader:
+        inputs = {name: x.to(device) for name, x in batch.inputs.items()}
+        loss = float(model(**inputs).loss)
+        if not batch.is_filler:
+            nats += loss * batch.num_target_tokens
+            tokens += batch.num_target_tokens
+    model.train(was_training)
+    sums = [nats, float(tokens)] if processes is None else processes.sum([nats, tokens])
+    return sums[0] / max(1.0, sums[1])
+
+
+def translate_sources(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    processes: Processes,
+    *,
+    batch_size: int,
+    num_beams: int = 1,
+) -> list[str]:
+    """The best translation of each source; each process does its share, each gets all.
+
+    A translation does not depend on the batch it is in, so the number of processes changes
+    nothing.
+    """
+    own = range(processes.rank, len(sources), processes.count)
+    encoded = encode_batch(tokenizer, [sources[index] for index in own])
+    best = generate_hypotheses(model, encoded, num_beams=num_beams, batch_size=batch_size)
+    texts = decode_batch(tokenizer, [hypotheses[0].ids for hypotheses in best])
+    shares = processes.gather(texts)
+    return [
+        shares[index % processes.count][index // processes.count] for index in range(len(sources))
+    ]
+
+
+def score_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[TextPair],
+    processes: Processes,
+    *,
+    batch_size: int,
+    num_beams: int = 1,
+) -> tuple[dict[str, Any], list[str]]:
+    """Translate the sources; scores with their signatures, and the translations."""
+    texts = translate_sources(
+        model,
+        tokenizer,
+        [pair.source for pair in pairs],
+        processes,
+        batch_size=batch_size,
+        num_beams=num_beams,
+    )
+    scores = score_translations(texts, [pair.target for pair in pairs], metrics=("bleu", "chrf"))
+    record: dict[str, Any] = {"exact_match": scores.exact_match, "sentences": len(pairs)}
+    record["num_beams"] = num_beams
+    for name in ("bleu", "chrf"):
+        score = getattr(scores, name)
+        record[name], record[f"{name}_signature"] = score.score, score.signature
+    return record, texts

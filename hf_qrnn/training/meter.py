@@ -1,0 +1,82 @@
+"""What the lines of a training log are made of."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hf_qrnn.training.batching import Batch
+from hf_qrnn.training.processes import Processes
+
+
+@dataclass
+class Meter:
+    """Sums since the last line of the log; nats and norm may lie on a GPU that is still busy."""
+
+    started: float = field(default_factory=time.monotonic)
+    nats: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    source_tokens: int = 0
+    target_tokens: int = 0
+    real: int = 0
+    padded: int = 0
+    grad_norm: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    learning_rate: float = 0.0
+
+    def add(self, batch: Batch, nats: torch.Tensor) -> None:
+        """Count a batch and its loss; a filler counts nothing."""
+        if batch.is_filler:
+            return
+        self.nats = self.nats.to(nats.device) + nats.double()
+        self.source_tokens += batch.num_source_tokens
+        self.target_tokens += batch.num_target_tokens
+        self.real += batch.num_source_tokens + batch.num_target_tokens
+        self.padded += batch.inputs["input_ids"].numel() + batch.inputs["labels"].numel()
+
+    def record(self, processes: Processes, chars_per_token: tuple[float, float]) -> dict[str, Any]:
+        """The sums over all processes as rates.
+
+        Args:
+            processes: All of them call this together.
+            chars_per_token: Source and target characters per token.
+        """
+        source, target = chars_per_token
+        sums = (self.nats, self.source_tokens, self.target_tokens, self.real, self.padded)
+        nats, source_tokens, target_tokens, real, padded = processes.sum(
+            [float(value) for value in sums]
+        )
+        loss = nats / max(1, target_tokens)
+        seconds = time.monotonic() - self.started
+        return {
+            "loss": loss,
+            "bits_per_char": loss / math.log(2) / target,
+            "learning_rate": self.learning_rate,
+            "grad_norm": float(self.grad_norm),
+            "chars_per_second": (source * source_tokens + target * target_tokens) / seconds,
+            "padding": 1.0 - real / max(1, padded),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs, for the line after a resume to be the same."""
+        names = ("source_tokens", "target_tokens", "real", "padded")
+        return {"nats": float(self.nats), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Meter:
+        """The meter that `to_dict` described; its clock starts now."""
+        nats = torch.tensor(content["nats"], dtype=torch.float64)
+        return cls(**{**content, "nats": nats})
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -1,0 +1,124 @@
+"""The processes of a run: how many, how they talk, and what they agree on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import TorchDynamoPlugin
+
+from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_marker
+from hf_qrnn.training.options import RunOptions
+
+logger = logging.getLogger(__name__)
+
+
+class Processes:
+    """Small numbers and objects between the processes of a run, without waiting for a GPU.
+
+    Every process must call each method at the same point. Among GPUs a second group, on the CPU,
+    carries them, so that the kernels already queued need not end first.
+
+    Args:
+        accelerator: Knows the processes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.rank: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
+        self.is_main: bool = accelerator.is_main_process
+        self._group: Any = None
+        if self.count > 1 and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums of each value over all processes, in float64."""
+        if self.count == 1:
+            return [float(value) for value in values]
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums, group=self._group)
+        result: list[float] = sums.tolist()
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in the order of their ranks, on every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def make_accelerator(options: RunOptions) -> Accelerator:
+    """The Accelerator of a script, with nothing silently missing.
+
+    Raises:
+        ValueError: If a tracker is unknown or not installed, or the number of processes is not
+            `expect_world_size`.
+    """
+    report_to, expected = options.report_to, options.expect_world_size
+    names = [] if report_to == "none" else [name.strip() for name in report_to.split(",")]
+    installed = [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise ValueError(f"`report_to` must be none or some of {known}, but has {name!r}.")
+        if name not in installed:
+            raise ValueError(f"`report_to` must name installed trackers, but {name!r} is not.")
+    compiled = {"dynamo_plugin": TorchDynamoPlugin(backend="inductor", dynamic=True)}
+    accelerator = Accelerator(
+        cpu=options.cpu,
+        mixed_precision=options.mixed_precision,
+        log_with=names or None,
+        project_dir=f"{options.output_dir}/trackers" if names else None,
+        **(compiled if options.compile else {}),
+    )
+    if expected not in (0, accelerator.num_processes):
+        raise ValueError(
+            f"`expect_world_size` must be the number of processes, {accelerator.num_processes}, "
+            f"but is {expected}: on a CPU `accelerate launch` needs ACCELERATE_USE_CPU=1 and "
+            "--multi_gpu (docs/training.md)."
+        )
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
+    """Begin what `report_to` named, with all options of the run."""
+    if accelerator.log_with:
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in options.items()}
+        accelerator.init_trackers("hf_qrnn", config=plain)
+
+
+def open_checkpoints(
+    resume: str, checkpoints: CheckpointFolder, accelerator: Accelerator
+) -> Path | None:
+    """The checkpoint that `--resume` names, the same on every process.
+
+    Checkpoints that are not of its past, all of them where none is named, are moved aside by the
+    main process.
+    """
+    path = find_checkpoint(resume, checkpoints)
+    after = -1 if path is None else int(read_marker(path)["step"])
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        beside = checkpoints.set_aside(after)
+        if beside is not None:
+            logger.info("moved the checkpoints of another run to %s", beside)
+    accelerator.wait_for_everyone()
+    return path
+
+
+def describe_processes(accelerator: Accelerator) -> str:
+    """World size, backend, device and precision in one line."""
+    backend = dist.get_backend() if accelerator.num_processes > 1 else "none"
+    return (
+        f"world size {accelerator.num_processes}, backend {backend}, "
+        f"{str(accelerator.distributed_type).rpartition('.')[2]}, device {accelerator.device}, "
+        f"mixed precision {accelerator.mixed_precision}, {torch.get_num_threads()} CPU thread(s)"
+    )
