@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from hf_qrnn.tokenization import (
     train_character_tokenizer,
 )
 from hf_qrnn.training.batching import (
+    Batch,
     BucketBatchSampler,
     EncodedPair,
     encode_pairs,
@@ -43,7 +44,7 @@ from hf_qrnn.training.batching import (
 from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
-from hf_qrnn.training.loop import LoopOptions, Trainer
+from hf_qrnn.training.loop import EpochPlan, LoopOptions, Trainer
 from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
 from hf_qrnn.training.processes import (
     Processes,
@@ -55,6 +56,7 @@ from hf_qrnn.training.processes import (
 from hf_qrnn.training.run_folder import RunFolder, write_lines
 from hf_qrnn.training.snapshot import full_weights
 from hf_qrnn.training.stopping import exit_status
+from hf_qrnn.training.streaming import StreamBatches, encode_stored
 
 logger = logging.getLogger("train_translation")
 
@@ -83,11 +85,34 @@ def make_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Pre
     return hf_qrnn.QRNNForConditionalGeneration(config)
 
 
-def chars_per_token(pairs: list[TextPair], encoded: list[EncodedPair]) -> tuple[float, float]:
+def chars_per_token(pairs: list[TextPair], encoded: Sequence[EncodedPair]) -> tuple[float, float]:
     """Source and target characters per token, end tokens included among the tokens."""
     source = sum(len(pair.source) for pair in pairs) / sum(len(x.source_ids) for x in encoded)
     target = sum(len(pair.target) for pair in pairs) / sum(len(x.target_ids) for x in encoded)
     return source, target
+
+
+def make_batches(
+    tokenizer: PreTrainedTokenizerBase,
+    data: TranslationData,
+    loop: LoopOptions,
+    options: RunOptions,
+    processes: Processes,
+) -> tuple[EpochPlan, Iterable[Batch], Sequence[EncodedPair]]:
+    """The plan of an epoch, its batches, and the training pairs as ids (of a stream the first)."""
+    if data.num_proc > 0:
+        encoded = encode_stored(tokenizer, data.train, num_proc=data.num_proc, first=processes)
+    else:
+        encoded = encode_pairs(tokenizer, data.train)
+    kind = {"max_tokens": loop.max_tokens, "seed": options.seed}
+    share = {"world_size": processes.count, "rank": processes.rank}
+    if data.stream is not None:
+        stream = StreamBatches(data.stream, tokenizer, **kind, **share)
+        return stream, stream, encoded
+    sampler = BucketBatchSampler(encoded, **kind, **share)
+    pad: int = tokenizer.pad_token_id
+    loader = make_loader(encoded, sampler, pad_token_id=pad, num_workers=options.num_workers)
+    return sampler, loader, encoded
 
 
 def make_trainer(
@@ -100,14 +125,13 @@ def make_trainer(
     accelerator: Accelerator,
     checkpoints: CheckpointFolder,
 ) -> Trainer:
-    """A trainer whose best model by validation BLEU, or loss without BLEU, ends in the folder."""
+    """The trainer whose best model by validation BLEU, or loss without BLEU, ends in the folder."""
     processes = Processes(accelerator)
-    share = {"world_size": processes.count, "rank": processes.rank}
-    encoded, valid = encode_pairs(tokenizer, data.train), encode_pairs(tokenizer, data.valid)
-    sampler = BucketBatchSampler(encoded, max_tokens=loop.max_tokens, seed=options.seed, **share)
-    in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False, **share)
+    sampler, loader, encoded = make_batches(tokenizer, data, loop, options, processes)
     pad: int = tokenizer.pad_token_id
-    loader = make_loader(encoded, sampler, pad_token_id=pad, num_workers=options.num_workers)
+    share = {"world_size": processes.count, "rank": processes.rank}
+    valid = encode_pairs(tokenizer, data.valid)
+    in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False, **share)
     valid_loader = make_loader(valid, in_order, pad_token_id=pad)
     shown = data.valid if options.eval_sentences < 0 else data.valid[: options.eval_sentences]
 

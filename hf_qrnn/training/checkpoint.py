@@ -214,7 +214,7 @@ def read_marker(path: Path) -> dict[str, Any]:
     """
     try:
         marker: dict[str, Any] = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        if not marker.keys() >= {"step", "score", "files"}:
+        if not (isinstance(marker, dict) and marker.keys() >= {"step", "score", "files"}):
             raise ValueError("an entry is missing")
     except (OSError, ValueError) as error:
         raise CheckpointError(

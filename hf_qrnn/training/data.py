@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".parquet", *_OPENERS)
 _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
+# Of a stream, what teaches the tokenizer its characters and the log its characters per token.
+_STREAM_SAMPLE = 20_000
 _VALID_SPLITS = ("validation", "valid", "dev", "val")
 _LOCAL_FILES = (
     "use local files: --train_source and --train_target (text), or --train_file (JSON lines, TSV)"
@@ -86,6 +89,9 @@ class DataOptions:
         target_lang: key or column of the target, as "en".
         max_chars: training pairs with a longer side, in characters, are dropped.
         limit: use only the first `limit` training pairs (after dropping); None = all.
+        streaming: read the training split of `dataset_name` as it is needed, never as a whole.
+        num_proc: processes that tokenize the training pairs and keep the ids on the disk, through
+            `datasets`; 0 = tokenize here, in memory.
     """
 
     train_source: str | None = None
@@ -103,6 +109,8 @@ class DataOptions:
     target_lang: str | None = None
     max_chars: int = 300
     limit: int | None = None
+    streaming: bool = False
+    num_proc: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,16 +118,20 @@ class TranslationData:
     """The pairs of one experiment.
 
     Attributes:
-        train: training pairs, filtered by length.
+        train: training pairs, filtered by length; of a stream the first.
         valid: validation pairs, never filtered.
         test: test pairs, never filtered; empty when the options name none.
         report: what the filter dropped from the training pairs.
+        stream: all training pairs, filtered, to be iterated for every epoch; None = `train` is all.
+        num_proc: processes to tokenize `train` in; 0 = this one.
     """
 
     train: list[TextPair] = field(repr=False)
     valid: list[TextPair] = field(repr=False)
     test: list[TextPair] = field(repr=False)
     report: FilterReport
+    stream: "PairStream | None" = field(default=None, repr=False)
+    num_proc: int = 0
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -240,13 +252,50 @@ def filter_pairs(
     total = too_long = empty = 0
     for pair in pairs:
         total += 1
-        if not pair.source.strip() or not pair.target.strip():
-            empty += 1
-        elif max(len(pair.source), len(pair.target)) > max_chars:
-            too_long += 1
-        else:
+        fault = _fault(pair, max_chars)
+        empty += fault == "empty"
+        too_long += fault == "too long"
+        if fault is None:
             kept.append(pair)
     return kept, FilterReport(total, len(kept), too_long, empty, max_chars)
+
+
+def _fault(pair: TextPair, max_chars: int) -> str | None:
+    """Why a training pair is dropped."""
+    if not pair.source.strip() or not pair.target.strip():
+        return "empty"
+    return "too long" if max(len(pair.source), len(pair.target)) > max_chars else None
+
+
+class PairStream:
+    """The filtered training pairs of `options.dataset_name`, read anew by every iteration.
+
+    Args:
+        options: names the data set, and what is dropped.
+
+    Raises:
+        ValueError: `dataset_name` or a language is not given.
+    """
+
+    def __init__(self, options: DataOptions) -> None:
+        if options.dataset_name is None:
+            raise ValueError("`dataset_name` must be given for `streaming`, but is None.")
+        self._options, self._name = options, options.dataset_name
+        self._languages = _languages(options)
+
+    def __iter__(self) -> Iterator[TextPair]:
+        options = self._options
+        splits = _load_splits(self._name, options.dataset_config, streaming=True)
+        if "train" not in splits:
+            raise ValueError(
+                f"`dataset_name` must have the split 'train', but '{self._name}' has only "
+                f"{_names(splits)}."
+            )
+        where = f"the split 'train' of '{self._name}'"
+        rows = enumerate(splits["train"], 1)
+        pairs = _pairs(rows, where=where, unit="row", **self._languages)
+        kept = (pair for pair in pairs if _fault(pair, options.max_chars) is None)
+        return islice(kept, options.limit)
 
 
 def load_translation_data(options: DataOptions) -> TranslationData:
@@ -261,7 +310,11 @@ def load_translation_data(options: DataOptions) -> TranslationData:
     """
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"`limit` must be at least 1, but is {options.limit}.")
-    train, report = filter_pairs(_load_split(options, "train"), max_chars=options.max_chars)
+    if options.num_proc < 0:
+        raise ValueError(f"`num_proc` must be at least 0, but is {options.num_proc}.")
+    stream = PairStream(options) if options.streaming else None
+    pairs = _load_split(options, "train") if stream is None else islice(stream, _STREAM_SAMPLE)
+    train, report = filter_pairs(pairs, max_chars=options.max_chars)
     if not train:
         raise ValueError(
             "`train` must hold a pair with text on both sides of at most "
@@ -272,6 +325,8 @@ def load_translation_data(options: DataOptions) -> TranslationData:
         valid=_load_split(options, "valid"),
         test=_load_split(options, "test"),
         report=report,
+        stream=stream,
+        num_proc=options.num_proc,
     )
 
 
@@ -337,14 +392,14 @@ def _languages(options: DataOptions) -> dict[str, str]:
     return {"source_lang": options.source_lang, "target_lang": options.target_lang}
 
 
-def _load_splits(name: str, config: str | None) -> _Splits:
+def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
     """All splits of a data set, as `datasets` gives them (rows are read when iterated)."""
     if not name:
         raise ValueError("`dataset_name` must be a folder or a data set on the Hub, but is ''.")
-    datasets = _import("datasets", f"load the data set '{name}'")
+    datasets = import_optional("datasets", f"load the data set '{name}'")
     rule = "`dataset_name` must be a local folder or a data set on the Hub"
     try:
-        splits: _Splits = datasets.load_dataset(name, config)
+        splits: _Splits = datasets.load_dataset(name, config, streaming=streaming)
     except ConnectionError as error:
         raise ConnectionError(
             f"{rule}, but '{name}' is no folder here and the Hub cannot be reached: {_LOCAL_FILES}."
@@ -357,7 +412,7 @@ def _load_splits(name: str, config: str | None) -> _Splits:
     return splits
 
 
-def _import(module: str, purpose: str) -> Any:
+def import_optional(module: str, purpose: str) -> Any:
     """Imports an optional library only now that it is needed."""
     try:
         return importlib.import_module(module)
@@ -428,7 +483,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
     pyarrow, parquet = (
-        _import(module, f"read '{path}'") for module in ("pyarrow", "pyarrow.parquet")
+        import_optional(module, f"read '{path}'") for module in ("pyarrow", "pyarrow.parquet")
     )
     try:
         table = parquet.read_table(path)

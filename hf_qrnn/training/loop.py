@@ -8,19 +8,18 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_qrnn.training import snapshot
-from hf_qrnn.training.batching import Batch, BucketBatchSampler
+from hf_qrnn.training.batching import Batch
 from hf_qrnn.training.checkpoint import (
     CheckpointError,
     CheckpointFolder,
@@ -30,7 +29,15 @@ from hf_qrnn.training.checkpoint import (
 )
 from hf_qrnn.training.meter import Meter, peak_memory
 from hf_qrnn.training.processes import Processes
-from hf_qrnn.training.stopping import InterruptionError, Signals, Trouble, Watch, diverged
+from hf_qrnn.training.stopping import (
+    DivergenceError,
+    InterruptionError,
+    Signals,
+    Trouble,
+    Watch,
+    diverged,
+    last_good,
+)
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adam")
@@ -179,6 +186,16 @@ def learning_rate_factor(options: LoopOptions, step: int, progress: float) -> fl
     return warmup * decay
 
 
+class EpochPlan(Protocol):
+    """What plans an epoch: the batches each process sees, in their order."""
+
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Choose the epoch of the next iterations, and the batches to leave out of it."""
+
+    def __len__(self) -> int:
+        """Batches of the epoch, the same on every process."""
+
+
 class Trainer:
     """Trains a sequence-to-sequence model on batches of similar lengths.
 
@@ -201,8 +218,8 @@ class Trainer:
     def __init__(
         self,
         model: PreTrainedModel,
-        loader: DataLoader[Batch],
-        sampler: BucketBatchSampler,
+        loader: Iterable[Batch],
+        sampler: EpochPlan,
         options: LoopOptions,
         accelerator: Accelerator,
         *,
@@ -443,10 +460,18 @@ class Trainer:
     def _save(self, score: float | None) -> None:
         """Write a checkpoint; every process takes part, and all fail together."""
         self._stop_if_diverged()
+        weights = snapshot.full_weights(self.model)
+        for name in self.processes.gather(_first_not_finite(weights)):
+            if name is not None:
+                last = self.checkpoints.newest() if self.checkpoints else None
+                raise DivergenceError(
+                    f"the weights must be finite, but {name!r} is not after update "
+                    f"{self.state.step}; {last_good(last)}."
+                )
         randoms = self.processes.gather(snapshot.random_state(self.accelerator.device))
         meters = self.processes.gather(self.meter.to_dict())
         tensors = {
-            "model": snapshot.full_weights(self.model),
+            "model": weights,
             "optimizer": snapshot.optimizer_tensors(self.model, self.optimizer),
             "random": {
                 f"{rank}/{name}": tensor
@@ -512,6 +537,11 @@ def _compare_identity(own: Mapping[str, Any], written: Mapping[str, Any], path: 
                 f"`{name}` must be {written.get(name)!r}, as in '{path}', to resume from it, "
                 f"but is {own.get(name)!r}."
             )
+
+
+def _first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of a tensor with an infinity or NaN in it."""
+    return next((name for name, x in weights.items() if not bool(x.isfinite().all())), None)
 
 
 def _synced(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Any:

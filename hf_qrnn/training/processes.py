@@ -117,8 +117,9 @@ def open_checkpoints(
 def describe_processes(accelerator: Accelerator) -> str:
     """World size, backend, device and precision in one line."""
     backend = dist.get_backend() if accelerator.num_processes > 1 else "none"
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
     return (
-        f"world size {accelerator.num_processes}, backend {backend}, "
-        f"{str(accelerator.distributed_type).rpartition('.')[2]}, device {accelerator.device}, "
+        f"world size {accelerator.num_processes}, backend {backend}, {kind}, "
+        f"device {accelerator.device.type}, "
         f"mixed precision {accelerator.mixed_precision}, {torch.get_num_threads()} CPU thread(s)"
     )

@@ -18,7 +18,8 @@ from torch import nn
 def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights by name, each storage once, on the CPU.
 
-    A plain model's tensors on the CPU are not copied: they change with the next update.
+    A plain model's tensors on the CPU are not copied: they change with the next update. Those of a
+    sharded model reach the first process alone, the others get nothing.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -35,7 +36,7 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Set all weights; a tied name may be absent.
+    """Set all weights; a tied name may be absent. A sharded model takes the first process's.
 
     Raises:
         ValueError: If a name or a shape is not the model's.
@@ -43,12 +44,13 @@ def set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     own = full_weights(model)
-    for name in own.keys() | weights.keys():
+    sharded = _is_sharded(model)
+    for name in () if sharded and not own else own.keys() | weights.keys():
         shape = tuple(weights[name].shape) if name in weights else None
         wanted = tuple(own[name].shape) if name in own else None
         if shape != wanted:
             raise ValueError(f"`weights` must have {name!r} of shape {wanted}, but have {shape}.")
-    options = StateDictOptions(full_state_dict=True, strict=False)
+    options = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=sharded)
     set_model_state_dict(model, dict(weights), options=options)
 
 
@@ -59,7 +61,7 @@ def optimizer_tensors(
     content = _optimizer_state(model, optimizer)
     return {
         f"{key}/{name}": value.detach().cpu().contiguous()
-        for name, values in content["state"].items()
+        for name, values in content.get("state", {}).items()
         for key, value in values.items()
     }
 
@@ -71,15 +73,16 @@ def set_optimizer_tensors(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
     content = _optimizer_state(model, optimizer)
-    state: dict[str, Any] = {name: {} for name in content["state"]}
-    for key, tensor in tensors.items():
-        kind, name = key.split("/", 1)
-        state[name][kind] = tensor
-    options = StateDictOptions(full_state_dict=True)
+    if content:  # empty where another process holds what is set
+        content["state"] = {name: {} for name in content["state"]}
+        for key, tensor in tensors.items():
+            kind, name = key.split("/", 1)
+            content["state"][name][kind] = tensor
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=_is_sharded(model))
     set_optimizer_state_dict(
         model,
         _inner(optimizer),
-        optim_state_dict={"state": state, "param_groups": content["param_groups"]},
+        optim_state_dict=content,
         options=options,
     )
 

@@ -145,9 +145,13 @@ def diverged(
         index for trouble in found if trouble.step == first.step for index in trouble.indices
     )
     shown = ", ".join(map(str, indices[:16])) + (" ..." if len(indices) > 16 else "")
-    good = f"the last good checkpoint is '{last}'" if last else "there is no checkpoint"
     return DivergenceError(
         f"the loss must be finite and at most {limit:.4g} nats a token, but is {first.loss:.4g} "
         f"at update {first.step} (gradient norm {first.grad_norm:.4g}, training pairs {shown}); "
-        f"{good}."
+        f"{last_good(last)}."
     )
+
+
+def last_good(path: Path | None) -> str:
+    """Where to go on from, for the end of a sentence."""
+    return f"the last good checkpoint is '{path}'" if path else "there is no checkpoint"

@@ -1,0 +1,205 @@
+#!/usr/bin/env python
+"""What the training loop costs around the model, a checkpoint's cost, and tokens a second.
+
+    python benchmarks/bench_training.py --out benchmarks/results/training.json
+
+Rounds of updates by a bare loop (forward, backward, optimiser step on batches already padded) take
+turns with rounds by `Trainer` (loader, sharing, clipping, watching, logging) on the same batches.
+Seconds are those of the clock and those the process itself used; on a machine that does other work
+too, the second tell more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn.tokenization import encode_batch, train_character_tokenizer
+from hf_qrnn.training.batching import Batch, BucketBatchSampler, encode_pairs, make_loader
+from hf_qrnn.training.checkpoint import CheckpointFolder
+from hf_qrnn.training.corpus import make_corpus
+from hf_qrnn.training.data import TextPair
+from hf_qrnn.training.loop import LoopOptions, Trainer, make_optimizer
+from hf_qrnn.training.run_folder import RunFolder, write_lines
+
+
+@dataclass
+class Clock:
+    """Seconds of the clock and of this process."""
+
+    wall: float = 0.0
+    process: float = 0.0
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Add the seconds of the block, work queued on a GPU included."""
+        started = time.perf_counter(), time.process_time()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.wall += time.perf_counter() - started[0]
+        self.process += time.process_time() - started[1]
+
+
+def make_pairs(count: int) -> list[TextPair]:
+    """Generated sentences, three joined to a line of about 100 characters a side."""
+    corpus = make_corpus(num_train=3 * count, seed=0).train
+    groups = zip(corpus[::3], corpus[1::3], corpus[2::3], strict=True)
+    return [
+        TextPair(" ".join(x.source for x in group), " ".join(x.target for x in group))
+        for group in groups
+    ]
+
+
+def make_trainer(options: argparse.Namespace, pairs: list[TextPair], folder: Path) -> Trainer:
+    """The trainer of the script, on the paper's 4 x 320 unless told otherwise."""
+    tokenizer = train_character_tokenizer(text for x in pairs for text in (x.source, x.target))
+    encoded = encode_pairs(tokenizer, pairs)
+    torch.manual_seed(0)
+    config = QRNNConfig(
+        vocab_size=len(tokenizer),
+        embedding_size=options.hidden_size,
+        hidden_size=options.hidden_size,
+        encoder_layers=options.layers,
+        decoder_layers=options.layers,
+    )
+    accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
+    sampler = BucketBatchSampler(encoded, max_tokens=options.max_tokens)
+    run_folder = RunFolder(folder, is_main_process=True, draw_curve=lambda records, path: None)
+    return Trainer(
+        QRNNForConditionalGeneration(config),
+        make_loader(encoded, sampler, pad_token_id=0),
+        sampler,
+        LoopOptions(max_steps=1, max_tokens=options.max_tokens, eval_every=10**9, save_every=0),
+        accelerator,
+        chars_per_token=(1.0, 1.0),
+        log=run_folder.log,
+        validate=lambda step: (0.0, {}),
+        save_best=lambda: None,
+    )
+
+
+def bare_updates(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    accelerator: Accelerator,
+) -> None:
+    """Forward, backward and step, and nothing else."""
+    model.train()
+    for batch in batches:
+        inputs = {name: x.to(accelerator.device) for name, x in batch.inputs.items()}
+        with accelerator.autocast():
+            loss = model(**inputs, num_items_in_batch=batch.num_target_tokens).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def bench_loop(trainer: Trainer, options: argparse.Namespace) -> dict[str, Any]:
+    """Steps a second of both loops over the same batches."""
+    count, device = options.updates, trainer.accelerator.device
+    batches = list(trainer.loader)[: count * (options.rounds + 1)]
+    if len(batches) < count * (options.rounds + 1):
+        raise ValueError(f"`pairs` must give more batches than {len(batches)}.")
+    optimizer = make_optimizer(trainer.model, trainer.options)
+    bare, whole = Clock(), Clock()
+    for number in range(options.rounds + 1):
+        clocks = (bare, whole) if number > 0 else (Clock(), Clock())  # the first warms up
+        own = batches[number * count : (number + 1) * count]
+        with clocks[0].running(device):
+            bare_updates(trainer.model, optimizer, own, trainer.accelerator)
+        trainer.max_steps = (number + 1) * count
+        with clocks[1].running(device):
+            trainer.train()
+    steps = count * options.rounds
+    chars = sum(x.num_source_tokens + x.num_target_tokens for x in batches[count:]) / steps
+    return {
+        "updates": steps,
+        "characters_per_update": round(chars),
+        "model_steps_per_second": {k: round(steps / v, 4) for k, v in vars(bare).items()},
+        "script_steps_per_second": {k: round(steps / v, 4) for k, v in vars(whole).items()},
+        "loop_cost_percent": {
+            k: round(100 * (1 - vars(bare)[k] / vars(whole)[k]), 2) for k in vars(bare)
+        },
+    }
+
+
+def bench_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Seconds and megabytes of one checkpoint, checksums and flushes to the disk included."""
+    trainer.checkpoints = CheckpointFolder(folder / "checkpoints")
+    started = time.perf_counter()
+    trainer._save(None)
+    seconds = time.perf_counter() - started
+    files = (folder / "checkpoints").rglob("*.*")
+    return {
+        "seconds": round(seconds, 3),
+        "megabytes": round(sum(path.stat().st_size for path in files if path.is_file()) / 1e6, 1),
+    }
+
+
+def bench_tokenization(pairs: list[TextPair]) -> dict[str, Any]:
+    """Characters that a core turns into ids in a second."""
+    texts = [text for pair in pairs for text in (pair.source, pair.target)]
+    tokenizer = train_character_tokenizer(texts)
+    repeated = texts * (1 + 2_000_000 // sum(map(len, texts)))
+    encode_batch(tokenizer, texts[:1000])
+    started = time.process_time()
+    encode_batch(tokenizer, repeated)
+    used = time.process_time() - started
+    characters = sum(map(len, repeated))
+    return {"characters": characters, "characters_per_core_second": round(characters / used)}
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--hidden_size", type=int, default=320)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--max_tokens", type=int, default=1600, help="padded tokens a side")
+    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--updates", type=int, default=4, help="updates of a round")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of each loop")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
+    options = parser.parse_args()
+    pairs = make_pairs(options.pairs)
+    with tempfile.TemporaryDirectory() as name:
+        trainer = make_trainer(options, pairs, Path(name))
+        device = trainer.accelerator.device
+        report = {
+            "command": " ".join(["python", "benchmarks/bench_training.py", *sys.argv[1:]]),
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+            "threads": torch.get_num_threads(),
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "loop": bench_loop(trainer, options),
+            "checkpoint": bench_checkpoint(trainer, Path(name)),
+            "tokenization": bench_tokenization(pairs),
+        }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.out is not None:
+        write_lines(options.out, [text])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
