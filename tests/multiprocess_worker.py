@@ -20,7 +20,13 @@ from safetensors.torch import save_file
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.tokenization import train_character_tokenizer
 from hf_qrnn.training import snapshot
-from hf_qrnn.training.batching import BucketBatchSampler, EncodedPair, encode_pairs, make_loader
+from hf_qrnn.training.batching import (
+    BatchPlan,
+    BucketBatchSampler,
+    EncodedPair,
+    encode_pairs,
+    make_loader,
+)
 from hf_qrnn.training.checkpoint import CheckpointFolder, hash_tensors, read_checkpoint
 from hf_qrnn.training.data import TextPair
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
@@ -75,29 +81,27 @@ def gradients(accumulation: int, rows: int, num_pairs: int = 16) -> dict[str, to
 
 
 def evaluation(count: int) -> dict[str, object]:
-    """Loss, scores and translations of `count` pairs by a model of many different outputs."""
+    """Loss, scores and translations of `count` pairs by a model that half knows them."""
     accelerator = Accelerator(cpu=True)
     processes = Processes(accelerator)
     generator = random.Random(1)
-    texts = [
-        "".join(generator.choice("abcd ") for _ in range(1 + i * 5 % 17)) for i in range(count)
-    ]
+    words = ["abba", "dada", "cab", "bad", "add"]
+    texts = [" ".join(generator.choices(words, k=4 + i * 5 % 3)) for i in range(count)]
     tokenizer = train_character_tokenizer(texts)
-    model = small_model(len(tokenizer), hidden_size=16, initializer_range=2.0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)  # decided outputs, and many of them
-    pairs = [TextPair(text, text) for text in texts]
+    model = small_model(len(tokenizer), hidden_size=32)
+    pairs = [TextPair(text[::2], text) for text in texts]
     encoded = encode_pairs(tokenizer, pairs)
+    (batch,) = make_loader(encoded, [BatchPlan(list(range(count)))], pad_token_id=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for _ in range(60):
+        model(**batch.inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     share = {"world_size": processes.count, "rank": processes.rank}
-    sampler = BucketBatchSampler(encoded, max_tokens=40, shuffle=False, **share)
+    sampler = BucketBatchSampler(encoded, max_tokens=60, shuffle=False, **share)
     loader = make_loader(encoded, sampler, pad_token_id=0)
     prepared = accelerator.prepare(model)
     loss = mean_loss(prepared, loader, accelerator.device, processes)
-    _, found = score_pairs(model, tokenizer, pairs, processes, batch_size=3)
-    # References that are partly right: a BLEU of 0 would be equal to any other.
-    targets = [text if i % 3 else f"{text} x" for i, text in enumerate(found)]
-    pairs = [TextPair(p.source, target) for p, target in zip(pairs, targets, strict=True)]
     record, texts = score_pairs(model, tokenizer, pairs, processes, batch_size=3)
     return {"loss": loss, "record": record, "texts": texts}
 
