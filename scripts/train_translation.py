@@ -164,7 +164,7 @@ def make_trainer(
             "training data": hash_pairs(encoded),
             "seed": options.seed,
             "mixed_precision": options.mixed_precision,
-            "model": json.loads(model.config.to_json_string()),
+            "model": {**model.config.to_diff_dict(), "transformers_version": None},
             **loop.shaping(),
         },
     )
@@ -210,6 +210,8 @@ def run(
     trainer = make_trainer(model, tokenizer, data, loop, options, folder, accelerator, checkpoints)
     if resumed is not None:
         trainer.restore(resumed)
+        if resumed.resolve().parent != checkpoints.path.resolve():
+            trainer.state.best = None  # that run's best model is not in this folder
         logger.info("resumed from %s", resumed)
     state = trainer.train()
     folder.write_json("training.json", {**asdict(state), "weights_sha256": trainer.weights_hash()})

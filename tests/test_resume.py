@@ -393,6 +393,10 @@ def test_the_scripts_statuses_and_sentences(
     # Without --resume the same folder starts anew, and the old checkpoints are not lost.
     assert script.main(flags(tmp_path, max_steps=2)) == 0
     assert (out / "checkpoints.replaced/step-00000008").is_dir()
+    # Going on from another folder's checkpoint leaves a model in this one.
+    other = flags(tmp_path, output_dir=tmp_path / "other", resume=whole, max_steps=10)
+    assert script.main([*other, "--schedule", "cosine"]) == 0
+    assert (tmp_path / "other/model.safetensors").is_file()
     diverging = flags(tmp_path, learning_rate=1e30, warmup_steps=0)
     assert script.main(diverging) == 3
     assert "stopped: the loss must be finite" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from test_resume import load_script
 
 from hf_qrnn.tokenization import train_character_tokenizer
 from hf_qrnn.training import streaming
@@ -139,6 +140,26 @@ def test_stored_ids_are_those_of_memory_and_are_made_once(
     other = train_character_tokenizer(["abcdefghijklmnopqrstuvwxyz!"])
     assert list(encode_stored(other, PAIRS, **settings)) == encode_pairs(other, PAIRS)
     assert len(list(tmp_path.iterdir())) == 2 * len(files)
+
+
+@pytest.mark.parametrize("flags", [["--streaming"], ["--num_proc", "2"]], ids=lambda x: x[0])
+def test_the_script_streams_and_stores_and_resumes(
+    tmp_path: Path, datasets: Any, flags: list[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_folder(tmp_path / "data", "jsonl", datasets)
+    script = load_script()
+    hashes = []
+    for out, steps in (("whole", "6"), ("cut", "4"), ("cut", "6")):
+        command = ["--cpu", *flags, "--dataset_name", str(tmp_path / "data"), "--max_chars", "40"]
+        command += ["--source_lang", "de", "--target_lang", "en", "--output_dir"]
+        command += [str(tmp_path / out), "--max_steps", steps, "--schedule", "constant"]
+        command += ["--hidden_size", "8", "--embedding_size", "8", "--encoder_layers", "1"]
+        command += ["--decoder_layers", "1", "--max_tokens", "60", "--eval_sentences", "0"]
+        assert script.main([*command, "--resume", "auto"]) == 0
+        ended = json.loads((tmp_path / out / "training.json").read_text())
+        hashes.append(ended["weights_sha256"])
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_wrong_numbers_of_processes() -> None:

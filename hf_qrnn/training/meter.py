@@ -33,7 +33,8 @@ class Meter:
         """Count a batch and its loss; a filler counts nothing."""
         if batch.is_filler:
             return
-        self.nats = self.nats.to(nats.device) + nats.double()
+        kind = torch.float32 if nats.device.type == "mps" else torch.float64  # mps has no float64
+        self.nats = self.nats.to(nats.device, kind) + nats.to(kind)
         self.source_tokens += batch.num_source_tokens
         self.target_tokens += batch.num_target_tokens
         self.real += batch.num_source_tokens + batch.num_target_tokens
