@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.training import checkpoint as checkpoint_module
-from hf_qrnn.training import snapshot
+from hf_qrnn.training import processes, snapshot
 from hf_qrnn.training.batching import BucketBatchSampler, EncodedPair, make_loader
 from hf_qrnn.training.checkpoint import (
     CheckpointError,
@@ -400,6 +401,22 @@ def test_the_scripts_statuses_and_sentences(
     diverging = flags(tmp_path, learning_rate=1e30, warmup_steps=0)
     assert script.main(diverging) == 3
     assert "stopped: the loss must be finite" in capsys.readouterr().err
+
+
+def test_a_compiled_model_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch.compile but not lowered to machine code, which would take minutes."""
+    script, hashes = load_script(), []
+    plugin = processes.TorchDynamoPlugin
+    monkeypatch.setattr(processes, "TorchDynamoPlugin", lambda backend, dynamic: plugin("eager"))
+    for name in ("plain", "compiled"):
+        AcceleratorState._reset_state(True)
+        argv = flags(tmp_path, output_dir=tmp_path / name, max_steps=3)
+        assert script.main([*argv, *(["--compile"] if name == "compiled" else [])]) == 0
+        ended = json.loads((tmp_path / name / "training.json").read_text())
+        hashes.append(ended["weights_sha256"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    AcceleratorState._reset_state(True)
+    assert hashes[0] == hashes[1]
 
 
 def test_kills_at_random_moments_in_every_kind_of_run(tmp_path: Path) -> None:

@@ -274,7 +274,26 @@ class Trainer:
             for name, tensor in checkpoint.tensors["random"].items()
             if name.startswith(own)
         }
+        self._settle_buckets()
         snapshot.set_random_state(mine, self.accelerator.device)
+
+    def _settle_buckets(self) -> None:
+        """A backward pass that changes nothing, for sums over processes to add in one order.
+
+        DDP puts gradients into buckets anew after its first backward pass, and with three or more
+        processes the order of an addition depends on the bucket. The run that was not interrupted
+        had its first pass long ago.
+        """
+        if self.processes.count == 1:
+            return
+        self.sampler.set_epoch(self.state.epoch)
+        batch = next(iter(self.loader))
+        inputs = {name: x.to(self.accelerator.device) for name, x in batch.inputs.items()}
+        self.model.train()
+        with self.accelerator.autocast():
+            output = self.model(**inputs, num_items_in_batch=self._divisor(1.0))
+            self.accelerator.backward(output.loss)
+        self.optimizer.zero_grad()
 
     def train(self) -> TrainState:
         """Train to the end of the budget, validating on the way and at the end.
