@@ -1,5 +1,7 @@
 """hf_qrnn.training.batching: each example once, within limits, alike on all ranks."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -252,6 +254,16 @@ def test_loader_yields_the_plans_and_leaves_the_global_generator_alone(num_worke
             assert batch.num_source_tokens == int(batch.inputs["attention_mask"].sum())
             assert batch.num_target_tokens == int((batch.inputs["labels"] != -100).sum())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_signal_to_the_run_does_not_reach_the_workers():
+    pairs = pairs_of([(3, 4)] * 8)
+    sampler = BucketBatchSampler(pairs, max_tokens=8)
+    batches = iter(make_loader(pairs, sampler, pad_token_id=0, num_workers=2))
+    next(batches)
+    groups = {os.getpgid(worker.pid) for worker in batches._workers}
+    assert len(groups) == 2
+    assert os.getpgid(0) not in groups
 
 
 def test_loader_takes_any_iterable_of_plans():

@@ -8,6 +8,7 @@ Shapes: B batch, S source length, T target length.
 """
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -297,6 +298,7 @@ def make_loader(
         # Without a generator of its own, each epoch would draw a number from torch's global one,
         # and dropout after a resume would differ.
         generator=torch.Generator(),
+        worker_init_fn=_leave_group if num_workers > 0 else None,
     )
 
 
@@ -317,6 +319,11 @@ class _PlannedBatches(Dataset[Batch]):
             num_target_tokens=sum(len(pair.target_ids) for pair in pairs),
             indices=tuple(plan.indices),
         )
+
+
+def _leave_group(worker: int) -> None:
+    """A signal to the whole run, which saves and ends, must not end its loader's workers first."""
+    os.setpgid(0, 0)
 
 
 def _unchanged(batch: Any) -> Any:
