@@ -26,13 +26,37 @@ class LayerState(NamedTuple):
     c: torch.Tensor
 
 
+class LayerPast(NamedTuple):
+    """A call of a causal layer in full, from which the state after any of its T steps follows.
+
+    `inputs` (B, K-1 + T, E), the K-1 before the call first; `mask` (B, T) or None; `c0` (B, H)
+    before the call and `c` (B, T, H) after each step.
+    """
+
+    inputs: torch.Tensor
+    mask: torch.Tensor | None
+    c0: torch.Tensor
+    c: torch.Tensor
+
+    def state_after(self, num_steps: int) -> LayerState:
+        """The state after the first `num_steps` of the T steps."""
+        before = self.inputs.shape[1] - self.c.shape[1]
+        mask = None if self.mask is None else self.mask[:, :num_steps]
+        inputs = last_inputs(self.inputs[:, : before + num_steps], mask, before)
+        return LayerState(inputs, self.c[:, num_steps - 1] if num_steps else self.c0)
+
+
 class LayerOutput(NamedTuple):
-    """`h` and `c` (B, T, H); `o` (B, T, H) where asked; the state of a layer that can go on."""
+    """`h` and `c` (B, T, H); `o` (B, T, H) where asked; the state of a layer that can go on.
+
+    `past` holds all states on the way, where asked.
+    """
 
     h: torch.Tensor
     c: torch.Tensor
     o: torch.Tensor | None
     state: LayerState | None
+    past: LayerPast | None = None
 
 
 def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -144,6 +168,7 @@ class QRNNLayer(nn.Module):
         state: LayerState | None = None,
         gate_bias: torch.Tensor | None = None,
         want_o: bool = False,
+        want_past: bool = False,
     ) -> LayerOutput:
         """Run the layer over `x` (B, T, E).
 
@@ -153,6 +178,7 @@ class QRNNLayer(nn.Module):
             state: Where to go on from; a causal, forward layer starts at zero without one.
             gate_bias: `self.encoding(h~)` (B, G*H).
             want_o: Return the output gate too: attention applies it itself (Eq. 8).
+            want_past: Return the states on the way too, of a layer that can go on.
         """
         x = hide_pads(x, mask)
         before = self.kernel_size - 1
@@ -179,10 +205,13 @@ class QRNNLayer(nn.Module):
             channels = slice(2 * self.hidden_size, 3 * self.hidden_size)
             o = gates[..., channels]
             o = (o if gate_bias is None else o + gate_bias[:, None, channels]).sigmoid()
-        new_state = None
+        new_state, past = None, None
         if self.causal and not self.reverse:
             new_state = LayerState(last_inputs(padded, mask, before), final)
-        return LayerOutput(h, c, o, new_state)
+            if want_past:
+                c0 = torch.zeros_like(final) if state is None else state.c.to(final.dtype)
+                past = LayerPast(padded, mask, c0, c)
+        return LayerOutput(h, c, o, new_state, past)
 
 
 class FeedForward(nn.Module):
@@ -412,11 +441,15 @@ class QRNNEncoderLayer(GradientCheckpointingLayer):
 
 
 class DecoderLayerOutput(NamedTuple):
-    """`hidden_states` (B, T, H or E + H), attention weights (B, N, T, S) or None, the state."""
+    """`hidden_states` (B, T, H or E + H), attention weights (B, N, T, S) or None, the state.
+
+    `past` as in `LayerOutput`.
+    """
 
     hidden_states: torch.Tensor
     weights: torch.Tensor | None
     state: LayerState | None
+    past: LayerPast | None
 
 
 class QRNNDecoderLayer(GradientCheckpointingLayer):
@@ -461,15 +494,17 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         source_mask: torch.Tensor | None,
         state: LayerState | None,
         want_weights: bool,
+        want_past: bool = False,
     ) -> DecoderLayerOutput:
         """Run over `hidden_states` (B, T, E), from `state`; masks are (B, T) and (B, S) or None."""
         attends_inside = isinstance(self.attention, OutputAttention)
-        h, c, o, new_state = self.layer(
+        h, c, o, new_state, past = self.layer(
             self.connection.before(hidden_states),
             mask,
             state=state,
             gate_bias=memory.gate_bias,
             want_o=attends_inside,
+            want_past=want_past,
         )
         weights = None
         if isinstance(self.attention, OutputAttention):
@@ -483,4 +518,4 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
             out = self.feed_forward(out)
         if self.dense:
             out = torch.cat([hidden_states, out], dim=-1)  # (B, T, E + H)
-        return DecoderLayerOutput(out, weights, new_state)
+        return DecoderLayerOutput(out, weights, new_state, past)

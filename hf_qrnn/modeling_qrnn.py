@@ -26,6 +26,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_qrnn import QRNNCache
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
+from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import GateConvolution, last_step
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
@@ -237,7 +238,7 @@ class QRNNModel(QRNNPreTrainedModel):
             decoder_attention_mask,
             encoded,
             attention_mask,
-            _as_qrnn_cache(past_key_values),
+            as_qrnn_cache(past_key_values),
             hidden,
             weights,
         )
@@ -262,73 +263,7 @@ def _as_encoder_output(given: ModelOutput | tuple[torch.Tensor, ...]) -> QRNNEnc
     return given  # type: ignore[return-value]
 
 
-def _as_qrnn_cache(given: Any) -> QRNNCache | None:
-    if given is None or type(given).__name__ == "QRNNCache":
-        return given
-    raise TypeError(f"`past_key_values` must be a QRNNCache, but is a {type(given).__name__}.")
-
-
-class _LanguageModelHead:
-    """The output layer of both generating models, and what generate() must know of their state."""
-
-    config: Any
-    lm_head: nn.Linear
-    output_projection: nn.Linear | None
-    _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}
-
-    def _add_output_layer(self, config: QRNNConfig) -> None:
-        """Add `lm_head`, behind a projection where the embedding it is tied to is not as wide."""
-        width = config.hidden_size
-        self.output_projection = None
-        if config.tie_word_embeddings and config.embedding_size != width:
-            self.output_projection = nn.Linear(width, config.embedding_size, bias=False)
-        if config.tie_word_embeddings:
-            width = config.embedding_size
-        self.lm_head = nn.Linear(width, config.vocab_size)
-
-    def _logits(
-        self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor
-    ) -> torch.Tensor:
-        """Logits (B, T, V) of the last `logits_to_keep` steps (0: all), or of given indices."""
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states = hidden_states[:, kept]
-        if self.output_projection is not None:
-            hidden_states = self.output_projection(hidden_states)
-        logits: torch.Tensor = self.lm_head(hidden_states)
-        return logits
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        # A key-value cache cannot hold a recurrent state; ours is made below.
-        return False
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
-    ) -> Any:
-        """Put a QRNNCache into `model_kwargs`, unless the user gave one or wants none."""
-        kind = generation_config.cache_implementation
-        given = model_kwargs.get("past_key_values")
-        if given is not None:
-            if kind is not None:
-                raise ValueError(
-                    "`cache_implementation` must be None when `past_key_values` is given, "
-                    f"but is {kind!r}."
-                )
-            given._is_user_defined = True
-            return
-        if kind not in (None, "dynamic"):
-            raise ValueError(f"`cache_implementation` must be None or 'dynamic', but is {kind!r}.")
-        if generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = QRNNCache(self.config.decoder_layers)
-
-    def create_masks_for_generate(
-        self, *args: Any, attention_mask: Any = None, **kwargs: Any
-    ) -> Any:
-        """The two-dimensional mask itself: a recurrence needs no other."""
-        return attention_mask
-
-
-class QRNNForConditionalGeneration(_LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
+class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
     """The sequence-to-sequence model of section 3.3: translation, summarisation, spelling."""
 
     def __init__(self, config: QRNNConfig) -> None:
@@ -437,7 +372,7 @@ class _EncoderOnly(nn.Module):
         self.encoder = QRNNEncoder(config)
 
 
-class QRNNForCausalLM(_LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
+class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
     """The language model of section 3.2: the decoder alone, h = o . c in its last layer too."""
 
     def __init__(self, config: QRNNConfig) -> None:
@@ -486,7 +421,7 @@ class QRNNForCausalLM(_LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         outputs = self.model.decoder(
             embeds,
             attention_mask,
-            past_key_values=_as_qrnn_cache(past_key_values),
+            past_key_values=as_qrnn_cache(past_key_values),
             output_hidden_states=hidden,
         )
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)

@@ -18,7 +18,6 @@ from .layers_qrnn import (
     AttentionBlock,
     Connection,
     FeedForward,
-    LayerState,
     Memory,
     OutputAttention,
     QRNNDecoderLayer,
@@ -182,11 +181,14 @@ class QRNNDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             cache = None if past_key_values is None else past_key_values.layer(index)
             memory = self._memory(index, encoder_outputs, cache)
-            state = LayerState(*cache.state) if cache is not None and cache.state else None
-            output = layer(hidden_states, mask, memory, source_mask, state, output_attentions)
+            state = None if cache is None else cache.current_state()
+            records = cache is not None and cache.record_past
+            output = layer(
+                hidden_states, mask, memory, source_mask, state, output_attentions, records
+            )
             hidden_states = output.hidden_states
             if cache is not None:
-                cache.store(output.state, length)
+                cache.store(output.state, length, output.past)
             collected.append(hidden_states)
             if output.weights is not None:
                 attentions.append(output.weights)
@@ -207,16 +209,14 @@ class QRNNDecoder(nn.Module):
         """What layer `index` needs of the source: from the cache, or computed and kept there."""
         if not self.reads_source:
             return Memory()
-        if cache is not None and cache.memory:
-            return Memory(*cache.memory)
+        if cache is not None and cache.memory is not None:
+            return cache.memory
         assert encoder_outputs is not None, "a decoder that reads the source needs one"
         finals, states = encoder_outputs.final_states, encoder_outputs.last_hidden_state
         assert finals is not None
         h_tilde = finals[:, index + finals.shape[1] - len(self.layers)]
         memory: Memory = self.layers[index].remember(states, h_tilde)  # type: ignore[operator]
-        if cache is not None:
-            cache.memory = memory
-        return memory
+        return memory if cache is None else cache.remember(memory)
 
 
 def _embedding_dropout(config: QRNNConfig) -> float:
