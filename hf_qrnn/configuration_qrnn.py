@@ -233,6 +233,9 @@ class QRNNConfig(PreTrainedConfig):
             ids = value if isinstance(value, list) else [] if value is None else [value]
             rule = f"None or in [0, `vocab_size`) = [0, {self.vocab_size})"
             _require(name, rule, value, all(0 <= token < self.vocab_size for token in ids))
+        # generate() would take the first of them.
+        ends = self.eos_token_id
+        _require("eos_token_id", "None or a list of at least one token id", ends, ends != [])
 
 
 def _require(name: str, rule: str, value: object, holds: bool) -> None:

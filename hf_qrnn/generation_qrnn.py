@@ -111,6 +111,11 @@ class LanguageModelHead(GenerationMixin):
         """Put a QRNNCache into `model_kwargs`, unless the user gave one or wants none."""
         kind = generation_config.cache_implementation
         assisted = generation_mode == GenerationMode.ASSISTED_GENERATION
+        if assisted and generation_config.output_attentions and not self.config.is_encoder_decoder:
+            raise ValueError(
+                "`output_attentions` must be False for assisted decoding of a language model, "
+                "which has no attention, but is True."
+            )
         given = as_qrnn_cache(model_kwargs.get("past_key_values"))
         if given is not None:
             copies = max(generation_config.num_beams, generation_config.num_return_sequences)
@@ -173,8 +178,8 @@ class LanguageModelHead(GenerationMixin):
         """Run the model over the part of the prompt that the cache has not seen, in chunks.
 
         The prompt is the whole sequence, what the cache has seen included, unless the mask is
-        longer. Paper: nothing. transformers: goes on from a cache of an encoder-decoder with a
-        `decoder_attention_mask` only, and cuts the source's mask into chunks.
+        longer. Left to itself, transformers goes on from an encoder-decoder's cache only where a
+        `decoder_attention_mask` is given, and cuts the source's mask into chunks.
         """
         cache = model_kwargs.get("past_key_values")
         embeds = model_kwargs.get("inputs_embeds")

@@ -103,6 +103,7 @@ WRONG_VALUES = [
     ("pad_token_id", 187, "None or in [0, `vocab_size`) = [0, 187)"),
     ("bos_token_id", -1, "None or in [0, `vocab_size`) = [0, 187)"),
     ("eos_token_id", [1, 187], "None or in [0, `vocab_size`) = [0, 187)"),
+    ("eos_token_id", [], "None or a list of at least one token id"),
     ("decoder_start_token_id", 200, "None or in [0, `vocab_size`) = [0, 187)"),
 ]
 

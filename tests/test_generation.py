@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from generating import language_model, seq2seq, source
 from transformers import DynamicCache
 
-from hf_qrnn import QRNNCache, QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
 from hf_qrnn.generation import generate_hypotheses, target_limit
 
 VARIANTS = {
@@ -21,21 +21,6 @@ VARIANTS = {
         "feed_forward_size": 8,
     },
 }
-
-
-def config(**changes: object) -> QRNNConfig:
-    fields = {"vocab_size": 13, "embedding_size": 8, "hidden_size": 8, "initializer_range": 1.0}
-    return QRNNConfig(**{**fields, "encoder_layers": 2, "decoder_layers": 2, **changes})  # type: ignore[arg-type]
-
-
-def seq2seq(**changes: object) -> QRNNForConditionalGeneration:
-    """A random model in float64, whose choices are far from ties."""
-    return QRNNForConditionalGeneration(config(**changes)).double().eval()
-
-
-def source() -> dict[str, torch.Tensor]:
-    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3, [1] + [0] * 7])
-    return {"input_ids": torch.randint(4, 13, (3, 8)), "attention_mask": mask}
 
 
 MODES = {
@@ -98,7 +83,7 @@ def test_left_and_right_padded_sources_translate_alike() -> None:
 
 
 def test_left_padded_prompts_of_a_language_model() -> None:
-    model = QRNNForCausalLM(config()).double().eval()
+    model = language_model()
     prompt = torch.randint(4, 13, (1, 5))
     alone = model.generate(prompt, max_new_tokens=8, min_new_tokens=8)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), prompt], dim=1)
@@ -109,65 +94,13 @@ def test_left_padded_prompts_of_a_language_model() -> None:
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 def test_language_model_cache_does_not_change_the_tokens(mode: dict[str, int]) -> None:
-    model = QRNNForCausalLM(config(pooling="ifo", decoder_kernel_sizes=3)).double().eval()
+    model = language_model(pooling="ifo", decoder_kernel_sizes=3)
     prompt = torch.randint(4, 13, (2, 4))
     results = [
         model.generate(prompt, use_cache=use_cache, max_new_tokens=10, **mode)
         for use_cache in (True, False)
     ]
     assert torch.equal(*results)
-
-
-def filled_cache(model: QRNNForConditionalGeneration) -> tuple[QRNNCache, torch.Tensor, dict]:
-    inputs = source()
-    ids = torch.randint(4, 13, (3, 4))
-    output = model(**inputs, decoder_input_ids=ids, use_cache=True)
-    return output.past_key_values, ids, inputs
-
-
-@pytest.mark.parametrize("change", ["reorder", "repeat", "select"])
-def test_cache_rows_move_with_everything_they_need(change: str) -> None:
-    model = seq2seq(**VARIANTS["modern"])
-    cache, ids, inputs = filled_cache(model)
-    assert cache.get_seq_length() == 4
-    if change == "repeat":
-        rows = torch.tensor([0, 0, 1, 1, 2, 2])
-        cache.batch_repeat_interleave(2)
-    else:
-        rows = torch.tensor([2, 0, 0] if change == "reorder" else [1])
-        getattr(cache, "reorder_cache" if change == "reorder" else "batch_select_indices")(rows)
-    following = torch.randint(4, 13, (len(rows), 1))
-    moved = {name: tensor[rows] for name, tensor in inputs.items()}
-    step = model(**moved, decoder_input_ids=following, past_key_values=cache)
-    whole = model(**moved, decoder_input_ids=torch.cat([ids[rows], following], dim=1))
-    torch.testing.assert_close(step.logits[:, -1], whole.logits[:, -1])
-
-
-def test_cache_state_is_constant_in_the_target_length() -> None:
-    model, inputs = seq2seq(), source()
-    sizes = []
-    for length in (1, 50):
-        cache = QRNNCache(2)
-        ids = torch.randint(4, 13, (3, length))
-        model(**inputs, decoder_input_ids=ids, past_key_values=cache)
-        sizes.append([tuple(x.shape) for layer in cache.layers for x in layer.state])
-    assert sizes[0] == sizes[1] == [(3, 1, 8), (3, 8)] * 2
-
-
-def test_cache_reset_forgets() -> None:
-    model = seq2seq()
-    cache, ids, inputs = filled_cache(model)
-    cache.reset()
-    assert cache.get_seq_length() == 0
-    again = model(**inputs, decoder_input_ids=ids, past_key_values=cache)
-    torch.testing.assert_close(again.logits, model(**inputs, decoder_input_ids=ids).logits)
-
-
-def test_crop_refuses_what_it_cannot_undo() -> None:
-    cache, *_ = filled_cache(seq2seq())
-    cache.crop(0)
-    with pytest.raises(ValueError, match="`tokens_to_remove` must be 0 unless"):
-        cache.crop(-1)
 
 
 def test_other_caches_are_refused_in_one_sentence() -> None:

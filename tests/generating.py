@@ -1,0 +1,40 @@
+"""Random models that generate, small and far from ties, for the tests of generate()."""
+
+from typing import Any
+
+import torch
+
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
+
+LENGTHS = (8, 5, 1)
+
+
+def config(**changes: Any) -> QRNNConfig:
+    fields = {"vocab_size": 13, "embedding_size": 8, "hidden_size": 8, "initializer_range": 1.0}
+    return QRNNConfig(**{**fields, "encoder_layers": 2, "decoder_layers": 2, **changes})
+
+
+def seq2seq(**changes: Any) -> QRNNForConditionalGeneration:
+    """In float64, whose choices do not hang on the order of additions."""
+    return QRNNForConditionalGeneration(config(**changes)).double().eval()
+
+
+def language_model(**changes: Any) -> QRNNForCausalLM:
+    return QRNNForCausalLM(config(**changes)).double().eval()
+
+
+def source() -> dict[str, torch.Tensor]:
+    """Three sources of different lengths, padded on the right."""
+    mask = torch.tensor([[1] * n + [0] * (max(LENGTHS) - n) for n in LENGTHS])
+    return {"input_ids": torch.randint(4, 13, mask.shape), "attention_mask": mask}
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    """Three prompts of different lengths, padded on the left."""
+    return {name: tensor.flip(1) for name, tensor in source().items()}
+
+
+def alone(inputs: dict[str, torch.Tensor], row: int = 0) -> dict[str, torch.Tensor]:
+    """One row of a batch, without pads."""
+    real = inputs["attention_mask"][row].bool()
+    return {name: tensor[row : row + 1, real] for name, tensor in inputs.items()}
