@@ -59,7 +59,10 @@ def test_every_search_gives_the_same_tokens_with_and_without_a_cache(
     head: str, choice: list[int]
 ) -> None:
     make, batch = (seq2seq, source()) if head == "seq2seq" else (language_model, prompts())
-    model, assistant = make(**changes(choice)), make(pooling="f", encoder_layers=1, decoder_layers=1)
+    model, assistant = (
+        make(**changes(choice)),
+        make(pooling="f", encoder_layers=1, decoder_layers=1),
+    )
     greedy = generate(model, batch, use_cache=False)
     for name, search in SEARCHES.items():
         without = greedy if name == "greedy" else generate(model, batch, **search, use_cache=False)
