@@ -252,6 +252,9 @@ class LanguageModelHead(GenerationMixin):
     ) -> Any:
         """The columns (B, T) of the mask that belong to the inputs: a recurrence needs no other.
 
-        Of constant shape while decoding, so that a compiled step needs no other graph.
+        Of constant shape and strides while decoding, so that one compiled graph serves every step.
         """
-        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
+        if attention_mask is None:
+            return None
+        columns = attention_mask[:, -inputs_embeds.shape[1] :]
+        return columns.clone(memory_format=torch.contiguous_format)

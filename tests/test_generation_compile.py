@@ -58,6 +58,8 @@ def test_compiled_step_does_not_depend_on_the_search() -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
+# Importing inductor warns about a part of torch that torch itself uses.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_inductor_gives_the_same_tokens(head: str) -> None:
