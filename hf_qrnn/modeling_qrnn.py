@@ -246,8 +246,7 @@ class QRNNModel(QRNNPreTrainedModel):
             last_hidden_state=decoded.last_hidden_state,
             past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
-            # No layer attends to the target, which assisted decoding reads as an empty tuple.
-            decoder_attentions=() if weights else None,
+            decoder_attentions=() if weights else None,  # no layer attends to the target
             cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
