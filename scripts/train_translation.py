@@ -171,6 +171,30 @@ def make_trainer(
     return trainer
 
 
+def score_test(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[TextPair],
+    options: RunOptions,
+    folder: RunFolder,
+    trainer: Trainer,
+) -> None:
+    """Translate the test set with the best model, reloaded; write its scores and translations."""
+    best = hf_qrnn.QRNNForConditionalGeneration.from_pretrained(folder.path)
+    best.to(trainer.accelerator.device)
+    record, texts = score_pairs(
+        best,
+        tokenizer,
+        pairs,
+        trainer.processes,
+        batch_size=options.eval_batch_size,
+        num_beams=options.num_beams,
+    )
+    folder.write_json("test.json", record)
+    if folder.is_main_process:
+        write_lines(folder.path / "test.hypotheses.txt", texts)
+    logger.info("test: %s", json.dumps(record))
+
+
 def run(
     data_options: DataOptions,
     tokenizer_options: TokenizerOptions,
@@ -217,20 +241,7 @@ def run(
     folder.write_json("training.json", {**asdict(state), "weights_sha256": trainer.weights_hash()})
     accelerator.wait_for_everyone()
     if data.test:
-        best = hf_qrnn.QRNNForConditionalGeneration.from_pretrained(folder.path)
-        best.to(accelerator.device)
-        record, texts = score_pairs(
-            best,
-            tokenizer,
-            data.test,
-            trainer.processes,
-            batch_size=options.eval_batch_size,
-            num_beams=options.num_beams,
-        )
-        folder.write_json("test.json", record)
-        if accelerator.is_main_process:
-            write_lines(folder.path / "test.hypotheses.txt", texts)
-        logger.info("test: %s", json.dumps(record))
+        score_test(tokenizer, data.test, options, folder, trainer)
     accelerator.end_training()
 
 
