@@ -1,0 +1,5 @@
+// The pooling kernels: no torch here, so that a host compiler can build and run them (emulation/).
+#pragma once
+
+#include "pool_split.cuh"
+#include "pool_stream.cuh"

@@ -1,0 +1,210 @@
+"""Builds of the CUDA source: by nvcc, and by g++ to run on the CPU; each once a session."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import hf_qrnn
+from hf_qrnn.pooling_qrnn import NUM_GATES, state_dtype
+
+CSRC = Path(hf_qrnn.__file__).parent / "kernels" / "csrc"
+EMULATION = CSRC / "emulation"
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+TILE = 32
+
+_NUMBERS = ["dtype", "pooling", "form", "reverse", "batch", "length", "hidden"]
+_INPUTS = ["gates", "gates_stride_b", "gates_stride_t", "bias", "initial_state"]
+_OPTIONS = ["mask", "mask_stride_b", "mask_stride_t", "seed", "zoneout_threshold"]
+_OUTPUTS = ["h", "c", "state", "tiles"]
+_GRADS = ["grad_h", "grad_c", "grad_state", "grad_gates", "grad_bias", "grad_initial"]
+
+
+SCHEMAS = [
+    "pool_forward(Tensor gates, Tensor? bias, Tensor? initial_state, Tensor? mask, Tensor? seed, "
+    "int pooling, float zoneout, bool reverse, bool want_c, bool want_tiles)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "pool_backward(Tensor? grad_h, Tensor? grad_c, Tensor? grad_state, Tensor gates, Tensor? bias, "
+    "Tensor? initial_state, Tensor? mask, Tensor? seed, Tensor tiles, int pooling, float zoneout, "
+    "bool reverse) -> (Tensor, Tensor, Tensor)",
+]
+
+
+class Call(ctypes.Structure):
+    """`Call` of emulated.cpp: 8 bytes a field, addresses as numbers."""
+
+    _fields_ = [
+        (name, ctypes.c_int64) for name in [*_NUMBERS, *_INPUTS, *_OPTIONS, *_OUTPUTS, *_GRADS]
+    ]
+
+
+def compile_with_gxx(
+    source: str, target: Path, *options: str, libraries: Sequence[str] = ()
+) -> Path:
+    """Compiles a file of csrc/emulation; any warning is an error."""
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    # As in CUDA: a word is read where two 16-bit numbers were written.
+    flags += ["-fno-strict-aliasing", "-DQRNN_EMULATE_CUDA"]
+    command = ["g++", *flags, *options, str(EMULATION / source)]
+    done = subprocess.run(
+        [*command, *libraries, "-o", str(target)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+TORCH = Path(torch.__file__).parent
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-isystem", str(TORCH / "include")]
+
+
+def compile_emulated(target: Path) -> Path:
+    """The operations and the C interface, as a library for torch and for ctypes."""
+    link = ["-Wl,--no-as-needed", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    options = ["-O1", "-fPIC", "-shared", *STABLE_ABI]
+    return compile_with_gxx("emulated.cpp", target, *options, libraries=link)
+
+
+def nvcc_command(target: Path) -> list[str]:
+    """Every architecture, and PTX of the lowest for those that come; any warning is an error."""
+    nvcc = shutil.which("nvcc")
+    assert nvcc is not None
+    return [
+        *[nvcc, "-O3", "-std=c++17", "-Werror", "all-warnings", "--threads", "2"],
+        *["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"],
+        *[*STABLE_ABI, "-DUSE_CUDA", "-c", str(CSRC / "cuda" / "pool_cuda.cu")],
+        *[f"-gencode=arch=compute_{n},code=sm_{n}" for n in ARCHITECTURES],
+        "-gencode=arch=compute_75,code=compute_75",
+        *["-o", str(target)],
+    ]
+
+
+ARCHITECTURES = [75, 80, 90, 100, 120]
+
+
+def missing_tool(*names: str) -> str | None:
+    """Why tests skip: no such compiler here. With one, they run or fail."""
+    absent = [name for name in names if shutil.which(name) is None]
+    return f"no {absent[0]} on this machine" if absent else None
+
+
+def run(
+    command: list[str], timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env={**os.environ, **environment},
+    )
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _nan(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    # What is not written shows.
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+class Emulated:
+    """The kernels, run on the CPU by a thread per CUDA thread."""
+
+    def __init__(self, path: Path) -> None:
+        # What defines them has to live as long as the operations.
+        self.schemas = torch.library.Library("hf_qrnn_emulated", "DEF")
+        for schema in SCHEMAS:
+            self.schemas.define(schema)
+        torch.ops.load_library(str(path))
+        self.library = ctypes.CDLL(str(path))
+
+    def plan(self, backward: bool, dtype: torch.dtype, *shape: int) -> tuple[int, int, int]:
+        """Form (0 stream, 1 split), threads across channels, slices of time."""
+        answer = (ctypes.c_int64 * 3)()
+        numbers = [ctypes.c_int64(n) for n in (backward, DTYPES.index(dtype), *shape)]
+        self.library.qrnn_plan(*numbers, answer)
+        return answer[0], answer[1], answer[2]
+
+    def widen(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty(x.shape, dtype=torch.float32)
+        self._convert("qrnn_widen", x.dtype, x, y)
+        return y
+
+    def narrow(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        y = torch.empty(x.shape, dtype=dtype)
+        self._convert("qrnn_narrow", dtype, x, y)
+        return y
+
+    def _convert(self, name: str, dtype: torch.dtype, x: torch.Tensor, y: torch.Tensor) -> None:
+        count, number = ctypes.c_int64(x.numel()), ctypes.c_int64(DTYPES.index(dtype))
+        addresses = [ctypes.c_void_p(t.data_ptr()) for t in (x, y)]
+        getattr(self.library, name)(number, count, *addresses)
+
+    def forward(
+        self,
+        gates: torch.Tensor,
+        pooling: str,
+        *,
+        bias: torch.Tensor | None = None,
+        initial_state: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        zoneout: float = 0.0,
+        seed: torch.Tensor | None = None,
+        reverse: bool = False,
+        form: int = -1,
+        want: bool = True,
+    ) -> tuple[dict[str, torch.Tensor], Call]:
+        """Every output, full of NaN before, and the arguments for `backward`."""
+        batch, length, channels = gates.shape
+        hidden = channels // NUM_GATES[pooling]
+        state = state_dtype(gates.dtype)
+        out = {"h": _nan(batch, length, hidden, dtype=gates.dtype)}
+        out["state"] = _nan(batch, hidden, dtype=state)
+        if want:
+            out["c"] = _nan(batch, length, hidden, dtype=state)
+            out["tiles"] = _nan(batch, -(-length // TILE), hidden, dtype=state)
+        strides = (0, 0) if mask is None else mask.stride()
+        call = Call(
+            dtype=DTYPES.index(gates.dtype),
+            pooling=list(NUM_GATES).index(pooling),
+            form=form,
+            reverse=reverse,
+            batch=batch,
+            length=length,
+            hidden=hidden,
+            gates=gates.data_ptr(),
+            gates_stride_b=gates.stride(0),
+            gates_stride_t=gates.stride(1),
+            bias=_address(bias),
+            initial_state=_address(initial_state),
+            mask=_address(mask),
+            mask_stride_b=strides[0],
+            mask_stride_t=strides[1],
+            seed=_address(seed),
+            zoneout_threshold=round(zoneout * 2**24),
+            **{name: tensor.data_ptr() for name, tensor in out.items()},
+        )
+        self.library.qrnn_emulate(ctypes.byref(call), ctypes.c_int64(0))
+        return out, call
+
+    def backward(
+        self, call: Call, grads: Mapping[str, torch.Tensor | None], dtype: torch.dtype
+    ) -> dict[str, torch.Tensor]:
+        """Gradients of what `call` was given; `grads` holds grad_h, grad_c and grad_state."""
+        shape = (call.batch, call.length, call.hidden)
+        channels = call.hidden * (call.pooling + 2)
+        state = state_dtype(dtype)
+        out = {"grad_gates": _nan(*shape[:2], channels, dtype=dtype)}
+        out["grad_initial"] = _nan(call.batch, call.hidden, dtype=state)
+        if call.bias:
+            out["grad_bias"] = _nan(call.batch, channels, dtype=state)
+        for name, tensor in [*grads.items(), *out.items()]:
+            setattr(call, name, _address(tensor))
+        self.library.qrnn_emulate(ctypes.byref(call), ctypes.c_int64(1))
+        return out
