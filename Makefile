@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: run test quality style setup
+.PHONY: run test quality style setup gpu-check
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -19,6 +19,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# No set-up: for a machine that has torch and a GPU.
+gpu-check:
+	$(PYTHON) scripts/gpu_check.py
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,10 +7,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from cuda_emulation import Emulated
 
 torch.set_num_threads(1)
 
@@ -37,6 +41,18 @@ def _no_progress_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> "Emulated":
+    """The CUDA kernels on the CPU: one library a run, whatever the number of processes."""
+    from cuda_emulation import Emulated, compile_emulated
+
+    folder = tmp_path_factory.getbasetemp()
+    # The folder that all processes of pytest-xdist share.
+    return Emulated(
+        compile_emulated(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    )
 
 
 @pytest.fixture(autouse=True)

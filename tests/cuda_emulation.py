@@ -1,6 +1,7 @@
 """Builds of the CUDA source: by nvcc, and by g++ to run on the CPU; each once a session."""
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -61,11 +62,19 @@ TORCH = Path(torch.__file__).parent
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-isystem", str(TORCH / "include")]
 
 
-def compile_emulated(target: Path) -> Path:
-    """The operations and the C interface, as a library for torch and for ctypes."""
+def compile_emulated(folder: Path) -> Path:
+    """The operations and the C interface, as a library for torch and for ctypes.
+
+    Built once in `folder`, whoever of several processes comes first.
+    """
+    target = folder / "emulated.so"
     link = ["-Wl,--no-as-needed", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
     options = ["-O1", "-fPIC", "-shared", *STABLE_ABI]
-    return compile_with_gxx("emulated.cpp", target, *options, libraries=link)
+    with (folder / "emulated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            compile_with_gxx("emulated.cpp", target, *options, libraries=link)
+    return target
 
 
 def nvcc_command(target: Path) -> list[str]:

@@ -17,7 +17,6 @@ from cuda_emulation import (
     ARCHITECTURES,
     DTYPES,
     Emulated,
-    compile_emulated,
     compile_with_gxx,
     missing_tool,
     nvcc_command,
@@ -68,11 +67,6 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
             )
             for name, options in SANITIZED.items()
         }
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    return Emulated(compile_emulated(tmp_path_factory.mktemp("emulated") / "emulated.so"))
 
 
 # ------------------------------------------------------------------ nvcc

@@ -1,0 +1,525 @@
+"""Everything worth knowing about the pooling kernels on a CUDA machine, in under ten minutes.
+
+    make gpu-check PYTHON=python3        # or: python3 scripts/gpu_check.py --output DIR
+
+Needs torch and this repository, no set-up. Each step is a process of its own under a time limit;
+what it finds is appended to DIR/gpu_check.jsonl at once, one JSON object a line with `step` and
+`status` ("passed", "failed" with the `reason`, "skipped" with the `reason`, or "measured"). DIR is
+$OUT, or runs/gpu_check without it.
+
+Exit status: 0 if nothing failed, also where there is no CUDA device (one sentence says so); 1 if
+something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from hf_qrnn.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
+
+Record = dict[str, Any]
+Operation = Callable[..., tuple[torch.Tensor, ...]]
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# Of numbers in the gates' dtype and in the state's, relative to max(1, |expected|).
+TOLERANCES = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 1e-5),
+    torch.bfloat16: (2**-8, 1e-5),
+    torch.float16: (2**-11, 1e-5),
+}
+
+
+class SkippedError(Exception):
+    """Why a step cannot run here."""
+
+
+# ------------------------------------------------------------------ steps about the machine
+
+
+def environment() -> Iterator[Record]:
+    """Versions of everything that could explain a number."""
+    record: Record = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda_of_torch": torch.version.cuda,
+        "device": torch.cuda.get_device_name(),
+        "capability": list(torch.cuda.get_device_capability()),
+        # Under a sandboxed kernel profilers and sanitizers do not work.
+        "kernel": platform.release(),
+    }
+    for name, command in {
+        "nvidia_smi": [
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.sm",
+            "--format=csv,noheader",
+        ],
+        "nvcc": ["nvcc", "--version"],
+    }.items():
+        if shutil.which(command[0]) is None:
+            record[name] = f"no {command[0]} on PATH"
+            continue
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        record[name] = done.stdout.strip().splitlines()[-1:] or done.stderr.strip()
+    yield {"status": "measured", **record}
+
+
+def library() -> Iterator[Record]:
+    """Loads the library as it was built elsewhere and runs its self-test."""
+    from hf_qrnn import kernels
+
+    reason = kernels.unavailable(torch.device("cuda"))
+    loaded = kernels.load()
+    status = "passed" if reason is None else "failed"
+    yield {"status": status, "reason": reason, "path": str(loaded.path), **loaded.info}
+
+
+def build(folder: Path) -> Iterator[Record]:
+    """Builds the library for this device alone, then runs the self-test with it."""
+    if shutil.which("nvcc") is None:
+        raise SkippedError("no nvcc on PATH")
+    major, minor = torch.cuda.get_device_capability()
+    settings = {
+        "HF_QRNN_BUILD": "cuda",
+        "HF_QRNN_CUDA_ARCHS": f"{major}{minor}",
+        "TORCH_EXTENSIONS_DIR": str(folder / "build"),
+    }
+    started = time.perf_counter()
+    for command in (["-m", "hf_qrnn.kernels.build"], [__file__, "--step", "library"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, **settings},
+        )
+        if done.returncode:
+            yield {"status": "failed", "reason": (done.stderr or done.stdout)[-2000:]}
+            return
+    yield {"status": "passed", "seconds": round(time.perf_counter() - started, 1)}
+
+
+# ------------------------------------------------------------------ steps about values
+
+
+def arguments(
+    pooling: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str, options: bool
+) -> dict[str, torch.Tensor | None]:
+    """Everything the operations take, random, on `device`."""
+    batch, length, hidden = shape
+    generator = torch.Generator().manual_seed(1)
+    state = state_dtype(dtype)
+
+    def normal(*sizes: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        x = torch.randn(*sizes, generator=generator, dtype=torch.float64)
+        # Converted here, then copied: a sanitizer that watches our kernels alone sees the copy.
+        return x.to(kind).to(device)
+
+    channels = NUM_GATES[pooling] * hidden
+    given: dict[str, torch.Tensor | None] = {
+        "gates": normal(batch, length, channels),
+        "bias": normal(batch, channels) if options else None,
+        "initial_state": normal(batch, hidden, kind=state) if options else None,
+        "mask": None,
+        "seed": torch.tensor(7, device=device) if options else None,
+    }
+    if options:
+        given["mask"] = (torch.rand(batch, length, generator=generator) < 0.8).to(device)
+    given |= {
+        "grad_h": normal(batch, length, hidden),
+        "grad_c": normal(batch, length, hidden, kind=state),
+        "grad_state": normal(batch, hidden, kind=state),
+    }
+    return given
+
+
+def differences(
+    forward: Operation,
+    backward: Operation,
+    pooling: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: str,
+    options: bool,
+) -> dict[str, float]:
+    """Errors of every result over its tolerance, against the definition in float64 on the CPU."""
+    given = arguments(pooling, shape, dtype, device, options)
+    grads = [given.pop(name) for name in ("grad_h", "grad_c", "grad_state")]
+    number, zoneout = list(NUM_GATES).index(pooling), 0.3 if options else 0.0
+    found = forward(*given.values(), number, zoneout, options, True, True)
+    back = backward(*grads, *given.values(), found[3], number, zoneout, options)
+
+    exact = {name: None if x is None else x.cpu() for name, x in given.items()}
+    leaves = [name for name in ("gates", "bias", "initial_state") if exact[name] is not None]
+    for name in leaves:
+        exact[name] = exact[name].double().requires_grad_()  # type: ignore[union-attr]
+    wanted = pool(pooling=pooling, zoneout=zoneout, reverse=options, **exact)  # type: ignore[arg-type]
+    wanted_back = torch.autograd.grad(
+        list(wanted),
+        [exact[name] for name in leaves],  # type: ignore[misc]
+        [g.cpu().double() for g in grads if g is not None],
+    )
+    pairs = dict(zip(("h", "c", "state"), zip(found, wanted, strict=False), strict=True))
+    results = dict(zip(("gates", "bias", "initial_state"), back, strict=True))
+    for name, want in zip(leaves, wanted_back, strict=True):
+        pairs[f"grad_{name}"] = (results[name], want)
+    errors = {}
+    for name, (x, want) in pairs.items():
+        tolerance = TOLERANCES[dtype][0 if x.dtype == dtype else 1]
+        error = (x.detach().cpu().double() - want.detach()).abs() / want.detach().abs().clamp(min=1)
+        # A comparison that NaN passes would be none.
+        errors[name] = float(error.nan_to_num(nan=float("inf")).max()) / tolerance
+    return errors
+
+
+# Both forms by the table of kernels/csrc/cuda/pool_plan.h; odd sizes, one step, one channel.
+SHAPES = [(2, 1, 1), (3, 37, 5), (4, 200, 64), (2, 31, 320), (128, 70, 258), (1, 1000, 7)]
+
+
+def values(
+    forward: Operation,
+    backward: Operation,
+    device: str = "cuda",
+    shapes: list[tuple[int, int, int]] = SHAPES,
+) -> Iterator[Record]:
+    """Values and gradients over kinds, dtypes, shapes and options; a record for each kind."""
+    for pooling in NUM_GATES:
+        wrong, checked, worst = [], 0, 0.0
+        for dtype, shape, options in itertools.product(DTYPES, shapes, (False, True)):
+            errors = differences(forward, backward, pooling, shape, dtype, device, options)
+            checked += 1
+            worst = max(worst, *errors.values())
+            off = {name: error for name, error in errors.items() if error > 1}
+            if off:
+                wrong.append({"dtype": str(dtype), "shape": shape, "options": options, **off})
+        yield {
+            "status": "failed" if wrong else "passed",
+            "reason": f"off by more than the tolerance: {wrong[:5]}" if wrong else None,
+            "pooling": pooling,
+            "checked": checked,
+            "worst_over_tolerance": worst,
+        }
+
+
+def hard_cases(forward: Operation, backward: Operation) -> Iterator[Record]:
+    """What a CPU cannot show: large sizes, streams, graphs, bit-equal repetition."""
+    for name, case in {
+        "two runs bit-equal": _repeats,
+        "side stream": _side_stream,
+        "CUDA graph": _graph,
+        "batch of 70,000": functools.partial(_tail, shape=(70_000, 3, 2)),
+        "more than 2^31 elements": functools.partial(_tail, shape=(70_000, 16, 1000)),
+    }.items():
+        reason = case(forward, backward)
+        yield {"status": "failed" if reason else "passed", "reason": reason, "case": name}
+        torch.cuda.empty_cache()
+
+
+def _plain(forward: Operation, gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return forward(gates, None, None, None, None, 1, 0.0, False, False, True)
+
+
+def _repeats(forward: Operation, backward: Operation) -> str | None:
+    for shape in ((4, 1000, 320), (256, 100, 640)):
+        gates = torch.randn(shape[0], shape[1], 3 * shape[2], device="cuda")
+        bias = torch.zeros(shape[0], 3 * shape[2], device="cuda")
+        runs = []
+        for _ in range(2):
+            out = forward(gates, bias, None, None, None, 1, 0.0, False, False, True)
+            none = (None,) * 3
+            back = backward(out[0], None, None, gates, bias, *none, out[3], 1, 0.0, False)
+            runs.append((*out, *back))
+        if not all(torch.equal(a, b) for a, b in zip(*runs, strict=True)):
+            return f"two runs differ at {shape}"
+    return None
+
+
+def _side_stream(forward: Operation, backward: Operation) -> str | None:
+    gates = torch.randn(64, 512, 960, device="cuda")
+    wanted = _plain(forward, gates)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Work that the kernel must wait for, on this stream and no other.
+        late = gates * 0
+        for _ in range(50):
+            late = late + gates / 50
+        found = _plain(forward, late)[0]
+    torch.cuda.synchronize()
+    close = torch.allclose(found, wanted, atol=1e-4)
+    return None if close else "results on a side stream do not follow that stream's work"
+
+
+def _graph(forward: Operation, backward: Operation) -> str | None:
+    gates = torch.randn(8, 128, 960, device="cuda")
+    seed = torch.tensor(1, device="cuda")
+
+    def step() -> torch.Tensor:
+        return forward(gates, None, None, None, seed, 1, 0.5, False, False, False)[0]
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for number in (1, 2):
+        seed.fill_(number)
+        graph.replay()
+        if not torch.equal(captured, step()):
+            return f"a replay with seed {number} differs from a call"
+    return None
+
+
+def _tail(forward: Operation, backward: Operation, shape: tuple[int, int, int]) -> str | None:
+    batch, length, hidden = shape
+    needed = 8 * batch * length * 3 * hidden  # gates, their gradient, h, tiles and room
+    if torch.cuda.mem_get_info()[0] < needed:
+        raise SkippedError(f"{needed >> 30} GiB of GPU memory are not free")
+    gates = torch.empty(batch, length, 3 * hidden, device="cuda", dtype=torch.bfloat16).normal_()
+    out = _plain(forward, gates)
+    back = backward(out[0], None, None, gates, *[None] * 4, out[3], 1, 0.0, False)
+    rows = slice(batch - 2, batch)
+    near = gates[rows].clone()
+    small = _plain(forward, near)
+    small_back = backward(small[0], None, None, near, *[None] * 4, small[3], 1, 0.0, False)
+    # A small batch may take the other form: equal up to rounding.
+    same = torch.allclose(out[0][rows].float(), small[0].float(), atol=2e-2)
+    same &= torch.allclose(back[0][rows].float(), small_back[0].float(), atol=2e-2)
+    return None if same else f"the last rows of {shape} differ from the same rows alone"
+
+
+# ------------------------------------------------------------------ tools
+
+
+def smoke(forward: Operation, backward: Operation) -> Iterator[Record]:
+    """Small cases of both forms, for the sanitizers to watch."""
+    shapes = [(3, 37, 5), (2, 140, 66), (1, 33, 1)]
+    yield from values(forward, backward, shapes=shapes)
+
+
+def sanitizer(tool: str) -> Iterator[Record]:
+    """Runs `smoke` under one tool of compute-sanitizer."""
+    if shutil.which("compute-sanitizer") is None:
+        raise SkippedError("no compute-sanitizer on PATH")
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    command += ["--kernel-name", "kernel_substring=hf_qrnn", sys.executable, __file__]
+    done = subprocess.run(
+        [*command, "--step", "smoke"],
+        capture_output=True,
+        text=True,
+        check=False,
+        # Without torch's cache every tensor has bounds of its own.
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
+    if done.returncode and "not supported" in done.stdout + done.stderr:
+        raise SkippedError(f"compute-sanitizer does not run here: {done.stdout[-300:]}")
+    failed = done.returncode != 0
+    said = (done.stdout + done.stderr)[-2000:]
+    yield {"status": "failed" if failed else "passed", "reason": said if failed else None}
+
+
+def profile() -> Iterator[Record]:
+    """Basic figures of our kernels, where ncu may count."""
+    if shutil.which("ncu") is None:
+        raise SkippedError("no ncu on PATH")
+    command = ["ncu", "--clock-control", "none", "-k", "regex:stream_|split_", "-c", "4"]
+    done = subprocess.run(
+        [*command, "--set", "basic", "--csv", sys.executable, __file__, "--step", "smoke"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SkippedError(f"ncu does not run here: {(done.stdout + done.stderr)[-300:]}")
+    yield {"status": "measured", "csv": done.stdout[-20_000:]}
+
+
+# ------------------------------------------------------------------ speed
+
+
+def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
+    """Median device time of `call`, after warming up; other data passes the cache in between."""
+    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def copy_rate() -> float:
+    """Bytes read and written by a copy of 1 GiB, in GB/s."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / milliseconds(lambda: target.copy_(source)) / 1e6
+
+
+def speed(forward: Operation, backward: Operation) -> Iterator[Record]:
+    """Pools in bfloat16 beside the copy rate of this very run, fo-pooling."""
+    copied = copy_rate()
+    yield {"status": "measured", "what": "copy", "gb_per_second": round(copied, 1)}
+    grid = [(b, t, 320) for b in (8, 32, 128, 256) for t in (32, 128, 512)]
+    grid += [(32, 1024, 1024), (256, 1024, 1024), (1, 4096, 1024)]
+    for batch, length, hidden in grid:
+        gates = torch.randn(batch, length, 3 * hidden, device="cuda").bfloat16()
+        h, _, _, tiles = _plain(forward, gates)
+        none = (None,) * 4
+        calls = {
+            "forward": (8, functools.partial(_plain, forward, gates)),
+            "backward": (
+                14.1,
+                functools.partial(backward, h, None, None, gates, *none, tiles, 1, 0.0, False),
+            ),
+        }
+        for what, (size, call) in calls.items():
+            took = milliseconds(call)
+            rate = size * batch * length * hidden / took / 1e6
+            yield {
+                "status": "measured",
+                "what": what,
+                "shape": [batch, length, hidden],
+                "milliseconds": took,
+                "bytes_per_element": size,
+                "gb_per_second": round(rate, 1),
+                "of_copy": round(rate / copied, 3),
+            }
+
+
+# ------------------------------------------------------------------ running
+
+
+def operations() -> tuple[Operation, Operation]:
+    """The compiled library's forward and backward operations."""
+    from hf_qrnn import kernels
+
+    reason = kernels.unavailable(torch.device("cuda"))
+    if reason is not None:
+        raise SkippedError(f"no compiled library for this device: {reason}")
+    return kernels.operation("pool_forward"), kernels.operation("pool_backward")
+
+
+# Seconds each may take; 9 minutes in all.
+STEPS = {
+    "environment": 20,
+    "library": 30,
+    "build": 90,
+    "values": 90,
+    "hard_cases": 60,
+    "memcheck": 40,
+    "racecheck": 40,
+    "initcheck": 40,
+    "synccheck": 40,
+    "speed": 60,
+    "profile": 30,
+}
+
+
+def records_of(step: str, folder: Path) -> Iterator[Record]:
+    """What a step finds, as it finds it."""
+    if step.endswith("check") and step in STEPS:
+        return sanitizer(step)
+    if step == "build":
+        return build(folder)
+    plain = {"environment": environment, "library": library, "profile": profile}
+    if step in plain:
+        return plain[step]()
+    with_operations = {"values": values, "hard_cases": hard_cases, "smoke": smoke, "speed": speed}
+    return with_operations[step](*operations())
+
+
+def run_step(step: str, folder: Path) -> int:
+    """One step in this process: a line of JSON for each record, on standard output."""
+    failed = False
+    try:
+        for record in records_of(step, folder):
+            failed |= record["status"] == "failed"
+            print(json.dumps({"step": step, **record}), flush=True)
+    except SkippedError as skipped:
+        print(json.dumps({"step": step, "status": "skipped", "reason": str(skipped)}), flush=True)
+    return int(failed)
+
+
+def run_all(steps: dict[str, int], command: list[str], results: Path) -> int:
+    """Every step in a process of its own; the number of steps that failed.
+
+    `command` with the step's name appended runs it. A step that is killed at its limit, or ends
+    without a record, has failed; what it had found by then is kept.
+    """
+    failures = 0
+    for step, limit in steps.items():
+        print(f"{step} (at most {limit} s) ...", flush=True)
+        before = results.read_text(encoding="utf-8") if results.exists() else ""
+        with results.open("a", encoding="utf-8") as output:
+            try:
+                done = subprocess.run(
+                    [*command, step],
+                    stdout=output,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    check=False,
+                    timeout=limit,
+                )
+                reason = done.stderr[-2000:] if done.returncode else None
+            except subprocess.TimeoutExpired:
+                reason = f"it took more than {limit} s"
+        lines = results.read_text(encoding="utf-8")[len(before) :].splitlines()
+        statuses = [json.loads(line)["status"] for line in lines if line.startswith("{")]
+        if "failed" not in statuses and (reason is not None or not statuses):
+            statuses.append("failed")
+            with results.open("a", encoding="utf-8") as output:
+                record = {"step": step, "status": "failed", "reason": reason or "no record"}
+                output.write(json.dumps(record) + "\n")
+        failures += "failed" in statuses
+        print(f"{step}: {', '.join(dict.fromkeys(statuses))}", flush=True)
+    return failures
+
+
+def main() -> int:
+    """Run all steps, or the one named by --step; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = Path(os.environ.get("OUT") or ROOT / "runs" / "gpu_check")
+    parser.add_argument("--output", type=Path, default=default, help="folder of the results")
+    parser.add_argument("--step", choices=[*STEPS, "smoke"], help="run one step in this process")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_check: torch sees no CUDA device here, so there is nothing to check.")
+        return 0
+    if options.step is not None:
+        return run_step(options.step, options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = options.output / "gpu_check.jsonl"
+    results.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--output", str(options.output), "--step"]
+    failures = run_all(STEPS, command, results)
+    print(f"{failures} of {len(STEPS)} steps failed; results in {results}")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
