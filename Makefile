@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: run test quality style setup gpu-check
+.PHONY: run test quality style setup kernels gpu-check
 .DEFAULT_GOAL := run
 
-setup: $(STAMP)
+setup: kernels
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,10 +14,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-run: $(STAMP)
+# The compiled pooling kernels, where a compiler is: without them everything runs, only slower.
+kernels: $(STAMP)
+	@$(BIN)/python hf_qrnn/kernels/build.py --quiet
+
+run: kernels
 	$(BIN)/python scripts/demo.py
 
-test: $(STAMP)
+test: kernels
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # No set-up: for a machine that has torch and a GPU.

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from .backends_qrnn import use_backend
 from .cache_qrnn import QRNNCache
 from .configuration_qrnn import QRNNConfig
 from .modeling_qrnn import (
@@ -42,4 +43,5 @@ __all__ = [
     "QRNNForSequenceClassification",
     "QRNNModel",
     "pool",
+    "use_backend",
 ]

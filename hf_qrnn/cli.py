@@ -250,9 +250,37 @@ def _info(args: argparse.Namespace) -> None:
     print(f"torch         {torch.__version__}")
     print(f"transformers  {transformers.__version__}")
     print(f"tokenizers    {tokenizers.__version__}")
-    print("pooling on cpu: torch")
-    for index in range(torch.cuda.device_count()):
-        print(f"pooling on cuda:{index} ({torch.cuda.get_device_name(index)}): torch")
+    _print_backends()
+
+
+def _print_backends() -> None:
+    """Which backend can pool on which device, or why not, and what the library is."""
+    import torch
+
+    from . import kernels
+    from .backends_qrnn import BACKENDS, unavailable
+
+    count = torch.cuda.device_count()
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(max(count, 1)))]
+    print("pooling backends, the first available one is used:")
+    for device in devices:
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" and count else ""
+        print(f"  {device if count else device.type}{name}")
+        for backend in BACKENDS if device.type == "cuda" else ("compiled", "torch"):
+            reason = unavailable(backend, device)
+            if reason is None and device.type == "cuda" and not count:
+                reason = "no device"
+            print(f"    {backend:9} {'available' if reason is None else reason}")
+    library = kernels.load()
+    if library.path is None:
+        return
+    print("compiled library")
+    print(f"  path          {library.path}")
+    print(f"  ABI target    torch {library.info['abi_target']}")
+    archs = " ".join(f"sm_{arch}" for arch in library.info["cuda_archs"])
+    print(f"  CUDA          {archs or 'none'}")
+    print(f"  nvcc          {library.info['nvcc'] or 'none'}")
+    print(f"  CPU           {kernels.operation('simd')('')}")
 
 
 def _load(model: str, device: str | None) -> Translator:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 POOLING_KINDS = ("f", "fo", "ifo")
 ATTENTION_LAYERS = ("last", "all")
 CLASSIFIER_POOLING = ("last", "mean")
-POOL_BACKENDS = ("auto", "torch")
+POOL_BACKENDS = ("auto", "compiled", "triton", "torch")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_qrnn.QRNNConfig",
@@ -85,7 +85,8 @@ class QRNNConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the embeddings; every other weight is drawn with
             standard deviation fan_in^-1/2.
         forget_bias: Initial bias of the forget gate; 1 keeps about 73 % of the state per step.
-        pool_backend: "auto" or "torch".
+        pool_backend: "auto" (the fastest that works), "compiled", "triton" or "torch"; no effect on
+            the weights.
 
     Raises:
         ValueError: If a field or a combination of fields is impossible; the sentence names it.

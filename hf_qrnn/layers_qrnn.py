@@ -47,13 +47,13 @@ class LayerPast(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """`h` and `c` (B, T, H); `o` (B, T, H) where asked; the state of a layer that can go on.
+    """`h` (B, T, H); `c` and `o` (B, T, H) where asked; the state of a layer that can go on.
 
     `past` holds all states on the way, where asked.
     """
 
     h: torch.Tensor
-    c: torch.Tensor
+    c: torch.Tensor | None
     o: torch.Tensor | None
     state: LayerState | None
     past: LayerPast | None = None
@@ -136,6 +136,7 @@ class QRNNLayer(nn.Module):
             after it. Paper: says unmasked, not how even widths are centred. Here: one more ahead.
         reverse: Process from the last timestep to the first.
         encoding_size: Width of h~; None without Eq. 7.
+        pool_backend: "auto", "compiled", "triton" or "torch".
     """
 
     def __init__(
@@ -149,10 +150,12 @@ class QRNNLayer(nn.Module):
         causal: bool = True,
         reverse: bool = False,
         encoding_size: int | None = None,
+        pool_backend: str = "auto",
     ) -> None:
         super().__init__()
         self.hidden_size, self.kernel_size = hidden_size, kernel_size
         self.pooling, self.zoneout, self.causal, self.reverse = pooling, zoneout, causal, reverse
+        self.pool_backend = pool_backend
         num_gates = NUM_GATES[pooling]
         self.convolution = GateConvolution(input_size, hidden_size, kernel_size, num_gates)
         self.encoding: nn.Linear | None = None
@@ -167,6 +170,7 @@ class QRNNLayer(nn.Module):
         *,
         state: LayerState | None = None,
         gate_bias: torch.Tensor | None = None,
+        want_c: bool = False,
         want_o: bool = False,
         want_past: bool = False,
     ) -> LayerOutput:
@@ -177,6 +181,7 @@ class QRNNLayer(nn.Module):
             mask: (B, T) boolean, true where the step is real.
             state: Where to go on from; a causal, forward layer starts at zero without one.
             gate_bias: `self.encoding(h~)` (B, G*H).
+            want_c: Return the states of all steps: what attention compares (Eq. 8).
             want_o: Return the output gate too: attention applies it itself (Eq. 8).
             want_past: Return the states on the way too, of a layer that can go on.
         """
@@ -199,6 +204,8 @@ class QRNNLayer(nn.Module):
             mask=mask,
             zoneout=self.zoneout if self.training else 0.0,
             reverse=self.reverse,
+            return_c=want_c or want_past,
+            backend=self.pool_backend,
         )
         o = None
         if want_o and self.pooling != "f":
@@ -209,6 +216,7 @@ class QRNNLayer(nn.Module):
         if self.causal and not self.reverse:
             new_state = LayerState(last_inputs(padded, mask, before), final)
             if want_past:
+                assert c is not None, "asked for above"
                 c0 = torch.zeros_like(final) if state is None else state.c.to(final.dtype)
                 past = LayerPast(padded, mask, c0, c)
         return LayerOutput(h, c, o, new_state, past)
@@ -503,11 +511,13 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
             mask,
             state=state,
             gate_bias=memory.gate_bias,
+            want_c=attends_inside,
             want_o=attends_inside,
             want_past=want_past,
         )
         weights = None
         if isinstance(self.attention, OutputAttention):
+            assert c is not None, "attention reads c"
             h, weights = self.attention(c, o, memory, source_mask, want_weights)
             h = hide_pads(h, mask)
         out = self.connection.after(hidden_states, h)  # (B, T, H)

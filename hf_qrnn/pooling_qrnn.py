@@ -8,6 +8,8 @@ Every pooling kind is one elementwise recurrence over time, `c_t = f_t . c_{t-1}
 
 A pad and a zoned-out channel are the same thing said with `f_t = 1`: the state is carried.
 
+What is below is the definition, in plain torch; `backends_qrnn.py` chooses between it and kernels.
+
 Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
 """
 
@@ -16,20 +18,26 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
+
+from .backends_qrnn import Backward, Forward, backward_of, choose, forward_of
 
 NUM_GATES = {"f": 2, "fo": 3, "ifo": 4}
+
+# The state before every 32nd processed step is kept for the backward pass: a tile's start.
+TILE = 32
 
 # The package and a model folder from the Hub may live in one process: the first copy registers the
 # operations, the other uses them. Raise the number when a schema or its meaning changes.
 _NAMESPACE = "hf_qrnn"
-_FORWARD, _BACKWARD = "pool_v1", "pool_backward_v1"
+_FORWARD, _BACKWARD = "pool_v2", "pool_backward_v2"
 
 
 class PoolOutput(NamedTuple):
-    """What `pool` returns: `h` (B, T, H), `c` (B, T, H) and the final `state` (B, H)."""
+    """What `pool` returns: `h` (B, T, H), `c` (B, T, H) where asked, the final `state` (B, H)."""
 
     h: torch.Tensor
-    c: torch.Tensor
+    c: torch.Tensor | None
     state: torch.Tensor
 
 
@@ -57,6 +65,8 @@ def pool(
     zoneout: float = 0.0,
     seed: torch.Tensor | None = None,
     reverse: bool = False,
+    return_c: bool = False,
+    backend: str = "auto",
 ) -> PoolOutput:
     """Pool pre-activations over time (Eqs. 3 to 6, section 2.1 of 1611.01576).
 
@@ -75,36 +85,44 @@ def pool(
         seed: 0-d int64 tensor the zoneout bits are a function of; drawn from torch's default
             generator when None and `zoneout` > 0.
         reverse: Process from the last timestep to the first; results stay in the given order.
+        return_c: Return the states of all timesteps too.
+        backend: "auto" (the fastest that works), "compiled", "triton" or "torch";
+            `hf_qrnn.use_backend` and the environment variable HF_QRNN_BACKEND are stronger.
 
     Returns:
-        `h` (B, T, H) in the dtype of `gates`; `c` (B, T, H) and the final `state` (B, H) in at
-        least float32. All are differentiable in gates, bias and initial_state, twice.
+        `h` (B, T, H) in the dtype of `gates`; `c` (B, T, H) or None, and the final `state` (B, H),
+        in at least float32. All are differentiable in gates, bias and initial_state, twice.
 
     Raises:
-        ValueError: If a shape, `pooling` or `zoneout` does not fit.
+        ValueError: If a shape, `pooling`, `zoneout` or `backend` does not fit.
+        RuntimeError: If the backend asked for does not work here; the sentence says why.
     """
     _check(gates, pooling, bias, initial_state, mask, zoneout)
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
-    arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse)
+    arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)
     tensors = (gates, bias, initial_state)
     if _needs_graph(tensors):
-        h, c = getattr(getattr(torch.ops, _NAMESPACE), _FORWARD)(*arguments)
+        # An exported program's number of tiles would tie it to short or to long rows.
+        want_tiles = _wants_grad(tensors) and not torch.compiler.is_exporting()
+        h, c, state, _ = _operation(_FORWARD)(*arguments, want_tiles, backend)
     else:
-        h, c = _pool_forward(*arguments)
-    if gates.shape[1] > 0:
-        state = c[:, 0] if reverse else c[:, -1]
-    elif initial_state is not None:
-        state = initial_state.to(c.dtype)
-    else:
-        state = c.new_zeros(c.shape[0], c.shape[2])
-    return PoolOutput(h, c, state)
+        h, c, state, _ = _pool_forward(*arguments, False, backend)
+    return PoolOutput(h, c if return_c else None, state)
+
+
+def _operation(name: str) -> Any:
+    return getattr(getattr(torch.ops, _NAMESPACE), name)
 
 
 def _needs_graph(tensors: tuple[torch.Tensor | None, ...]) -> bool:
     """Whether the registered operation is needed; its dispatch costs more than a decoding step."""
     if torch.compiler.is_compiling() or type(tensors[0]) is not torch.Tensor:
         return True
+    return _wants_grad(tensors)
+
+
+def _wants_grad(tensors: tuple[torch.Tensor | None, ...]) -> bool:
     wants_grad = any(tensor is not None and tensor.requires_grad for tensor in tensors)
     return torch.is_grad_enabled() and wants_grad
 
@@ -186,7 +204,7 @@ def _activate(
     # Contiguous, so that every result has the strides the fake kernels promise to compilers.
     x = gates.contiguous().to(state_dtype(gates.dtype))
     if bias is not None:
-        x = x + bias.to(x.dtype)[:, None]
+        x = x + bias.to(gates.dtype).to(x.dtype)[:, None]
     parts = x.chunk(NUM_GATES[pooling], dim=-1)  # G times (B, T, H)
     z, f = parts[0].tanh(), parts[1].sigmoid()
     o = parts[2].sigmoid() if pooling != "f" else None
@@ -226,7 +244,7 @@ def _hide_pads(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return h if mask is None else h.masked_fill(~mask[:, :, None].bool(), 0.0)
 
 
-def _pool_forward(
+def _torch_forward(
     gates: torch.Tensor,
     bias: torch.Tensor | None,
     initial_state: torch.Tensor | None,
@@ -235,22 +253,53 @@ def _pool_forward(
     pooling: str,
     zoneout: float,
     reverse: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    want_c: bool,
+    want_tiles: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`h`, `c` (empty if not wanted), the final state and the tiles' starts (B, T/TILE, H)."""
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
-    c = _scan(f, i * z, _first_state(initial_state, z), reverse)
+    first = _first_state(initial_state, z)
+    c = _scan(f, i * z, first, reverse)
     h = o * c if o is not None else _hide_pads(c.clone(), mask)
-    return h.to(gates.dtype), c
+    none = c.new_empty(0)
+    if c.shape[1] == 0:
+        tiles = c if want_tiles else none
+        return h.to(gates.dtype), c.clone() if want_c else none, first.clone(), tiles
+    state = (c[:, 0] if reverse else c[:, -1]).clone()
+    tiles = none
+    if want_tiles:
+        in_order = c.flip(1) if reverse else c
+        before = in_order[:, TILE - 1 : -1 : TILE]
+        tiles = torch.cat([first[:, None], before], dim=1)  # (B, ceil(T/TILE), H)
+    return h.to(gates.dtype), c if want_c else none, state, tiles
 
 
-def _pool_backward(
+def _states_from_tiles(
+    f: torch.Tensor, write: torch.Tensor, tiles: torch.Tensor, reverse: bool
+) -> torch.Tensor:
+    """All states (B, T, H) again, every tile from its start: at most TILE steps, not T."""
+    length = f.shape[1]
+    size = min(TILE, length)
+    if reverse:
+        f, write = f.flip(1), write.flip(1)
+    extra = (0, 0, 0, -length % size)
+    # All tiles as one batch: (B * T/size, size, H).
+    f, write = (pad(x, extra).unflatten(1, (-1, size)).flatten(0, 1) for x in (f, write))
+    c = _scan(f, write, tiles.flatten(0, 1), False)
+    c = c.unflatten(0, tiles.shape[:2]).flatten(1, 2)[:, :length]  # (B, T, H)
+    return c.flip(1) if reverse else c
+
+
+def _torch_backward(
     grad_h: torch.Tensor | None,
     grad_c: torch.Tensor | None,
+    grad_state: torch.Tensor | None,
     gates: torch.Tensor,
     bias: torch.Tensor | None,
     initial_state: torch.Tensor | None,
     mask: torch.Tensor | None,
     seed: torch.Tensor | None,
-    c: torch.Tensor,
+    tiles: torch.Tensor,
     pooling: str,
     zoneout: float,
     reverse: bool,
@@ -261,36 +310,34 @@ def _pool_backward(
     """
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     first = _first_state(initial_state, z)
+    from_state = torch.zeros_like(first) if grad_state is None else grad_state
+    length = z.shape[1]
+    if length == 0:
+        none = z.new_zeros(0) if bias is None else z.new_zeros(bias.shape)
+        return gates.new_zeros(gates.shape), none, from_state.clone()
+    c = _states_from_tiles(f, i * z, tiles, reverse)
     grad_h = torch.zeros_like(c) if grad_h is None else grad_h.to(c.dtype)
     received = grad_h * o if o is not None else _hide_pads(grad_h, mask)
     if grad_c is not None:
         received = received + grad_c
-    length = c.shape[1]
-    if length == 0:
-        none = c.new_zeros(c.shape[0], 0) if bias is None else bias.new_zeros(bias.shape)
-        return gates.new_zeros(gates.shape), none, first.new_zeros(first.shape)
-    before = [first[:, None], c[:, :-1]]
-    after = [f[:, 1:], torch.zeros_like(f[:, :1])]
+    before, after = [first[:, None], c[:, :-1]], [f[:, 1:], torch.ones_like(f[:, :1])]
     if reverse:
-        before = [c[:, 1:], first[:, None]]
-        after = [torch.zeros_like(f[:, :1]), f[:, :-1]]
+        before, after = [c[:, 1:], first[:, None]], [torch.ones_like(f[:, :1]), f[:, :-1]]
     c_before = torch.cat(before, dim=1)
-    grad_state = _scan(torch.cat(after, dim=1), received, torch.zeros_like(first), not reverse)
+    grad = _scan(torch.cat(after, dim=1), received, from_state, not reverse)
 
     # Where f was set to 1 (pad, zoneout) it is a constant, and f (1 - f) is zero of itself.
     change = c_before if pooling == "ifo" else c_before.sub_(z)
     slope_f = f * (1 - f) if pooling == "ifo" else f * i
-    grads = [_tanh_slope(grad_state * i, z), change.mul_(slope_f).mul_(grad_state)]
+    grads = [_tanh_slope(grad * i, z), change.mul_(slope_f).mul_(grad)]
     if o is not None:
         grads.append(_sigmoid_slope(grad_h * c, o))
     if pooling == "ifo":
-        grads.append(_sigmoid_slope(grad_state * z, i))
+        grads.append(_sigmoid_slope(grad * z, i))
     grad_x = torch.cat(grads, dim=-1)  # (B, T, G*H)
-    grad_bias = (
-        grad_x.sum(1).to(bias.dtype) if bias is not None else grad_x.new_zeros(c.shape[0], 0)
-    )
+    grad_bias = grad_x.sum(1) if bias is not None else grad_x.new_zeros(0)
     end = length - 1 if reverse else 0
-    return grad_x.to(gates.dtype), grad_bias, f[:, end] * grad_state[:, end]
+    return grad_x.to(gates.dtype), grad_bias, f[:, end] * grad[:, end]
 
 
 # grad . (1 - z^2) and grad . y (1 - y), in one pass each.
@@ -305,8 +352,8 @@ def _pool_differentiable(
     mask: torch.Tensor | None,
     seed: torch.Tensor | None,
     options: tuple[str, float, bool],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same results by operations that autograd follows to any order: slow, for gradgrad."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`h`, `c`, final state, by operations that autograd follows to any order: for gradgrad."""
     pooling, zoneout, reverse = options
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     state = _first_state(initial_state, z)
@@ -318,47 +365,111 @@ def _pool_differentiable(
         states.append(state)
     c = torch.stack(states[::-1] if reverse else states, dim=1) if states else write
     h = o * c if o is not None else _hide_pads(c, mask)
-    return h.to(gates.dtype), c
+    return h.to(gates.dtype), c, state
+
+
+# ------------------------------------------------------------------ the operations
+
+
+def _fit(
+    gates: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """The arguments as every backend takes them: dtypes, and adjacent channels."""
+    if gates.shape[2] > 1 and gates.stride(2) != 1:
+        gates = gates.contiguous()
+    if bias is not None:
+        bias = bias.to(gates.dtype).contiguous()
+    if initial_state is not None:
+        initial_state = initial_state.to(state_dtype(gates.dtype)).contiguous()
+    return gates, bias, initial_state, None if mask is None else mask.bool()  # type: ignore[return-value]
+
+
+def _pool_forward(
+    gates: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    pooling: str,
+    zoneout: float,
+    reverse: bool,
+    want_c: bool,
+    want_tiles: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    chosen = choose(backend, gates.device, gates.dtype)
+    forward: Forward = _torch_forward if chosen == "torch" else forward_of(chosen)
+    tensors = _fit(gates, bias, initial_state, mask)
+    return forward(*tensors, seed, pooling, zoneout, reverse, want_c, want_tiles)
+
+
+def _pool_backward(
+    grad_h: torch.Tensor | None,
+    grad_c: torch.Tensor | None,
+    grad_state: torch.Tensor | None,
+    gates: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    tiles: torch.Tensor,
+    pooling: str,
+    zoneout: float,
+    reverse: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    chosen = choose(backend, gates.device, gates.dtype)
+    backward: Backward = _torch_backward if chosen == "torch" else backward_of(chosen)
+    tensors = _fit(gates, bias, initial_state, mask)
+    grads = [None if x is None else x.contiguous() for x in (grad_h, grad_c, grad_state)]
+    return backward(*grads, *tensors, seed, tiles, pooling, zoneout, reverse)
 
 
 # ------------------------------------------------------------------ registration
 
 
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    gates, bias, initial_state, mask, seed, *ctx.options = inputs
-    ctx.save_for_backward(gates, bias, initial_state, mask, seed, output[1])
+    *tensors, pooling, zoneout, reverse, _, ctx.has_tiles, backend = inputs
+    ctx.options = (pooling, zoneout, reverse)
+    ctx.backend = backend
+    ctx.save_for_backward(*tensors, output[3])
     ctx.set_materialize_grads(False)
 
 
-def _forward_vjp(ctx: Any, grad_h: Any, grad_c: Any) -> tuple[Any, ...]:
-    gates, bias, initial_state, mask, seed, c = ctx.saved_tensors
-    unused: tuple[None, ...] = (None,) * 5
-    if grad_h is None and grad_c is None:
+def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    *tensors, tiles = ctx.saved_tensors
+    unused: tuple[None, ...] = (None,) * 8
+    given = grads[:3]  # of h, c and the state; nobody reads the tiles
+    if all(grad is None for grad in given):
         return (None, None, None, *unused)
-    operation = getattr(getattr(torch.ops, _NAMESPACE), _BACKWARD)
-    grads = operation(grad_h, grad_c, gates, bias, initial_state, mask, seed, c, *ctx.options)
-    grad_bias = None if bias is None else grads[1]
-    grad_initial = None if initial_state is None else grads[2].to(initial_state.dtype)
-    return (grads[0], grad_bias, grad_initial, *unused)
+    if not ctx.has_tiles:
+        tiles = _operation(_FORWARD)(*tensors, *ctx.options, False, True, ctx.backend)[3]
+    results = _operation(_BACKWARD)(*given, *tensors, tiles, *ctx.options, ctx.backend)
+    _, bias, initial_state, *_ = tensors
+    grad_bias = None if bias is None else results[1].to(bias.dtype)
+    grad_initial = None if initial_state is None else results[2].to(initial_state.dtype)
+    return (results[0], grad_bias, grad_initial, *unused)
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    *tensors, ctx.pooling, ctx.zoneout, ctx.reverse = inputs
+    *tensors, pooling, zoneout, reverse, _ = inputs
+    ctx.options = (pooling, zoneout, reverse)
     ctx.save_for_backward(*tensors)
 
 
 def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     """Second derivatives: differentiate the first ones of the differentiable definition.
 
-    `c` is recomputed here from its own causes, so its gradient needs no path of its own.
+    The tiles are recomputed here from their own causes, so their gradient needs no path of its own.
     """
-    grad_h, grad_c, gates, bias, initial_state, mask, seed, _ = ctx.saved_tensors
-    options = (ctx.pooling, ctx.zoneout, ctx.reverse)
-    given = [grad_h, grad_c, gates, bias, initial_state]
+    *given, mask, seed, _ = ctx.saved_tensors  # grads of h, c, state; gates, bias, initial_state
     with torch.enable_grad():
         leaves = [None if x is None else x.detach().requires_grad_() for x in given]
-        cotangents, causes = leaves[:2], leaves[2:]
-        outputs = _pool_differentiable(causes[0], causes[1], causes[2], mask, seed, options)  # type: ignore[arg-type]
+        cotangents, causes = leaves[:3], leaves[3:]
+        outputs = _pool_differentiable(causes[0], causes[1], causes[2], mask, seed, ctx.options)  # type: ignore[arg-type]
         pairs = [(out, g) for out, g in zip(outputs, cotangents, strict=True) if g is not None]
         wanted = [(x, g) for x, g in zip(causes, grads, strict=True) if x is not None]
         first = torch.autograd.grad(
@@ -374,7 +485,28 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
             torch.autograd.grad(sum(products), inputs, allow_unused=True)  # type: ignore[arg-type]
         )
     results = [None if x is None else next(second) for x in leaves]
-    return (*results, *(None,) * 6)
+    return (*results, *(None,) * 7)
+
+
+def _fake_forward(
+    gates: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    pooling, _, _, want_c, want_tiles, _ = rest[4:]
+    batch, length, channels = gates.shape
+    hidden, dtype = channels // NUM_GATES[pooling], state_dtype(gates.dtype)
+    num_tiles = (length + TILE - 1) // TILE
+    return (
+        gates.new_empty(batch, length, hidden),
+        gates.new_empty((batch, length, hidden) if want_c else (0,), dtype=dtype),
+        gates.new_empty((batch, hidden), dtype=dtype),
+        gates.new_empty((batch, num_tiles, hidden) if want_tiles else (0,), dtype=dtype),
+    )
+
+
+def _fake_backward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gates, bias, tiles = arguments[3], arguments[4], arguments[8]
+    grad_bias = tiles.new_empty(0) if bias is None else tiles.new_empty(bias.shape)
+    return gates.new_empty(gates.shape), grad_bias, tiles.new_empty(tiles.shape[0], tiles.shape[2])
 
 
 def _register() -> None:
@@ -387,28 +519,18 @@ def _register() -> None:
         f"{_NAMESPACE}::{_FORWARD}",
         _pool_forward,
         mutates_args=(),
-        schema=f"({tensors}, {options}) -> (Tensor, Tensor)",
+        schema=f"({tensors}, {options}, bool want_c, bool want_tiles, str backend)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
     )
     backward = torch.library.custom_op(
         f"{_NAMESPACE}::{_BACKWARD}",
         _pool_backward,
         mutates_args=(),
-        schema=f"(Tensor? grad_h, Tensor? grad_c, {tensors}, Tensor c, {options})"
-        " -> (Tensor, Tensor, Tensor)",
+        schema=f"(Tensor? grad_h, Tensor? grad_c, Tensor? grad_state, {tensors}, Tensor tiles,"
+        f" {options}, str backend) -> (Tensor, Tensor, Tensor)",
     )
-
-    @forward.register_fake
-    def _(gates: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        pooling = rest[4]
-        shape = (*gates.shape[:2], gates.shape[2] // NUM_GATES[pooling])
-        return gates.new_empty(shape), gates.new_empty(shape, dtype=state_dtype(gates.dtype))
-
-    @backward.register_fake
-    def _(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gates, bias, c = arguments[2], arguments[3], arguments[7]
-        grad_bias = c.new_empty(c.shape[0], 0) if bias is None else bias.new_empty(bias.shape)
-        return gates.new_empty(gates.shape), grad_bias, c.new_empty(c.shape[0], c.shape[2])
-
+    forward.register_fake(_fake_forward)
+    backward.register_fake(_fake_backward)
     forward.register_autograd(_forward_vjp, setup_context=_forward_context)
     backward.register_autograd(_backward_vjp, setup_context=_backward_context)
 

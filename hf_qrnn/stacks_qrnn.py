@@ -92,6 +92,7 @@ class QRNNEncoder(nn.Module):
                     zoneout=config.zoneout,
                     causal=config.encoder_causal,
                     reverse=reverse,
+                    pool_backend=config.pool_backend,
                 )
                 for reverse in directions
             ]
@@ -146,6 +147,7 @@ class QRNNDecoder(nn.Module):
                 pooling=config.pooling,
                 zoneout=config.zoneout,
                 encoding_size=hidden if reads_source else None,
+                pool_backend=config.pool_backend,
             )
             attention = _attention(config, is_last=is_last) if reads_source else None
             dense = config.dense_connections and not is_last

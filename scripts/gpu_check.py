@@ -172,7 +172,8 @@ def differences(
     leaves = [name for name in ("gates", "bias", "initial_state") if exact[name] is not None]
     for name in leaves:
         exact[name] = exact[name].double().requires_grad_()  # type: ignore[union-attr]
-    wanted = pool(pooling=pooling, zoneout=zoneout, reverse=options, **exact)  # type: ignore[arg-type]
+    chosen = {"zoneout": zoneout, "reverse": options, "return_c": True, "backend": "torch"}
+    wanted = pool(pooling=pooling, **chosen, **exact)  # type: ignore[arg-type]
     wanted_back = torch.autograd.grad(
         list(wanted),
         [exact[name] for name in leaves],  # type: ignore[misc]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels
 from hf_qrnn.cli import main
 from hf_qrnn.tokenization import train_character_tokenizer
 from hf_qrnn.training.scoring import score_translations
@@ -265,7 +265,19 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     output = capsys.readouterr().out
     assert f"torch         {torch.__version__}" in output
-    assert "pooling on cpu: torch" in output
+    lines = [line.split() for line in output.splitlines()]
+    assert ["torch", "available"] in lines
+    library = kernels.load()
+    if library.path is None:
+        assert f"compiled  {library.reason}" in output
+        return
+    assert ["compiled", "available"] in lines
+    assert ["path", str(library.path)] in lines
+    assert ["ABI", "target", "torch", "2.10"] in lines
+    archs = library.info["cuda_archs"]
+    assert ["CUDA", *([f"sm_{arch}" for arch in archs] or ["none"])] in lines
+    if archs and not torch.cuda.is_available():
+        assert ["compiled", "built,", "no", "device"] in lines
 
 
 @pytest.mark.parametrize(

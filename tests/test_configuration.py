@@ -94,7 +94,7 @@ WRONG_VALUES = [
     ("pooling", "of", "one of 'f', 'fo', 'ifo'"),
     ("attention_layers", "first", "one of 'last', 'all'"),
     ("classifier_pooling", "max", "one of 'last', 'mean'"),
-    ("pool_backend", "cuda", "one of 'auto', 'torch'"),
+    ("pool_backend", "cuda", "one of 'auto', 'compiled', 'triton', 'torch'"),
     ("zoneout", 1.0, "in [0, 1)"),
     ("dropout", -0.1, "in [0, 1)"),
     ("dropout", float("nan"), "in [0, 1)"),

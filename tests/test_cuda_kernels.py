@@ -205,7 +205,7 @@ def test_any_length_matches_the_definition(emulated: Emulated, length: int, form
         for name, x in inputs("fo", shape=shape, dtype=torch.float32).items()
         if x is not None
     }
-    output = pool(pooling="fo", **given)
+    output = pool(pooling="fo", return_c=True, backend="torch", **given)
     grads = received(shape, torch.float32)
     wanted = torch.autograd.grad(list(output), list(given.values()), list(grads.values()))
     plain = {name: x.detach() for name, x in given.items()}
@@ -242,7 +242,7 @@ def test_any_width_is_written_wholly_and_nowhere_else(
     gates = torch.randn(2, 33, NUM_GATES[pooling] * hidden, dtype=torch.bfloat16)
     out, call = emulated.forward(gates, pooling, form=form)
     grads = emulated.backward(call, received((2, 33, hidden), torch.bfloat16), torch.bfloat16)
-    wanted = pool(gates.float(), pooling=pooling)
+    wanted = pool(gates.float(), pooling=pooling, return_c=True)
     assert_near(out["h"], wanted.h.double(), 2**-8, "h")
     assert_near(out["c"], wanted.c.double(), 4e-6, "c")
     assert not any(x.isnan().any() for x in (*out.values(), *grads.values()))
@@ -397,7 +397,8 @@ def test_operations_take_and_give_what_the_definition_does(
     leaves = {name: x.double().requires_grad_() for name, x in given.items()}
     mask, seed = torch.ones(2, 35, dtype=torch.bool), torch.tensor(5)
     mask[1, 20:] = False
-    wanted = pool(pooling=pooling, mask=mask, zoneout=0.2, seed=seed, reverse=True, **leaves)
+    options = {"mask": mask, "zoneout": 0.2, "seed": seed, "reverse": True, "return_c": True}
+    wanted = pool(pooling=pooling, **options, **leaves)
     grads = received(shape, dtype)
     # One number for all of h, as from a sum: a tensor without strides.
     grads["grad_h"] = torch.ones((), dtype=dtype).expand(shape)

@@ -100,7 +100,7 @@ def test_layer_is_padding_invariant_in_values_and_gradients(
     rows = [x.requires_grad_() for x in make_rows([real for _, real, _ in shape], seed)]
     weights = make_rows([real for _, real, _ in shape], seed + 1)
     together, mask = pad(rows, shape)
-    got = layer(together, mask)
+    got = layer(together, mask, want_c=True)
     assert (got.h[~mask] == 0).all()
 
     losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
@@ -110,7 +110,7 @@ def test_layer_is_padding_invariant_in_values_and_gradients(
             assert got.state is None or (got.state.inputs[b] == 0).all()
             continue
         inside = slice(before, before + real)
-        alone = layer(rows[b][None])
+        alone = layer(rows[b][None], want_c=True)
         close(got.h[b, inside], alone.h[0])
         close(got.c[b, inside], alone.c[0])
         assert (got.state is None) == (alone.state is None) == (reverse or not causal)
@@ -133,7 +133,7 @@ def test_layer_is_padding_invariant_in_values_and_gradients(
 def test_row_without_a_real_step_is_zero_with_zero_gradients(pooling: str, reverse: bool) -> None:
     layer = make_layer(0, pooling, 3, causal=False, reverse=reverse)
     x = torch.full((1, 4, E), torch.nan).double().requires_grad_()
-    got = layer(x, torch.zeros(1, 4).bool())
+    got = layer(x, torch.zeros(1, 4).bool(), want_c=True)
     assert (got.h == 0).all()
     assert (last_step(got.h, torch.zeros(1, 4).bool(), reverse=reverse) == 0).all()
     (got.h + got.c).sum().backward()
@@ -153,7 +153,7 @@ def test_causal_layer_does_not_look_ahead(
     x = make_rows([length], seed)[0][None].requires_grad_()
     other = x.detach().clone()
     other[:, t + 1 :] = 100.0
-    got, changed = layer(x, want_o=True), layer(other, want_o=True)
+    got, changed = (layer(given, want_c=True) for given in (x, other))
     close(changed.h[:, : t + 1], got.h[:, : t + 1], 1e-14)
     close(changed.c[:, : t + 1], got.c[:, : t + 1], 1e-14)
     (grad,) = torch.autograd.grad(got.h[:, t].sum(), x)
@@ -201,7 +201,7 @@ def test_reverse_layer_is_the_forward_layer_on_the_flipped_row(
     forward = make_layer(seed, pooling, kernel_size, causal=causal)
     backward = make_layer(seed, pooling, kernel_size, causal=causal, reverse=True)
     x = make_rows([length], seed)[0][None]
-    flipped, got = forward(x.flip(1)), backward(x)
+    flipped, got = forward(x.flip(1), want_c=True), backward(x, want_c=True)
     close(got.h, flipped.h.flip(1))
     close(got.c, flipped.c.flip(1))
 
@@ -232,7 +232,8 @@ def test_steps_and_chunks_equal_the_whole(
     length, gate_bias = x.shape[1], None
     if layer.encoding is not None:
         gate_bias = layer.encoding(torch.randn(len(shape), 2).double())
-    whole = layer(x, mask, gate_bias=gate_bias, want_o=True)
+    options = {"gate_bias": gate_bias, "want_c": True, "want_o": True}
+    whole = layer(x, mask, **options)
     edges = [0, *sorted(min(cut, length) for cut in cuts), length]
     if stepwise:
         edges = list(range(length + 1))
@@ -240,9 +241,7 @@ def test_steps_and_chunks_equal_the_whole(
     parts = []
     for start, end in pairwise(edges):
         inside = slice(start, end)
-        parts.append(
-            layer(x[:, inside], mask[:, inside], state=state, gate_bias=gate_bias, want_o=True)
-        )
+        parts.append(layer(x[:, inside], mask[:, inside], state=state, **options))
         state = parts[-1].state
     close(torch.cat([part.h for part in parts], dim=1), whole.h)
     close(torch.cat([part.c for part in parts], dim=1), whole.c)
@@ -278,8 +277,8 @@ def test_layer_is_conv1d_then_pool(
     channels_first = (x.flip(1) if reverse else x).transpose(1, 2)
     channels_first = nn.functional.pad(channels_first, (left, kernel_size - 1 - left))
     gates = nn.functional.conv1d(channels_first, weight, layer.convolution.bias).transpose(1, 2)
-    wanted = pool(gates, pooling=pooling)
-    got = layer(x)
+    wanted = pool(gates, pooling=pooling, return_c=True)
+    got = layer(x, want_c=True)
     close(got.h, wanted.h.flip(1) if reverse else wanted.h)
     close(got.c, wanted.c.flip(1) if reverse else wanted.c)
 
@@ -299,7 +298,7 @@ def test_gate_bias_adds_v_h_tilde_to_every_gate_at_every_step(pooling: str) -> N
     assert layer.encoding.bias is None
     assert layer.encoding.weight.shape == (NUM_GATES[pooling] * H, 5)
     x, h_tilde = torch.randn(2, 4, E).double(), torch.randn(2, 5).double()
-    got = layer(x, gate_bias=layer.encoding(h_tilde), want_o=True)
+    got = layer(x, gate_bias=layer.encoding(h_tilde), want_c=True, want_o=True)
 
     def pre_activation(gate: int, b: int, t: int) -> torch.Tensor:
         units = slice(gate * H, (gate + 1) * H)

@@ -23,6 +23,7 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
     QRNNModel,
+    use_backend,
 )
 from hf_qrnn.tokenization import train_character_tokenizer
 
@@ -67,7 +68,7 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     endings = {path.suffix for path in folder.iterdir()}
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
-    parts = "cache configuration generation layers modeling pooling stacks"
+    parts = "backends cache configuration generation layers modeling pooling stacks"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 
@@ -159,10 +160,11 @@ def test_folder_loads_where_the_package_is_not_installed(folder: Path, tmp_path:
         "input_ids": torch.tensor([[5, 6, 7, 4, 8, 9, 10, 1], [15, 1, 0, 0, 0, 0, 0, 0]]),
         "attention_mask": torch.tensor([[1] * 8, [1] * 2 + [0] * 6]),
     }
-    with torch.no_grad():
+    # Without the package there is no compiled library.
+    with torch.no_grad(), use_backend("torch"):
         local = model(**inputs, decoder_input_ids=torch.tensor([[3, 5, 6], [3, 7, 8]])).logits
-    assert local.tolist() == logits
-    assert model.generate(**inputs, num_beams=2, max_new_tokens=7).tolist() == tokens
+        assert local.tolist() == logits
+        assert model.generate(**inputs, num_beams=2, max_new_tokens=7).tolist() == tokens
     assert (again / "modeling_qrnn.py").is_file()
 
 

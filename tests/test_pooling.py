@@ -1,8 +1,12 @@
 """hf_qrnn.pooling_qrnn: `pool` is Eqs. 3 to 6, with gradients, and one node to a compiler."""
 
-import importlib.util
+import functools
+import importlib
 import itertools
 import math
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +18,14 @@ from pooling_loop import gradients, in_double, inputs, keeps, largest_difference
 from torch._dynamo.backends.common import aot_autograd
 
 from hf_qrnn import pooling_qrnn
-from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput, pool, zoneout_keep
+from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput, zoneout_keep
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 KINDS = ("f", "fo", "ifo")
-FORWARD = torch.ops.hf_qrnn.pool_v1.default
-BACKWARD = torch.ops.hf_qrnn.pool_backward_v1.default
+pool = functools.partial(pooling_qrnn.pool, return_c=True)
+FORWARD = torch.ops.hf_qrnn.pool_v2.default
+BACKWARD = torch.ops.hf_qrnn.pool_backward_v2.default
 
 # Largest difference from the loop in float64 on the same, already rounded, inputs: of h and the
 # gradients, which have the inputs' dtype, and of c and the state, which are never below float32.
@@ -458,13 +463,16 @@ def test_operations_pass_opcheck(case: str) -> None:
     mask = torch.ones(shape[:2]).tril().bool() if case == "full" else None
     options = (pooling, zoneout, case == "full")
     tensors = (*given.values(), mask, seed)
+    wants = (case != "bare", case != "half", "auto")
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if case in ("full", "no_steps"):
         tests.append("test_aot_dispatch_dynamic")  # takes seconds
-    torch.library.opcheck(FORWARD, (*tensors, *options), test_utils=tests)
-    h, c = (x.detach() for x in FORWARD(*tensors, *options))
-    grad_c = None if case == "bare" else torch.randn_like(c)
-    arguments = (torch.randn_like(h), grad_c, *tensors, c, *options)
+    torch.library.opcheck(FORWARD, (*tensors, *options, *wants), test_utils=tests)
+    h, c, state, tiles = (x.detach() for x in FORWARD(*tensors, *options, True, True, "auto"))
+    grads = [None if case == "bare" else torch.randn_like(x) for x in (h, c, state)]
+    if case == "bare":
+        grads[0] = torch.randn_like(h)
+    arguments = (*grads, *tensors, tiles, *options, "auto")
     torch.library.opcheck(BACKWARD, arguments, test_utils=tests)
 
 
@@ -553,19 +561,19 @@ def test_second_copy_of_the_file_uses_the_first_ones_operations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A model folder from the Hub brings its own copy of the file into the package's process.
-    spec = importlib.util.spec_from_file_location("a_hub_folder", pooling_qrnn.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    copy = importlib.util.module_from_spec(spec)
+    folder = types.ModuleType("a_hub_folder")
+    folder.__path__ = [str(Path(pooling_qrnn.__file__).parent)]
+    monkeypatch.setitem(sys.modules, "a_hub_folder", folder)
 
     def refuse(name: str, *_: Any, **__: Any) -> None:
         raise AssertionError(f"{name} is registered twice")
 
     # Registering again would not fail, but take the operations away from the first copy.
     monkeypatch.setattr(torch.library, "custom_op", refuse)
-    spec.loader.exec_module(copy)
+    copy = importlib.import_module("a_hub_folder.pooling_qrnn")
+    assert copy is not pooling_qrnn
     given = inputs("fo")
-    theirs, ours = copy.pool(**given, pooling="fo"), pool(**given, pooling="fo")
+    theirs, ours = (x(**given, pooling="fo", return_c=True) for x in (copy.pool, pool))
     assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
     pairs = zip(gradients(theirs, given), gradients(ours, given), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,3 @@
+#define QRNN_ISA baseline
+#define QRNN_SIMD_BYTES 16
+#include "pool_cpu_kernels.h"
