@@ -165,6 +165,15 @@ def bench_tokenization(pairs: list[TextPair]) -> dict[str, Any]:
     return {"characters": characters, "characters_per_core_second": round(characters / used)}
 
 
+def command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """What to type for the same measurement: everything that is not as by default."""
+    words = ["python benchmarks/bench_training.py"]
+    for name, value in vars(options).items():
+        if value != parser.get_default(name) and name != "out":
+            words.append(f"--{name}" if value is True else f"--{name} {value}")
+    return " ".join(words)
+
+
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -183,7 +192,7 @@ def main() -> int:
         trainer = make_trainer(options, pairs, Path(name))
         device = trainer.accelerator.device
         report = {
-            "command": " ".join(["python", "benchmarks/bench_training.py", *sys.argv[1:]]),
+            "command": command(options, parser),
             "date": time.strftime("%Y-%m-%d"),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
