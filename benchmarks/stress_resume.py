@@ -34,7 +34,7 @@ import torch
 from hf_qrnn.training.run_folder import write_lines
 
 ROOT = Path(__file__).parents[1]
-SEARCH_SECONDS, RUN_SECONDS = 120.0, 300.0
+SEARCH_SECONDS, RUN_SECONDS = 300.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def finish(pids: list[int], log: Path) -> None:
             if time.monotonic() > deadline:
                 kill([pid])
                 raise RuntimeError(f"a run took over {RUN_SECONDS:.0f} s:\n{log.read_text()}")
-            time.sleep(0.01)
+            time.sleep(0.02)
         if os.waitstatus_to_exitcode(ended[1]) != 0:
             raise RuntimeError(f"a run failed:\n{log.read_text()}")
 
@@ -162,11 +162,11 @@ def kill_at(pids: list[int], out: Path, step: int, delay: float, in_save: bool) 
     """Kill after `step` updates and `delay` seconds, or in the next writing of a checkpoint."""
     deadline = time.monotonic() + SEARCH_SECONDS
     while updates(out) < step and not has_ended(pids) and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.005)
     if in_save:
         folder = out / "checkpoints"
         while not any(folder.glob(".writing-*")) and not has_ended(pids):
-            pass
+            time.sleep(0.0005)
     else:
         time.sleep(delay)
     kill(pids)
