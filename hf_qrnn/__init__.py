@@ -21,6 +21,7 @@ from .modeling_qrnn import (
     QRNNModel,
 )
 from .pooling_qrnn import pool
+from .recurrent import QRNN, QRNNState
 
 __version__ = "0.1.0"
 
@@ -36,12 +37,14 @@ for _auto, _model in (
     _model.register_for_auto_class(_auto.__name__)
 
 __all__ = [
+    "QRNN",
     "QRNNCache",
     "QRNNConfig",
     "QRNNForCausalLM",
     "QRNNForConditionalGeneration",
     "QRNNForSequenceClassification",
     "QRNNModel",
+    "QRNNState",
     "pool",
     "use_backend",
 ]

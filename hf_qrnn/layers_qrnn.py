@@ -49,6 +49,7 @@ class LayerPast(NamedTuple):
 class LayerOutput(NamedTuple):
     """`h` (B, T, H); `c` and `o` (B, T, H) where asked; the state of a layer that can go on.
 
+    `final` is c (B, H) after the last processed step, in at least float32.
     `past` holds all states on the way, where asked.
     """
 
@@ -56,6 +57,7 @@ class LayerOutput(NamedTuple):
     c: torch.Tensor | None
     o: torch.Tensor | None
     state: LayerState | None
+    final: torch.Tensor
     past: LayerPast | None = None
 
 
@@ -179,7 +181,7 @@ class QRNNLayer(nn.Module):
         Args:
             x: Inputs (B, T, E).
             mask: (B, T) boolean, true where the step is real.
-            state: Where to go on from; a causal, forward layer starts at zero without one.
+            state: Where a causal layer goes on from, in processing order; zero without one.
             gate_bias: `self.encoding(h~)` (B, G*H).
             want_c: Return the states of all steps: what attention compares (Eq. 8).
             want_o: Return the output gate too: attention applies it itself (Eq. 8).
@@ -188,7 +190,8 @@ class QRNNLayer(nn.Module):
         x = hide_pads(x, mask)
         before = self.kernel_size - 1
         if state is not None:
-            padded = torch.cat([state.inputs.to(x.dtype), x], dim=1)
+            past = state.inputs.to(x.dtype)
+            padded = torch.cat([x, past] if self.reverse else [past, x], dim=1)
         else:
             left = before if self.causal else before // 2
             right = before - left
@@ -219,7 +222,7 @@ class QRNNLayer(nn.Module):
                 assert c is not None, "asked for above"
                 c0 = torch.zeros_like(final) if state is None else state.c.to(final.dtype)
                 past = LayerPast(padded, mask, c0, c)
-        return LayerOutput(h, c, o, new_state, past)
+        return LayerOutput(h, c, o, new_state, final, past)
 
 
 class FeedForward(nn.Module):
@@ -506,7 +509,7 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
     ) -> DecoderLayerOutput:
         """Run over `hidden_states` (B, T, E), from `state`; masks are (B, T) and (B, S) or None."""
         attends_inside = isinstance(self.attention, OutputAttention)
-        h, c, o, new_state, past = self.layer(
+        h, c, o, new_state, _, past = self.layer(
             self.connection.before(hidden_states),
             mask,
             state=state,

@@ -41,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
         "stacks_qrnn",
         "generation_qrnn",
     },
+    "recurrent": {"layers_qrnn", "pooling_qrnn"},
     "tokenization": set(),
     "generation": set(),
     "translation": {"generation", "tokenization"},

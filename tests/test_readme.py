@@ -31,14 +31,31 @@ def saved_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def test_the_python_example_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+# Named by the last thing they import.
+CODE = {
+    re.findall(r"import (?:.*, )?(\w+)$", code, flags=re.M)[-1]: code
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+}
+# What a reader should see at the end of the output.
+SEES = {
+    "AutoTokenizer": r"\['.*'\]\n",
+    "QRNN": r"torch.Size\(\[35, 8, 20\]\) torch.Size\(\[2, 8, 20\]\)\n",
+}
+
+
+def test_every_python_example_is_tested() -> None:
+    assert CODE.keys() == SEES.keys()
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_python_example_runs(name: str, tmp_path: Path) -> None:
     saved_model(tmp_path / "runs/demo")
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+        [sys.executable, "-c", CODE[name]],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("['")
+    assert re.search(SEES[name] + r"\Z", result.stdout), result.stdout
 
 
 @pytest.mark.parametrize(
