@@ -1,6 +1,7 @@
 """Quasi-recurrent neural networks (arXiv 1611.01576) as transformers models.
 
-Importing registers the models with the Auto classes and does nothing else.
+Importing registers the models with the Auto classes, the pipeline task "qrnn-translation" with
+`pipeline`, and does nothing else.
 """
 
 from transformers import (
@@ -10,6 +11,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
 )
+from transformers.models.auto import modeling_auto
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .backends_qrnn import use_backend
 from .cache_qrnn import QRNNCache
@@ -20,6 +23,7 @@ from .modeling_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
 )
+from .pipeline_qrnn import TASK, QRNNTranslationPipeline
 from .pooling_qrnn import pool
 from .recurrent import QRNN, QRNNState
 
@@ -36,6 +40,20 @@ for _auto, _model in (
     _auto.register(QRNNConfig, _model, exist_ok=True)
     _model.register_for_auto_class(_auto.__name__)
 
+# What `register` does not reach: Trainer and the pipelines ask these tables by name whether a model
+# is of their kind, and Trainer's label smoothing would not shift the labels of a language model.
+for _names, _model in (
+    (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, QRNNForConditionalGeneration),
+    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, QRNNForCausalLM),
+    (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, QRNNForSequenceClassification),
+):
+    _names.setdefault("qrnn", _model.__name__)
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, pipeline_class=QRNNTranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+    )
+
 __all__ = [
     "QRNN",
     "QRNNCache",
@@ -45,6 +63,7 @@ __all__ = [
     "QRNNForSequenceClassification",
     "QRNNModel",
     "QRNNState",
+    "QRNNTranslationPipeline",
     "pool",
     "use_backend",
 ]

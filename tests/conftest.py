@@ -60,6 +60,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What transformers logs, which it keeps from other handlers unless asked."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
 @pytest.fixture(scope="module")
 def nan_memory() -> Iterator[None]:
     """`torch.empty` is full of NaN: a result that is not wholly written shows."""

@@ -41,6 +41,8 @@ ARROWS: dict[str, set[str]] = {
         "stacks_qrnn",
         "generation_qrnn",
     },
+    "pipeline_qrnn": set(),
+    "warm_start": {"configuration_qrnn", "modeling_qrnn"},
     "recurrent": {"layers_qrnn", "pooling_qrnn"},
     "tokenization": set(),
     "generation": set(),
