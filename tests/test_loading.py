@@ -1,5 +1,6 @@
 """Saved folders: exact reload, every Auto class, with and without the package."""
 
+import copy
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
+    dynamic_module_utils,
 )
 
 from hf_qrnn import (
@@ -25,6 +28,7 @@ from hf_qrnn import (
     QRNNModel,
     use_backend,
 )
+from hf_qrnn.configuration_qrnn import AUTO_MAP
 from hf_qrnn.tokenization import train_character_tokenizer
 
 HEADS = {
@@ -112,32 +116,215 @@ def test_dtype_and_generation_config_survive(folder: Path) -> None:
     assert AutoConfig.from_pretrained(folder).hidden_size == 8
 
 
+@pytest.mark.parametrize("loaded", HEADS, ids=lambda auto: auto.__name__)
+@pytest.mark.parametrize("saved", HEADS, ids=lambda auto: auto.__name__)
+def test_any_head_loads_from_the_checkpoint_of_any_other(
+    saved: type, loaded: type, tmp_path: Path, transformers_log: pytest.LogCaptureFixture
+) -> None:
+    first = HEADS[saved](config())
+    first.save_pretrained(tmp_path)
+    second, info = loaded.from_pretrained(tmp_path, output_loading_info=True)
+
+    def named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Weights by their name in the base layout."""
+        prefix = "model." if isinstance(model, QRNNModel) else ""
+        return {prefix + name: tensor for name, tensor in model.state_dict().items()}
+
+    there, here = named(first), named(second)
+    common = there.keys() & here.keys()
+    assert "model.shared.weight" in common
+    assert all(torch.equal(there[name], here[name]) for name in common)
+    # Every weight the checkpoint lacks is reported by its name, and nothing else is.
+    prefix = "model." if loaded is AutoModel else ""
+    assert {prefix + name for name in info["missing_keys"]} == here.keys() - there.keys()
+    report = transformers_log.text
+    assert ("MISSING" in report) == bool(here.keys() - there.keys())
+    assert not info["mismatched_keys"]
+    assert second.config.is_encoder_decoder == (loaded in (AutoModel, AutoModelForSeq2SeqLM))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("auto", HEADS, ids=lambda auto: auto.__name__)
+def test_dtype_is_that_asked_for(auto: type, dtype: torch.dtype, folder: Path) -> None:
+    model = auto.from_pretrained(folder, dtype=dtype).eval()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    ids = torch.tensor([[5, 6, 7, 1]])
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    result = model(input_ids=ids, **more)[0]
+    assert result.dtype == dtype
+    assert result.isfinite().all()
+
+
+def test_dtype_auto_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    QRNNForCausalLM(config()).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
+def test_device_map(device_map: str | dict[str, str], folder: Path) -> None:
+    plain = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, device_map=device_map)
+    ids = torch.tensor([[5, 6, 7, 1]]).to(model.device)
+    options = {"num_beams": 2, "max_new_tokens": 6}
+    got = model.generate(input_ids=ids, **options)
+    assert torch.equal(got.cpu(), plain.generate(input_ids=ids.cpu(), **options))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_hold_the_whole_model(tied: bool, tmp_path: Path) -> None:
+    settings = config()
+    settings.tie_word_embeddings = tied
+    model = QRNNForConditionalGeneration(settings)
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    shards = list(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 2
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    again, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+
+def test_revision_is_the_one_asked_for(tmp_path: Path) -> None:
+    """Two commits of one repository, laid out as the Hub's client keeps them."""
+    repository = tmp_path / "models--someone--qrnn"
+    (repository / "refs").mkdir(parents=True)
+    models = {}
+    for ref, commit in (("main", "a" * 40), ("v1", "b" * 40)):
+        models[ref] = QRNNForConditionalGeneration(config())
+        models[ref].save_pretrained(repository / "snapshots" / commit)
+        (repository / "refs" / ref).write_text(commit)
+    for revision, ref in ((None, "main"), ("main", "main"), ("v1", "v1"), ("b" * 40, "v1")):
+        options = {} if revision is None else {"revision": revision}
+        again = AutoModelForSeq2SeqLM.from_pretrained(
+            "someone/qrnn", cache_dir=tmp_path, local_files_only=True, **options
+        )
+        assert torch.equal(again.lm_head.weight, models[ref].lm_head.weight)
+    with pytest.raises(OSError, match="find them in the cached files"):
+        AutoModelForSeq2SeqLM.from_pretrained(
+            "someone/qrnn", cache_dir=tmp_path, local_files_only=True, revision="v2"
+        )
+
+
+def test_both_copies_live_in_one_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package and the code of a model folder: equal results, and each takes the other's."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    kind = dynamic_module_utils.get_class_from_dynamic_module(
+        "modeling_qrnn.QRNNForConditionalGeneration", str(folder)
+    )
+    assert kind is not QRNNForConditionalGeneration
+    remote = kind.from_pretrained(folder).eval()
+    local = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    assert type(local) is QRNNForConditionalGeneration
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 4, 8, 1], [15, 6, 1, 0, 0, 0]])}
+    inputs["attention_mask"] = (inputs["input_ids"] != 0).long()
+    labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
+    for model in (remote, local):
+        model(**inputs, labels=labels).loss.backward()  # either copy's registered operation
+    for (name, mine), (_, theirs) in zip(
+        remote.named_parameters(), local.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine.grad, theirs.grad), name
+    assert torch.equal(
+        remote.generate(**inputs, num_beams=2, max_new_tokens=5),
+        local.generate(**inputs, num_beams=2, max_new_tokens=5),
+    )
+    encoded = local.get_encoder()(**inputs)
+    step = {"decoder_input_ids": torch.tensor([[3], [3]]), "encoder_outputs": encoded}
+    mask = inputs["attention_mask"]
+    with torch.no_grad():
+        cache = local(attention_mask=mask, **step).past_key_values
+    again = copy.deepcopy(cache)
+    assert torch.equal(
+        remote(attention_mask=mask, past_key_values=cache, **step).logits,
+        local(attention_mask=mask, past_key_values=again, **step).logits,
+    )
+    kind.register_for_auto_class("AutoModelForSeq2SeqLM")  # as the Auto classes do
+    remote.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/modeling_qrnn.py").read_text() == (
+        folder / "modeling_qrnn.py"
+    ).read_text()
+    assert json.loads((tmp_path / "again/config.json").read_text())["auto_map"] == AUTO_MAP
+    assert_equal_weights(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again"), local)
+
+
+def assert_equal_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    state = second.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in first.state_dict().items())
+
+
+def test_tokenizer_asks_nothing_with_the_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, transformers_log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("abc")["input_ids"] == [5, 6, 7, 1]
+    assert not transformers_log.records
+
+
+# One process without the package: it answers for every claim made of saved folders.
 REMOTE = """
-import json, sys
+import builtins, json, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "hf_qrnn":
             raise ModuleNotFoundError(name)
 
+questions = []
+
+def ask(text=""):
+    questions.append(text)
+    raise EOFError  # as without a terminal
+
 sys.meta_path.insert(0, Blocked())
+builtins.input = ask
 import torch, transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 folder, again = sys.argv[1:]
-model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-assert model.is_remote_code()
+found = {}
+
+# The tokenizer needs no code of ours and runs none.
+AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+assert questions == []
+tokenizer = AutoTokenizer.from_pretrained(folder)  # transformers asks about the config beside it,
+assert len(questions) == 1                         # and goes on without an answer
+assert not any(name.startswith("transformers_modules.") for name in sys.modules)
+try:
+    AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=False)
+except ValueError as error:
+    found["refused"] = str(error)
+
+questions.clear()
+AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer(["abc def", "k"], return_tensors="pt", padding=True)
-with torch.no_grad():
-    logits = model(**inputs, decoder_input_ids=torch.tensor([[3, 5, 6], [3, 7, 8]])).logits
-tokens = model.generate(**inputs, num_beams=2, max_new_tokens=7)
-for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
-    getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
-model.save_pretrained(again)
-AutoModelForSeq2SeqLM.from_pretrained(again, trust_remote_code=True)
-print(json.dumps([logits.tolist(), tokens.tolist()]))
+decoder = torch.tensor([[3, 5, 6], [3, 7, 8]])
+options = {"trust_remote_code": True, "output_loading_info": True}
+for auto in (
+    "AutoModel", "AutoModelForSeq2SeqLM", "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+):
+    model, info = getattr(transformers, auto).from_pretrained(folder, **options)
+    assert type(model).__module__.startswith("transformers_modules.")
+    model.eval()
+    more = {"decoder_input_ids": decoder} if model.config.is_encoder_decoder else {}
+    more["output_hidden_states"] = True
+    with torch.no_grad():
+        output = model(**inputs, **more)
+    states = output.get("hidden_states") or output.get("decoder_hidden_states")
+    found[auto] = [type(model).__name__, sorted(info["missing_keys"]), states[-1].tolist()]
+model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True, dtype="float64")
+assert model.is_remote_code()
+found["tokens"] = model.generate(**inputs, num_beams=2, max_new_tokens=7).tolist()
+model.save_pretrained(again, max_shard_size="2KB")
+AutoModelForSeq2SeqLM.from_pretrained(again, trust_remote_code=True, device_map="auto")
+assert questions == []
+print(json.dumps(found))
 """
 
 
@@ -153,28 +340,26 @@ def test_folder_loads_where_the_package_is_not_installed(folder: Path, tmp_path:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    logits, tokens = json.loads(result.stdout.splitlines()[-1])
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert "trust_remote_code=True" in found["refused"]
 
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     inputs = {
         "input_ids": torch.tensor([[5, 6, 7, 4, 8, 9, 10, 1], [15, 1, 0, 0, 0, 0, 0, 0]]),
         "attention_mask": torch.tensor([[1] * 8, [1] * 2 + [0] * 6]),
     }
-    # Without the package there is no compiled library.
-    with torch.no_grad(), use_backend("torch"):
-        local = model(**inputs, decoder_input_ids=torch.tensor([[3, 5, 6], [3, 7, 8]])).logits
-        assert local.tolist() == logits
-        assert model.generate(**inputs, num_beams=2, max_new_tokens=7).tolist() == tokens
+    decoder = torch.tensor([[3, 5, 6], [3, 7, 8]])
+    for auto, kind in HEADS.items():
+        model, info = auto.from_pretrained(folder, output_loading_info=True)
+        more = {"decoder_input_ids": decoder} if model.config.is_encoder_decoder else {}
+        # Without the package there is no compiled library.
+        with torch.no_grad(), use_backend("torch"):
+            output = model.eval()(**inputs, output_hidden_states=True, **more)
+        states = output.get("hidden_states") or output.get("decoder_hidden_states")
+        name, missing, remote = found[auto.__name__]
+        assert (name, missing) == (kind.__name__, sorted(info["missing_keys"]))
+        assert states[-1].tolist() == remote
+    double = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64)
+    tokens = double.generate(**inputs, num_beams=2, max_new_tokens=7)
+    assert tokens.tolist() == found["tokens"]
+    assert_equal_weights(AutoModelForSeq2SeqLM.from_pretrained(again, dtype="auto"), double)
     assert (again / "modeling_qrnn.py").is_file()
-
-
-def test_loading_without_trust_is_refused_without_the_package(folder: Path) -> None:
-    code = (
-        "import sys; from transformers import AutoModelForSeq2SeqLM as A;"
-        "A.from_pretrained(sys.argv[1], trust_remote_code=False)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
-    )
-    assert result.returncode != 0
-    assert "trust_remote_code=True" in result.stderr
