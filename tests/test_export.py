@@ -1,0 +1,102 @@
+"""`torch.export` with dynamic batch and lengths: one graph, right at sizes it has not seen."""
+
+import pytest
+import torch
+from torch.export import Dim, ExportedProgram
+
+from hf_qrnn import (
+    QRNN,
+    QRNNConfig,
+    QRNNForCausalLM,
+    QRNNForConditionalGeneration,
+    QRNNForSequenceClassification,
+)
+
+VARIANTS = {
+    "paper": {},
+    "modern": {
+        "encoder_bidirectional": True, "residual": True, "rms_norm": True, "pooling": "ifo",
+        "attention_layers": "all", "num_attention_heads": 2, "feed_forward_size": 12,
+    },
+}  # fmt: skip
+# Also sizes of one, which compilers like to take for constants.
+NEW_SIZES = [(5, 11, 4), (2, 3, 9), (1, 6, 4), (3, 6, 1), (3, 1, 4)]
+
+
+def config(**changes: object) -> QRNNConfig:
+    sizes = {"vocab_size": 13, "embedding_size": 6, "hidden_size": 8}
+    # A cache is no result of an exported forward.
+    return QRNNConfig(**sizes, encoder_layers=2, decoder_layers=2, use_cache=False, **changes)
+
+
+def rows(batch: int, length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and a mask of rows of different lengths, the first one whole."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 13, (batch, length), generator=generator)
+    lengths = torch.randint(1, length + 1, (batch,), generator=generator)
+    lengths[0] = length
+    return ids, (torch.arange(length) < lengths[:, None]).long()
+
+
+def seq2seq_inputs(batch: int, source: int, target: int) -> dict[str, torch.Tensor]:
+    ids, mask = rows(batch, source, 0)
+    decoder_ids, decoder_mask = rows(batch, target, 1)
+    return {
+        "input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids,
+        "decoder_attention_mask": decoder_mask,
+    }  # fmt: skip
+
+
+def text_inputs(batch: int, length: int) -> dict[str, torch.Tensor]:
+    ids, mask = rows(batch, length, 0)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def exported(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> ExportedProgram:
+    lengths = {"decoder": Dim("target"), "": Dim("source")}
+    shapes = {
+        name: {0: Dim("batch"), 1: lengths["decoder" if name.startswith("decoder") else ""]}
+        for name in inputs
+    }
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes)
+    operations = {str(node.target) for node in program.graph.nodes}
+    # The recurrence is one node, not a loop unrolled to the length of the example.
+    assert "hf_qrnn.pool_v1.default" in operations
+    return program
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_translation_model_exports_with_dynamic_sizes(changes: dict[str, object]) -> None:
+    model = QRNNForConditionalGeneration(config(**changes)).eval()
+    run = exported(model, seq2seq_inputs(4, 7, 5)).module()
+    for sizes in NEW_SIZES:
+        inputs = seq2seq_inputs(*sizes)
+        got = run(**inputs)
+        expected = model(**inputs)
+        assert got.logits.shape == (sizes[0], sizes[2], 13)
+        torch.testing.assert_close(got.logits, expected.logits)
+        torch.testing.assert_close(
+            got.encoder_last_hidden_state, expected.encoder_last_hidden_state
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [(QRNNForCausalLM, "paper"), (QRNNForSequenceClassification, "modern")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_text_model_exports_with_dynamic_sizes(kind: type, variant: str) -> None:
+    model = kind(config(**VARIANTS[variant])).eval()
+    run = exported(model, text_inputs(4, 7)).module()
+    for batch, length, _ in NEW_SIZES:
+        inputs = text_inputs(batch, length)
+        torch.testing.assert_close(run(**inputs).logits, model(**inputs).logits)
+
+
+def test_layer_exports_with_dynamic_sizes() -> None:
+    layer = QRNN(3, 4, 2, kernel_size=3, bidirectional=True).eval()
+    shapes = ({0: Dim("time"), 1: Dim("batch")},)
+    run = torch.export.export(layer, (torch.randn(7, 4, 3),), dynamic_shapes=shapes).module()
+    for time, batch in [(5, 2), (12, 3)]:
+        x = torch.randn(time, batch, 3)
+        torch.testing.assert_close(run(x), layer(x))
