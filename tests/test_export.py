@@ -61,7 +61,7 @@ def exported(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Exporte
     program = torch.export.export(model, (), inputs, dynamic_shapes=shapes)
     operations = {str(node.target) for node in program.graph.nodes}
     # The recurrence is one node, not a loop unrolled to the length of the example.
-    assert "hf_qrnn.pool_v1.default" in operations
+    assert "hf_qrnn.pool_v2.default" in operations
     return program
 
 
