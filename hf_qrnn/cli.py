@@ -29,7 +29,9 @@ exactly N lines, best first."""
 _SCORE_TEXT = """\
 Print BLEU, chrF and TER of translations with sacrebleu's signatures, to the digit as the sacrebleu
 command, and the share of lines that equal their reference. The translations come from a file
-(--hypotheses), or a model makes them (--model and --source). Files may be .gz or .xz."""
+(--hypotheses), or a model makes them (--model and --source). --confidence adds 95 % intervals by
+bootstrap; --compare tests whether another system's translations differ by more than chance. Files
+may be .gz or .xz."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +108,9 @@ def _add_score(commands: Any) -> None:
     add("--hypotheses", metavar="FILE", help="the translations to score")
     add("--model", metavar="MODEL", help="folder or Hub name of a model that translates --source")
     add("--source", metavar="FILE", help="the sentences to translate")
+    add("--confidence", action="store_true", help="add 95 %% intervals by bootstrap")
+    add("--compare", metavar="FILE", help="translations of a baseline, for a paired bootstrap")
+    add("--num_resamples", metavar="N", type=int, default=1000, help="test sets drawn (1000)")
     add("--json", action="store_true", help="print one JSON object")
     _add_decoding(add)
 
@@ -192,14 +197,17 @@ def _check_decoding(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     from .training.data import read_lines
-    from .training.scoring import score_translations
+    from .training.scoring import compare_translations, score_translations
 
     _check_decoding(args)
+    if args.num_resamples < 2:
+        raise ValueError(f"`--num_resamples` must be at least 2, but is {args.num_resamples}.")
     if (args.hypotheses is None) == (args.model is None) or (
         (args.model is None) != (args.source is None)
     ):
         raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
     references = read_lines(args.references)
+    baseline = None if args.compare is None else read_lines(args.compare)
     if args.hypotheses is not None:
         hypotheses = read_lines(args.hypotheses)
     else:
@@ -210,7 +218,13 @@ def _score(args: argparse.Namespace) -> None:
                 f"but have {len(source)} and {len(references)}."
             )
         hypotheses = _translate_all(source, args)
-    scores = score_translations(hypotheses, references)
+    count = args.num_resamples
+    scores: Any
+    if baseline is not None:
+        scores = compare_translations(baseline, hypotheses, references, num_resamples=count)
+    else:
+        count = count if args.confidence else 0
+        scores = score_translations(hypotheses, references, num_resamples=count)
     if args.json:
         import json
 

@@ -83,7 +83,7 @@ def test_every_command_of_the_table_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved_model(tmp_path / "runs/demo")
-    for name in ("in.de", "out.en", "ref.en"):
+    for name in ("in.de", "out.en", "ref.en", "other.en"):
         (tmp_path / name).write_text("Der Arzt ruft.\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Der Arzt.\n")))

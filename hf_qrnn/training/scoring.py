@@ -1,19 +1,36 @@
 """Scores of translations: BLEU, chrF and TER as the `sacrebleu` command gives them.
 
 Every score comes with sacrebleu's signature, without which two numbers cannot be compared
-(Post 2018, arXiv 1804.08771).
+(Post 2018, arXiv 1804.08771). How far chance could move a score, and whether two systems differ by
+more than chance, is sacrebleu's bootstrap over the lines of the test set (Koehn 2004).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
 
 METRICS = ("bleu", "chrf", "ter")
 """The metrics in the order they are printed."""
 
 _NAMES = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Where 95 of 100 test sets drawn from the lines of this one put a score.
+
+    Attributes:
+        mean: Mean score of the drawn test sets.
+        margin: Half the width of the interval that holds 95 of 100 of them.
+    """
+
+    mean: float
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -24,10 +41,17 @@ class Score:
         score: BLEU and chrF in [0, 100], more is better; TER in edits per 100 words of the
             references, less is better.
         signature: sacrebleu's description of how it was computed, as "nrefs:1|case:mixed|...".
+        confidence: The interval by bootstrap, or None where not asked for.
     """
 
     score: float
     signature: str
+    confidence: Confidence | None = None
+
+    def __str__(self) -> str:
+        """The score with its interval, where there is one, and its signature."""
+        margin = "" if self.confidence is None else f" +- {self.confidence.margin:.2f}"
+        return f"{self.score:6.2f}{margin}  {self.signature}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ class TranslationScores:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
-        return asdict(self)
+        return _plain(self)
 
     def __str__(self) -> str:
         """A line for each score with its signature, then the exact matches and the count."""
@@ -59,7 +83,7 @@ class TranslationScores:
         for metric in METRICS:
             score: Score | None = getattr(self, metric)
             if score is not None:
-                lines.append(f"{_NAMES[metric]:<5} {score.score:6.2f}  {score.signature}")
+                lines.append(f"{_NAMES[metric]:<5} {score}")
         lines.append(f"exact {self.exact_match:6.2f}  % of {self.num_translations} lines")
         return "\n".join(lines)
 
@@ -69,6 +93,7 @@ def score_translations(
     references: Sequence[str],
     *,
     metrics: Sequence[str] = METRICS,
+    num_resamples: int = 0,
 ) -> TranslationScores:
     """Score translations against one reference each, to the digit as the `sacrebleu` command.
 
@@ -79,41 +104,170 @@ def score_translations(
         hypotheses: Translations; those that are empty count as wrong.
         references: Reference i belongs to hypothesis i.
         metrics: Which of "bleu", "chrf" and "ter" to compute; TER takes far longer than the rest.
+        num_resamples: Test sets drawn for the confidence intervals, as sacrebleu's
+            `--confidence-n`; 0 for no intervals.
 
     Raises:
         TypeError: If one of the two is a single string.
-        ValueError: If the numbers of texts differ, there is no text, or a metric is unknown.
+        ValueError: If the numbers of texts differ, there is no text, a metric is unknown, or
+            `num_resamples` is 1 or negative.
     """
-    for name, texts in (("hypotheses", hypotheses), ("references", references)):
-        if isinstance(texts, str):
-            raise TypeError(f"`{name}` must be a list of texts, but is one string.")
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            "`hypotheses` and `references` must have the same number of lines, "
-            f"but have {len(hypotheses)} and {len(references)}."
-        )
-    if not hypotheses:
-        raise ValueError("`hypotheses` must have at least one line, but is empty.")
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        rule = ", ".join(map(repr, METRICS))
-        raise ValueError(f"`metrics` must be some of {rule}, but has {unknown[0]!r}.")
-    # The command drops the white space at the end of every line before anything else.
-    hypotheses = [text.rstrip() for text in hypotheses]
-    references = [text.rstrip() for text in references]
+    hypotheses, references = _checked(hypotheses, references, metrics)
+    if num_resamples < 0 or num_resamples == 1:
+        raise ValueError(f"`num_resamples` must be 0 or at least 2, but is {num_resamples}.")
     num_equal = sum(map(str.__eq__, hypotheses, references))
-    scores = {metric: _corpus_score(metric, hypotheses, references) for metric in metrics}
+    scores = {
+        metric: _corpus_score(metric, hypotheses, references, num_resamples) for metric in metrics
+    }
     return TranslationScores(
         num_translations=len(hypotheses), exact_match=100.0 * num_equal / len(hypotheses), **scores
     )
 
 
-def _corpus_score(metric: str, hypotheses: list[str], references: list[str]) -> Score:
+@dataclass(frozen=True)
+class PairedScore:
+    """One score of two systems on the same test set.
+
+    Attributes:
+        baseline: Score of the one system.
+        system: Score of the other.
+        p_value: About the probability that chance alone makes a difference as large as theirs.
+    """
+
+    baseline: Score
+    system: Score
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems by paired bootstrap, one entry for each metric asked for."""
+
+    num_translations: int
+    num_resamples: int
+    scores: dict[str, PairedScore]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
+        return _plain(self)
+
+    def __str__(self) -> str:
+        """Two lines for each metric, the baseline first, and what was drawn."""
+        lines = []
+        for metric, pair in self.scores.items():
+            name = f"{_NAMES[metric]:<5}"
+            lines.append(f"{name} baseline {pair.baseline}")
+            lines.append(f"{name} system   {pair.system}  p = {pair.p_value:.4f}")
+        lines.append(
+            f"paired bootstrap: {self.num_resamples} test sets drawn from "
+            f"{self.num_translations} lines; p < 0.05 is a difference hardly due to chance"
+        )
+        return "\n".join(lines)
+
+
+def compare_translations(
+    baseline: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    metrics: Sequence[str] = METRICS,
+    num_resamples: int = 1000,
+) -> Comparison:
+    """Test whether two systems differ, to the digit as `sacrebleu --paired-bs`.
+
+    Args:
+        baseline: Translations of the system to compare with.
+        hypotheses: Translations of the system in question.
+        references: Reference i belongs to translation i of both.
+        metrics: Which of "bleu", "chrf" and "ter" to compute.
+        num_resamples: Test sets drawn with replacement from the lines.
+
+    Raises:
+        TypeError: If one of the three is a single string.
+        ValueError: If the numbers of texts differ, there is no text, a metric is unknown, or
+            `num_resamples` is below 2.
+    """
+    from sacrebleu.significance import PairedTest
+
+    baseline, _ = _checked(baseline, references, metrics, name="baseline")
+    hypotheses, references = _checked(hypotheses, references, metrics)
+    if num_resamples < 2:
+        raise ValueError(f"`num_resamples` must be at least 2, but is {num_resamples}.")
+    signatures, found = PairedTest(
+        [("baseline", baseline), ("system", hypotheses)],
+        {metric: _make_scorer(metric) for metric in metrics},
+        [references],
+        test_type="bs",
+        n_samples=num_resamples,
+    )()
+    # sacrebleu names results as it prints them ("chrF2"), in the order of the metrics given.
+    names = [name for name in found if name != "System"]
+    scores = {}
+    for metric, name in zip(metrics, names, strict=True):
+        results: list[Any] = list(found[name])
+        both = [
+            Score(
+                float(result.score),
+                str(signatures[name]),
+                Confidence(float(result.mean), float(result.ci)),
+            )
+            for result in results
+        ]
+        scores[metric] = PairedScore(both[0], both[1], float(results[1].p_value))
+    return Comparison(len(references), num_resamples, scores)
+
+
+def _plain(scores: Any) -> dict[str, Any]:
+    """A dataclass as dictionaries, without confidences that nobody asked for."""
+
+    def without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: x for name, x in items if not (name == "confidence" and x is None)}
+
+    plain: dict[str, Any] = asdict(scores, dict_factory=without_none)
+    return plain
+
+
+def _checked(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    metrics: Sequence[str],
+    name: str = "hypotheses",
+) -> tuple[list[str], list[str]]:
+    """Both texts as sacrebleu's command reads them."""
+    for label, texts in ((name, hypotheses), ("references", references)):
+        if isinstance(texts, str):
+            raise TypeError(f"`{label}` must be a list of texts, but is one string.")
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"`{name}` and `references` must have the same number of lines, "
+            f"but have {len(hypotheses)} and {len(references)}."
+        )
+    if not hypotheses:
+        raise ValueError(f"`{name}` must have at least one line, but is empty.")
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown:
+        rule = ", ".join(map(repr, METRICS))
+        raise ValueError(f"`metrics` must be some of {rule}, but has {unknown[0]!r}.")
+    # The command drops the white space at the end of every line before anything else.
+    return [text.rstrip() for text in hypotheses], [text.rstrip() for text in references]
+
+
+def _make_scorer(metric: str) -> Metric:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
     # `force` only silences a warning about lines that end in " .", which a model may well write.
-    scorer = BLEU(force=True) if metric == "bleu" else CHRF() if metric == "chrf" else TER()
-    score = float(scorer.corpus_score(hypotheses, [references]).score)
-    return Score(score, str(scorer.get_signature()))
+    return BLEU(force=True) if metric == "bleu" else CHRF() if metric == "chrf" else TER()
+
+
+def _corpus_score(
+    metric: str, hypotheses: list[str], references: list[str], num_resamples: int
+) -> Score:
+    scorer = _make_scorer(metric)
+    found = scorer.corpus_score(hypotheses, [references], n_bootstrap=max(1, num_resamples))
+    confidence = None
+    if num_resamples:
+        # sacrebleu keeps the interval under these names and shows it as text only.
+        confidence = Confidence(float(found._mean), float(found._ci))
+    return Score(float(found.score), str(scorer.get_signature()), confidence)
