@@ -1,4 +1,4 @@
-"""The command `hf-qrnn`: translate, score, info.
+"""The command `hf-qrnn`: translate, score, push, verify, info.
 
 Results go to standard output and nothing else does: progress, times and errors go to standard
 error. The exit status is 0, or 2 after a mistake of the user's (one line, "error: ..."), 130 after
@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from .cli_hub import add_push, add_verify
 
 if TYPE_CHECKING:
     from .translation import Translation, Translator
@@ -67,6 +69,8 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_translate(commands)
     _add_score(commands)
+    add_push(commands)
+    add_verify(commands)
     info = commands.add_parser("info", help="print versions and backends", allow_abbrev=False)
     info.set_defaults(run=_info)
     return parser

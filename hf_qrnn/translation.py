@@ -20,11 +20,12 @@ from transformers import (
 )
 
 from .generation import generate_hypotheses, target_limit
+from .hub_client import split_revision
 from .tokenization import check_tokenizer, decode_batch, encode_batch
 
 # All that Python, an editor or another tool may take as the end of a line.
 _LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,11 @@ def load_translator(
     No code that lies beside the weights is run: QRNN models use the code of this package.
 
     Args:
-        name_or_path: A folder with a saved model, or a name on the Hub like "someone/qrnn-de-en".
+        name_or_path: A folder with a saved model, or a name on the Hub like "someone/qrnn-de-en"
+            or "someone/qrnn-de-en@v1.0".
         device: Where to compute; None is the GPU if there is one, else the CPU.
         dtype: Precision of the weights; None is the one they were saved in.
-        revision: Branch, tag or commit on the Hub.
+        revision: Branch, tag or commit on the Hub, where the name has none.
 
     Raises:
         ValueError: If there is no such model, the Hub cannot be reached, it is not a model that
@@ -208,18 +210,22 @@ def load_translator(
     """
     place = _device(device)
     kind = "a folder with a saved translation model or the name of one on the Hub"
-    if not Path(name_or_path).exists() and not _HUB_NAME.fullmatch(str(name_or_path)):
-        raise ValueError(f"`name_or_path` must be {kind}, but {str(name_or_path)!r} is not there.")
+    found = str(name_or_path)
+    if not Path(found).exists():
+        if not _HUB_NAME.fullmatch(found):
+            raise ValueError(f"`name_or_path` must be {kind}, but {found!r} is not there.")
+        found, named = split_revision(found)
+        revision = named or revision
     # False, not None: None asks the user whether to run the code beside the weights.
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
-            name_or_path,
+            found,
             dtype="auto" if dtype is None else dtype,
             output_loading_info=True,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(found, **options)
     except Exception as error:  # `tokenizers` raises plain Exception for a broken file
         raise ValueError(
             f"`name_or_path` must be {kind}, but is {str(name_or_path)!r}: {_reason(error)}"

@@ -6,9 +6,11 @@
         --valid_source val.de --valid_target val.en --output_dir runs/mine
 
 Leaves in `output_dir` the best model by validation score (weights, config, code, tokenizer), and
-`run.json`, `metrics.jsonl`, `training.json`, `learning_curve.png`, `checkpoints/`; with test data
-also `test.json` and `test.hypotheses.txt`. Also runs under `accelerate launch` and `torchrun`;
-`--resume auto` goes on where any interruption left it (docs/training.md).
+`run.json`, `metrics.jsonl`, `training.json`, `learning_curve.png`, `attention.png`, the model card
+`README.md` and `checkpoints/`; with test data also `test.json` and `test.hypotheses.txt`.
+`--push_to_hub --hub_model_id user/name` pushes the model at the end (docs/hub.md). Also runs under
+`accelerate launch` and `torchrun`; `--resume auto` goes on where any interruption left it
+(docs/training.md).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
 from hf_qrnn.plots import learning_curve_figure, save_figure
+from hf_qrnn.publishing import check_publishing, publish_run
 from hf_qrnn.tokenization import (
     load_tokenizer,
     make_byte_tokenizer,
@@ -41,11 +44,18 @@ from hf_qrnn.training.batching import (
     hash_pairs,
     make_loader,
 )
+from hf_qrnn.training.cards import describe_data
 from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.loop import EpochPlan, LoopOptions, Trainer
-from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
+from hf_qrnn.training.options import (
+    ModelOptions,
+    PublishOptions,
+    RunOptions,
+    TokenizerOptions,
+    parse_options,
+)
 from hf_qrnn.training.processes import (
     Processes,
     describe_processes,
@@ -188,6 +198,7 @@ def score_test(
         trainer.processes,
         batch_size=options.eval_batch_size,
         num_beams=options.num_beams,
+        num_resamples=1000,
     )
     folder.write_json("test.json", record)
     if folder.is_main_process:
@@ -201,6 +212,7 @@ def run(
     model_options: ModelOptions,
     loop: LoopOptions,
     options: RunOptions,
+    publish: PublishOptions,
 ) -> None:
     """Load, train, and score the best model on the test set."""
     if options.num_threads > 0:
@@ -209,6 +221,8 @@ def run(
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
     logger.info(describe_processes(accelerator))
+    if accelerator.is_main_process:
+        check_publishing(publish)
     set_seed(options.seed)
     data = load_translation_data(data_options)
     tokenizer = make_tokenizer(tokenizer_options, data.train)
@@ -224,10 +238,9 @@ def run(
         draw_curve=lambda records, path: save_figure(learning_curve_figure(records), path),
         resume_step=0 if resumed is None else read_marker(resumed)["step"],
     )
-    groups = (data_options, tokenizer_options, model_options, loop, options)
+    groups = (data_options, tokenizer_options, model_options, loop, options, publish)
     given = {name: value for group in groups for name, value in asdict(group).items()}
-    sizes = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
-    counts = {**sizes, "filter": str(data.report)}
+    counts = {**describe_data(data.train, data.valid, data.test), "filter": str(data.report)}
     folder.describe(given, counts, model, accelerator.device, describe_processes(accelerator))
     start_trackers(accelerator, given)
     logger.info("%s; %d parameters", data.report, model.num_parameters())
@@ -242,6 +255,8 @@ def run(
     accelerator.wait_for_everyone()
     if data.test:
         score_test(tokenizer, data.test, options, folder, trainer)
+    if accelerator.is_main_process:
+        publish_run(folder.path, publish)
     accelerator.end_training()
 
 
@@ -249,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 after a mistake, 3 after divergence, 75 after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    kinds = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
+    kinds = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions, PublishOptions)
     return exit_status(lambda: run(*parse_options(kinds, argv)))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hub_fixtures import hub, waits  # noqa: F401  (fixtures)
 from hypothesis import settings
 
 if TYPE_CHECKING:

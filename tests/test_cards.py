@@ -1,65 +1,244 @@
 """Model cards say what a run measured, and nothing else."""
 
+import importlib.resources
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hub_fixtures import CLIENT_WARNING, REPO, save_model
+from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from hf_qrnn.training.cards import translation_card
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForSequenceClassification
+from hf_qrnn.cli import main
+from hf_qrnn.publishing import check_publishing, publish_run, write_card
+from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
+from hf_qrnn.training.data import TextPair
+from hf_qrnn.training.options import PublishOptions, parse_options
 
+ROOT = Path(__file__).parents[1]
+COMMAND = "/srv/ann/train_translation.py --train_source /srv/ann/train.de --data_name 'Some data'"
 RUN = {
-    "command": "/srv/train_translation.py --seed 3",
+    "command": COMMAND,
     "options": {
-        "source_lang": "de",
+        "source_lang": None,
         "target_lang": None,
+        "train_source": "/srv/ann/train.de.xz",
+        "train_target": "/srv/ann/train.en.xz",
         "seed": 3,
-        "train_source": "/data/train.de",
+        "num_beams": 5,
+        "output_dir": "run",
+        "tokenizer": "char",
+        "data_name": "Some data",
+        "data_license": "CC BY 2.0, attribution: somebody",
+        "model_license": "cc-by-4.0",
+        "card_title": "A small model",
     },
-    "data": {"train": 29000, "valid": 1014, "test": 1000},
+    "data": {"train": 29000, "valid": 1014, "test": 1000, "filter": "29000 of 29001 pairs kept",
+             "mean_source_chars": 70.64, "mean_target_chars": 61.1, "distinct_chars": 100},
     "parameters": 5415486,
     "date": "2026-11-23",
-    "versions": {"torch": "2.13.0"},
+    "versions": {"hf_qrnn": "0.1.0", "torch": "2.13.0"},
     "hardware": {"device": "cpu", "machine": "x86_64", "cpu_capability": "AVX2", "threads": 1},
-}
+}  # fmt: skip
 TEST = {
     "sentences": 1000, "num_beams": 5, "bleu": 31.25, "bleu_signature": "nrefs:1|tok:13a",
+    "bleu_confidence": {"mean": 31.2, "margin": 1.125},
     "chrf": 55.5, "chrf_signature": "nrefs:1|nc:6", "exact_match": 1.0,
 }  # fmt: skip
 RECORDS = [
-    {"kind": "train", "step": 1, "loss": 2.0},
+    {"kind": "train", "step": 1, "loss": 2.0, "chars_per_second": 900.0, "seconds": 1.0},
+    {"kind": "train", "step": 2, "loss": 2.0, "chars_per_second": 1100.0, "seconds": 2.0},
     {"kind": "valid", "step": 1200, "seconds": 600.0, "loss": 0.5, "bleu": 20.0, "chrf": 40.0},
 ]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "run.json").write_text(json.dumps(RUN))
-    (tmp_path / "test.json").write_text(json.dumps(TEST))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
-    return tmp_path
+def run(tmp_path: Path) -> Path:
+    """A run's folder, as the training script leaves it."""
+    folder = tmp_path / "run"
+    save_model(folder)
+    (folder / "run.json").write_text(json.dumps(RUN))
+    (folder / "test.json").write_text(json.dumps(TEST))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
+    (folder / "learning_curve.png").write_bytes(b"\x89PNG")
+    return folder
 
 
-def test_translation_card_holds_every_number_with_its_origin(folder: Path) -> None:
-    text = translation_card(folder, title="T", about="About.", samples=[("Ein Hund.", "A dog.")])
+def no_placeholder_survives(text: str) -> bool:
+    return re.search(r"\{\{|\}\}|\{%|%\}|TODO|\bNone\b(?! \|)|\[more information", text) is None
+
+
+def test_card_holds_every_number_with_its_origin(run: Path) -> None:
+    text = model_card(run, about="About it.", samples=[("Ein Hund.", "A dog.")])
     for part in (
-        "| 1000 sentences | 31.25 | 55.50 | 5 |",
-        "`nrefs:1|tok:13a`",
-        "seed 3, 2026-11-23; 5,415,486 parameters",
-        "cpu (x86_64, AVX2), 1 thread(s); torch 2.13.0",
-        "`train_translation.py --seed 3`",
+        "# A small model",
+        "translates from de to en, characters in and characters out",
+        "About it.",
+        "| 1,000 sentences | BLEU | 31.25 +- 1.12 | 5 |",
+        "| 1,000 sentences | chrF | 55.50 | 5 |",
+        "- BLEU `nrefs:1|tok:13a`",
+        "- chrF `nrefs:1|nc:6`",
+        "- 1.0 % of the translations equal their reference",
+        "| parameters | 5,415,486 |",
+        "| `hidden_size` | 8 |",
+        "Trained on Some data.",
+        "| train | 29,000 |",
+        "70.6 characters on the source's side and 61.1 on the target's",
+        "Filter: 29000 of 29001 pairs kept.",
+        "- seed 3, 2026-11-23",
+        "- cpu (x86_64, AVX2), 1 thread(s)",
+        "- 1,200 updates in 600 seconds of training",
+        "- 1,000 source and target characters per second",
         "| 1,200 | 10 | 0.500 | 20.0 | 40.0 |",
-        '"train_source": "train.de"',
+        "](learning_curve.png)",
         "- Ein Hund.\n  - A dog.",
+        "- data (Some data): CC BY 2.0, attribution: somebody",
+        "- weights: cc-by-4.0",
+        "python scripts/train_translation.py --train_source train.de --data_name 'Some data'",
+        "hf_qrnn 0.1.0, torch 2.13.0",
+        "@inproceedings{bradbury2017quasi",
     ):
         assert part in text
     assert "/srv" not in text
-    card = ModelCard(text)
-    assert card.data.pipeline_tag == "translation"
-    assert card.data.language == ["de", "en"]
+    assert "attention.png" not in text
+    assert no_placeholder_survives(text)
 
 
-def test_translation_card_needs_test_scores(folder: Path) -> None:
-    (folder / "test.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"`folder` must hold test\.json"):
-        translation_card(folder, title="T", about="", samples=[])
+def test_model_index_is_valid_and_has_the_signatures(run: Path) -> None:
+    data = ModelCard(model_card(run)).data
+    assert (data.pipeline_tag, data.language, data.license) == (
+        "translation", ["de", "en"], "cc-by-4.0",
+    )  # fmt: skip
+    assert data.metrics == ["bleu", "chrf"]
+    # What the Hub's own reader makes of the text.
+    again = ModelCard(model_card(run)).data.to_dict()
+    name, results = model_index_to_eval_results(again["model-index"])
+    assert name == "A small model"
+    for result, metric in zip(results, ("bleu", "chrf"), strict=True):
+        assert (result.metric_type, result.metric_value) == (metric, TEST[metric])
+        assert result.metric_args["signature"] == TEST[f"{metric}_signature"]
+        assert (result.dataset_type, result.dataset_split) == ("some-data", "test")
+
+
+def test_card_of_a_bare_model_says_what_is_not_known(tmp_path: Path) -> None:
+    save_model(tmp_path / "bare")
+    text = model_card(tmp_path / "bare")
+    assert "No test set was scored" in text
+    assert "not stated by whoever trained the model" in text
+    for absent in ("## Training", "## Reproduce", "## Data", "model-index", ".png"):
+        assert absent not in text
+    assert no_placeholder_survives(text)
+    with pytest.raises(FileNotFoundError, match=r"`folder` must hold config\.json"):
+        model_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline"),
+    [
+        (QRNNForCausalLM, "text-generation"),
+        (QRNNForSequenceClassification, "text-classification"),
+    ],
+)
+def test_usage_of_other_heads_runs(
+    kind: type, pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "head"
+    tokens = save_model(folder).config.vocab_size
+    kind(
+        QRNNConfig(vocab_size=tokens, embedding_size=6, hidden_size=8, encoder_layers=1,
+                   decoder_layers=1)
+    ).save_pretrained(folder)  # fmt: skip
+    text = model_card(folder)
+    assert ModelCard(text).data.pipeline_tag == pipeline
+    assert "translates" not in text
+    monkeypatch.chdir(tmp_path)
+    exec(usage(text), {})
+
+
+def usage(text: str) -> str:
+    """The block of Python in a card."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return code
+
+
+def test_usage_block_runs(run: Path) -> None:
+    write_card(run, sentence="abc def")
+    text = (run / "README.md").read_text(encoding="utf-8")
+    assert (run / "attention.png").read_bytes().startswith(b"\x89PNG")
+    assert "](attention.png)" in text
+    assert 'name = "run"' in text
+    assert "Der Hund schl\u00e4ft." in text
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", usage(text)],
+        capture_output=True, text=True, cwd=run.parent, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['")
+
+
+def test_template_is_one_and_ships_with_the_package() -> None:
+    installed = importlib.resources.files("hf_qrnn.training") / TEMPLATE.name
+    assert (ROOT / "model_cards/TEMPLATE.md").read_text() == installed.read_text()
+    assert (ROOT / "model_cards/TEMPLATE.md").resolve() == TEMPLATE.resolve()
+    packaged = (ROOT / "pyproject.toml").read_text()
+    assert '"training/*.md"' in packaged
+
+
+def test_cards_in_the_repository_are_valid() -> None:
+    paths = list(ROOT.glob("model_cards/*/README.md"))
+    assert paths
+    for path in paths:
+        card = ModelCard.load(path)
+        assert card.data.pipeline_tag == "translation"
+        assert no_placeholder_survives(card.text.split("## Options")[0])
+
+
+def test_describe_data_counts_characters() -> None:
+    train = [TextPair("abc", "a"), TextPair("d", "\u00fcd")]
+    found = describe_data(train, train[:1], [])
+    assert found == {
+        "train": 2, "valid": 1, "test": 0, "mean_source_chars": 2.0, "mean_target_chars": 1.5,
+        "distinct_chars": 5,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------ at the end of a run
+
+
+@pytest.mark.filterwarnings(CLIENT_WARNING)
+def test_finished_run_is_pushed(run: Path, hub: HubStandIn) -> None:
+    options = PublishOptions(push_to_hub=True, hub_model_id=REPO, hub_private=True, hub_tag="v1")
+    check_publishing(options)
+    assert hub.repos[REPO].private
+    pushed = publish_run(run, options)
+    assert pushed is not None
+    assert hub.repos[REPO].tags == {"v1": pushed.commit}
+    files = hub.files(REPO)
+    assert {"README.md", "attention.png", "run.json", "test.json"} < set(files)
+    assert f'name = "{REPO}"' in files["README.md"].decode()
+    assert b"/srv" not in b"".join(files.values())
+
+
+def test_run_without_push_only_writes(run: Path) -> None:
+    check_publishing(PublishOptions())
+    assert publish_run(run, PublishOptions()) is None
+    assert (run / "README.md").is_file()
+
+
+@pytest.mark.filterwarnings(CLIENT_WARNING)
+def test_push_writes_a_missing_card(run: Path, hub: HubStandIn) -> None:
+    assert main(["push", str(run), REPO]) == 0
+    assert "# A small model" in hub.files(REPO)["README.md"].decode()
+    assert not (run / "README.md").exists()
+
+
+def test_publish_options_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`hub_model_id` must be given with `push_to_hub`"):
+        parse_options([PublishOptions], ["--push_to_hub"])
+    with pytest.raises(FileNotFoundError, match="`card_about` must be an existing file"):
+        parse_options([PublishOptions], ["--card_about", str(tmp_path / "none")])

@@ -1,94 +1,356 @@
-"""Model cards of training runs, from what a run wrote: run.json, metrics.jsonl and test.json."""
+"""Model cards from a run's own files: config.json, run.json, metrics.jsonl, test.json, pictures.
+
+`card_template.md` is the one template (model_cards/TEMPLATE.md leads to it). A card says what the
+files say; what they do not say is left out, and never made up.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from ..hub import without_folders
+from .data import TextPair
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+
+_NOT_STATED = "not stated"
+_ARCHITECTURE = (
+    "vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers",
+    "encoder_kernel_sizes", "decoder_kernel_sizes", "pooling", "zoneout", "dropout",
+    "dense_connections", "encoder_causal", "encoder_bidirectional", "reverse_source", "residual",
+    "rms_norm", "attention_layers", "num_attention_heads", "attention_scaling",
+    "feed_forward_size", "tie_word_embeddings",
+)  # fmt: skip
+_SENTENCES = {"de": "Der Hund schl\u00e4ft.", "fr": "Le chien dort.", "en": "The dog sleeps."}
+_PIPELINES = {
+    "QRNNForConditionalGeneration": "translation",
+    "QRNNForCausalLM": "text-generation",
+    "QRNNForSequenceClassification": "text-classification",
+}
+_USAGE = {
+    "translation": """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+name = "{name}"
+model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+inputs = tokenizer(["{sentence}"], return_tensors="pt")
+outputs = model.generate(**inputs, num_beams={num_beams})
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
+    "text-generation": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "{name}"
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+inputs = tokenizer(["{sentence}"], return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=50)
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
+    "text-classification": """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+name = "{name}"
+model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+inputs = tokenizer(["{sentence}"], return_tensors="pt")
+print(model(**inputs).logits.softmax(-1))""",
+}
 
 
-def translation_card(
-    folder: Path, *, title: str, about: str, samples: Sequence[tuple[str, str]]
+def model_card(
+    folder: Path,
+    *,
+    title: str | None = None,
+    about: str | None = None,
+    samples: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The card of a translation run, in Markdown with the Hub's front matter.
+    """The card of the model in `folder`, in Markdown with the Hub's front matter.
 
     Args:
-        folder: The run's folder, as `scripts/train_translation.py` leaves it with test data.
-        title: Heading of the card.
-        about: What the data are and what a reader must know to judge the numbers.
+        folder: Holds config.json; run.json, metrics.jsonl, test.json, learning_curve.png and
+            attention.png are used where they are.
+        title: Heading; None is the run's `card_title`, else the folder's name.
+        about: What a reader must know to judge the numbers; None is the text of the run's
+            `card_about` file, if it named one.
         samples: Sources and the model's translations, shown as they are.
 
     Raises:
-        FileNotFoundError: If the run wrote no test scores.
+        FileNotFoundError: If there is no config.json.
+        ValueError: If the folder's files do not make a valid card.
     """
-    run, test = (_read_json(folder / name) for name in ("run.json", "test.json"))
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines if line]
-    options = run["options"]
-    card = ModelCardData(
-        language=[options["source_lang"] or "de", options["target_lang"] or "en"],
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="translation",
-        tags=["qrnn", "character-level", "custom_code", "hf_qrnn"],
+    config = _read_json(folder, "config.json")
+    if config is None:
+        raise FileNotFoundError(
+            f"`folder` must hold config.json, but {str(folder / 'config.json')!r} is missing."
+        )
+    run, test = _read_json(folder, "run.json") or {}, _read_json(folder, "test.json") or {}
+    records = _read_records(folder / "metrics.jsonl")
+    options: dict[str, Any] = without_folders(run.get("options", {}))
+    pipeline = _PIPELINES.get((config.get("architectures") or [""])[0], "feature-extraction")
+    title = title or options.get("card_title") or f"QRNN {folder.resolve().name}"
+    about_file = Path(run.get("options", {}).get("card_about") or "")
+    if about is None and about_file.is_file():
+        about = about_file.read_text(encoding="utf-8").strip()
+    fields = {
+        "card_data": _card_data(pipeline, title, options, test).to_yaml(),
+        "title": title,
+        "pipeline": pipeline,
+        "summary": _summary(pipeline, options),
+        "about": about,
+        "usage": _usage(pipeline, folder, options),
+        "results": _results(test),
+        "model": _model(config, run),
+        "data": _data(run.get("data", {}), options),
+        "training": _training(run, records),
+        "curve": _curve(records, has_picture=(folder / "learning_curve.png").is_file()),
+        "attention": (folder / "attention.png").is_file(),
+        "samples": "\n".join(f"- {source}\n  - {target}" for source, target in samples),
+        "licences": _licences(options),
+        "reproduce": _command(run),
+        "versions": _versions(run),
+        "options": json.dumps(options, indent=1, ensure_ascii=False),
+    }
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
     )
-    sections = [
-        f"---\n{card.to_yaml()}\n---\n\n# {title}\n\n{about}\n",
-        _results(test, run),
-        _curve(records),
-        "## Samples\n\nNot chosen: the first ten sentences that were written for this card.\n",
-        "\n".join(f"- {source}\n  - {target}" for source, target in samples) + "\n",
-        "## Options\n",
-        "```json\n" + json.dumps(_without_folders(options), indent=1) + "\n```\n",
-    ]
-    return "\n".join(sections)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(fields)
+    ModelCard(text)  # raises ValueError for front matter that the Hub refuses
+    return text
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def example_sentence(folder: Path) -> str:
+    """A sentence of ours in the source language of the run in `folder`, English if unknown."""
+    languages = _languages((_read_json(folder, "run.json") or {}).get("options", {}))
+    return _SENTENCES.get("en" if languages is None else languages[0], _SENTENCES["en"])
+
+
+def describe_data(
+    train: Sequence[TextPair], valid: Sequence[TextPair], test: Sequence[TextPair]
+) -> dict[str, Any]:
+    """Numbers of pairs, and the mean lengths and distinct characters of the training pairs."""
+    characters = {character for pair in train for character in pair.source + pair.target}
+    return {
+        "train": len(train),
+        "valid": len(valid),
+        "test": len(test),
+        "mean_source_chars": sum(len(pair.source) for pair in train) / max(1, len(train)),
+        "mean_target_chars": sum(len(pair.target) for pair in train) / max(1, len(train)),
+        "distinct_chars": len(characters),
+    }
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
+    path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"`folder` must hold {path.name}, but {str(path)!r} is missing.")
+        return None
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
-def _results(test: dict[str, Any], run: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    hardware = run["hardware"]
-    return f"""## Results
-
-| test set | BLEU | chrF | beams |
-|---|---|---|---|
-| {test["sentences"]} sentences | {test["bleu"]:.2f} | {test["chrf"]:.2f} | {test["num_beams"]} |
-
-- BLEU signature `{test["bleu_signature"]}`
-- chrF signature `{test["chrf_signature"]}`
-- one run, seed {run["options"]["seed"]}, {run["date"]}; {run["parameters"]:,} parameters;
-  {run["data"]["train"]:,} training pairs
-- {hardware["device"]} ({hardware["machine"]}, {hardware["cpu_capability"]}), \
-{hardware["threads"]} thread(s); {versions}
-- `{" ".join(_file_name(word) for word in run["command"].split())}`
-"""
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _file_name(text: str) -> str:
-    """The name alone: the folders of one machine say nothing to another's reader."""
-    return text.rsplit("/", 1)[-1] if text.startswith("/") else text
-
-
-def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: _file_name(v) if isinstance(v, str) else v for k, v in options.items()}
-
-
-def _curve(records: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        f"| {record['step']:,} | {record['seconds'] / 60:.0f} | {record['loss']:.3f} "
-        f"| {record['bleu']:.1f} | {record['chrf']:.1f} |"
-        for record in records
-        if record["kind"] == "valid" and record.get("bleu") is not None
+def _languages(options: dict[str, Any]) -> tuple[str, str] | None:
+    """Source and target language where the run named them, or its files end in them."""
+    if options.get("source_lang") and options.get("target_lang"):
+        return options["source_lang"], options["target_lang"]
+    pattern = r".*\.(?!gz|xz)([a-z]{2,3})(?:\.gz|\.xz)?"
+    found = [
+        re.fullmatch(pattern, options.get(f"train_{side}") or "") for side in ("source", "target")
     ]
-    head = "| update | minutes | nats per character | BLEU | chrF |\n|---|---|---|---|---|\n"
+    if found[0] is None or found[1] is None:
+        return None
+    return found[0][1], found[1][1]
+
+
+def _data_name(options: dict[str, Any]) -> str:
+    named = options.get("data_name") or options.get("dataset_name")
+    files = options.get("train_source") or options.get("train_file")
+    return str(named or (f"the files of {files}" if files else "unnamed data"))
+
+
+def _card_data(
+    pipeline: str, title: str, options: dict[str, Any], test: dict[str, Any]
+) -> ModelCardData:
+    languages, results = _languages(options), []
+    name = options.get("data_name") or options.get("dataset_name") or title
+    for metric, label in (("bleu", "BLEU"), ("chrf", "chrF")):
+        if test.get(metric) is None:
+            continue
+        arguments = {"signature": test[f"{metric}_signature"], "num_beams": test["num_beams"]}
+        results.append(
+            EvalResult(
+                task_type=pipeline,
+                task_name=pipeline.capitalize(),
+                dataset_type=options.get("dataset_name") or _slug(name),
+                dataset_name=f"{name} ({test['sentences']} test sentences)",
+                dataset_split="test",
+                metric_type=metric,
+                metric_name=label,
+                metric_value=round(test[metric], 2),
+                metric_args=arguments,
+            )
+        )
+    unit = options.get("tokenizer") or "char"
+    level = {"char": ["character-level"], "byte": ["byte-level"]}.get(unit, [])
+    dataset = str(options.get("dataset_name") or "")
+    is_hub_dataset = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) is not None
+    return ModelCardData(
+        language=list(languages) if languages is not None else None,
+        license=options.get("model_license") or "apache-2.0",
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        tags=["qrnn", *level, "custom_code", "hf_qrnn"],
+        datasets=[dataset] if is_hub_dataset else None,
+        metrics=[result.metric_type for result in results] or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "data"
+
+
+def _summary(pipeline: str, options: dict[str, Any]) -> str:
+    languages = _languages(options)
+    unit = {"char": "characters", "byte": "bytes"}.get(options.get("tokenizer") or "char", "tokens")
+    pair = "" if languages is None else f" from {languages[0]} to {languages[1]}"
+    task = {
+        "translation": f"translates{pair}, {unit} in and {unit} out",
+        "text-generation": "continues texts",
+        "text-classification": "classifies texts",
+    }.get(pipeline, "encodes texts")
+    paper = "[arXiv 1611.01576](https://arxiv.org/abs/1611.01576)"
+    return f"A quasi-recurrent neural network ({paper}) that {task}, made with `hf_qrnn`."
+
+
+def _usage(pipeline: str, folder: Path, options: dict[str, Any]) -> str:
+    template = _USAGE.get(pipeline, _USAGE["translation"])
+    return template.format(
+        name=options.get("hub_model_id") or options.get("output_dir") or folder.resolve().name,
+        sentence=example_sentence(folder),
+        num_beams=options.get("num_beams") or 4,
+    )
+
+
+def _results(test: dict[str, Any]) -> str:
+    rows, signatures = [], []
+    for metric, label in (("bleu", "BLEU"), ("chrf", "chrF")):
+        if test.get(metric) is None:
+            continue
+        margin = (test.get(f"{metric}_confidence") or {}).get("margin")
+        interval = "" if margin is None else f" +- {margin:.2f}"
+        rows.append(
+            f"| {test['sentences']:,} sentences | {label} | {test[metric]:.2f}{interval} "
+            f"| {test['num_beams']} |"
+        )
+        signatures.append(f"- {label} `{test[f'{metric}_signature']}`")
+    if not rows:
+        return ""
+    head = "| test set | metric | score | beams |\n|---|---|---|---|\n"
+    exact = f"- {test['exact_match']:.1f} % of the translations equal their reference"
+    note = "- +- is half of the 95 % interval by bootstrap over the sentences"
+    has_interval = any(f"{metric}_confidence" in test for metric in ("bleu", "chrf"))
+    tail = [*signatures, exact, *([note] if has_interval else [])]
+    return head + "\n".join(rows) + "\n\n" + "\n".join(tail)
+
+
+def _model(config: dict[str, Any], run: dict[str, Any]) -> str:
+    rows = [("class", (config.get("architectures") or ["QRNNModel"])[0])]
+    if "parameters" in run:
+        rows.append(("parameters", f"{run['parameters']:,}"))
+    rows += [(f"`{key}`", str(config[key])) for key in _ARCHITECTURE if key in config]
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _data(data: dict[str, Any], options: dict[str, Any]) -> str:
+    if not data:
+        return ""
+    lines = [f"Trained on {_data_name(options)}.", "", "| split | pairs |", "|---|---|"]
+    lines += [
+        f"| {split} | {data[split]:,} |" for split in ("train", "valid", "test") if data.get(split)
+    ]
+    facts = []
+    if options.get("streaming"):
+        facts.append("The training pairs were streamed: what is said of them is of the first ones.")
+    if "mean_source_chars" in data:
+        facts.append(
+            f"A training pair has {data['mean_source_chars']:.1f} characters on the source's side "
+            f"and {data['mean_target_chars']:.1f} on the target's, the mean of all; "
+            f"{data['distinct_chars']:,} characters are distinct."
+        )
+    if data.get("filter"):
+        facts.append(f"Filter: {data['filter']}.")
+    return "\n".join([*lines, *([""] if facts else []), *facts])
+
+
+def _training(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
+    if not run:
+        return ""
+    hardware, options = run["hardware"], run["options"]
+    machine = f"{hardware['device']} ({hardware['machine']}, {hardware['cpu_capability']})"
+    lines = [f"- seed {options['seed']}, {run['date']}", f"- {machine}"]
+    lines[-1] += f", {hardware['threads']} thread(s)"
+    if hardware.get("processes"):
+        lines.append(f"- {hardware['processes']}")
+    if records:
+        seconds = max(record.get("seconds", 0.0) for record in records)
+        lines.append(f"- {records[-1]['step']:,} updates in {seconds:,.0f} seconds of training")
+    rates = [record["chars_per_second"] for record in records if "chars_per_second" in record]
+    if rates:
+        lines.append(f"- {median(rates):,.0f} source and target characters per second, the median")
+    return "\n".join(lines)
+
+
+def _curve(records: Sequence[dict[str, Any]], *, has_picture: bool) -> str:
+    rows = []
+    for record in records:
+        if record["kind"] != "valid":
+            continue
+        scores = [record.get(name) for name in ("bleu", "chrf")]
+        shown = " | ".join("" if score is None else f"{score:.1f}" for score in scores)
+        minutes = record["seconds"] / 60
+        rows.append(f"| {record['step']:,} | {minutes:.0f} | {record['loss']:.3f} | {shown} |")
+    if not rows:
+        return ""
+    picture = "![Loss and validation scores over the updates](learning_curve.png)\n\n"
+    head = "| update | minutes | nats per target token | BLEU | chrF |\n|---|---|---|---|---|\n"
     text = "Greedy search on the first validation sentences; minutes of training alone.\n\n"
-    return "## Learning curve\n\n" + text + head + "\n".join(rows) + "\n"
+    return (
+        "## Learning curve\n\n" + (picture if has_picture else "") + text + head + "\n".join(rows)
+    )
+
+
+def _licences(options: dict[str, Any]) -> str:
+    data = options.get("data_license") or (
+        f"{_NOT_STATED} by whoever trained the model; find out before you share it"
+    )
+    return (
+        f"- data ({_data_name(options)}): {data}\n"
+        f"- weights: {options.get('model_license') or 'apache-2.0'}\n"
+        "- code: Apache 2.0"
+    )
+
+
+def _command(run: dict[str, Any]) -> str:
+    if not run:
+        return ""
+    script, _, arguments = str(run["command"]).partition(" ")
+    return f"python scripts/{Path(script).name} {without_folders(arguments)}".rstrip()
+
+
+def _versions(run: dict[str, Any]) -> str:
+    found = run.get("versions", {})
+    return ", ".join(f"{name} {version}" for name, version in found.items())

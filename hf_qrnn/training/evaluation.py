@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -79,8 +80,12 @@ def score_pairs(
     *,
     batch_size: int,
     num_beams: int = 1,
+    num_resamples: int = 0,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Translate the sources; scores with their signatures, and the translations."""
+    """Translate the sources; scores with their signatures, and the translations.
+
+    With `num_resamples` test sets drawn by bootstrap, the scores have confidence intervals too.
+    """
     texts = translate_sources(
         model,
         tokenizer,
@@ -89,10 +94,18 @@ def score_pairs(
         batch_size=batch_size,
         num_beams=num_beams,
     )
-    scores = score_translations(texts, [pair.target for pair in pairs], metrics=("bleu", "chrf"))
+    references, metrics = [pair.target for pair in pairs], ("bleu", "chrf")
+    scores = score_translations(texts, references, metrics=metrics)
     record: dict[str, Any] = {"exact_match": scores.exact_match, "sentences": len(pairs)}
     record["num_beams"] = num_beams
     for name in ("bleu", "chrf"):
         score = getattr(scores, name)
         record[name], record[f"{name}_signature"] = score.score, score.signature
+    if num_resamples:
+        drawn = score_translations(texts, references, metrics=metrics, num_resamples=num_resamples)
+        for name in metrics:
+            score = getattr(drawn, name)
+            record[f"{name}_confidence"] = {
+                **asdict(score.confidence), "signature": score.signature,
+            }  # fmt: skip
     return record, texts

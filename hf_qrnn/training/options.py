@@ -103,6 +103,32 @@ class RunOptions:
     )
 
 
+@dataclass
+class PublishOptions:
+    """What the model card says, and whether the run is pushed to the Hub."""
+
+    card_title: str | None = field(default=None, metadata={"help": "heading of the model card"})
+    card_about: str | None = field(
+        default=None, metadata={"help": "file with text on data and limits, for the card"}
+    )
+    data_name: str | None = field(default=None, metadata={"help": "what the data are called"})
+    data_license: str | None = field(default=None, metadata={"help": "the data's licence"})
+    model_license: str = field(default="apache-2.0", metadata={"help": "the weights' licence"})
+    push_to_hub: bool = field(default=False, metadata={"help": "push the best model at the end"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "user/name to push to"})
+    hub_private: bool = field(default=False, metadata={"help": "make a missing repository private"})
+    hub_revision: str | None = field(default=None, metadata={"help": "branch to push to (main)"})
+    hub_tag: str | None = field(default=None, metadata={"help": "name for the commit, as v1.0"})
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("`hub_model_id` must be given with `push_to_hub`, but is not.")
+        if self.card_about is not None and not Path(self.card_about).is_file():
+            raise FileNotFoundError(
+                f"`card_about` must be an existing file, but is {self.card_about!r}."
+            )
+
+
 def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """One object of each dataclass from the command line; `--config FILE.yaml` gives defaults.
 

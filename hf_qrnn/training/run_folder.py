@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -65,7 +66,7 @@ class RunFolder:
         """Write run.json: what another person needs to repeat the run."""
         modules = (torch, transformers, accelerate)
         description = {
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "options": options,
             "data": data,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

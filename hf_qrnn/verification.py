@@ -1,0 +1,256 @@
+"""Whether a pushed model is what was pushed: every byte, every Auto class, the same logits.
+
+A push stores inputs and logits in `verification.safetensors`; `verify` downloads the repository
+into a fresh cache, compares every file with the hash the Hub lists, and loads the model in fresh
+processes with and without this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.hf_api import RepoFile
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .hub_client import HubError, has_hash, patiently, split_revision
+
+VERIFICATION_FILE = "verification.safetensors"
+"""Inputs and the logits the model gave for them when it was pushed."""
+
+
+_LOADER = Path(__file__).with_name("load_check.py")
+_LENGTHS = (13, 6)  # Tokens of the two texts: padding is part of what is verified.
+_TARGET_LENGTH = 5
+_SEED = 1611
+# float32 sums in another order, as another processor takes it, differ by some 1e-6 of the largest.
+TOLERANCE = 1e-4
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+_CACHES = (
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH", "HF_ASSETS_CACHE",
+)  # fmt: skip
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found right.
+
+    Attributes:
+        commit: The commit that the revision named.
+        num_files: Files whose hashes were compared.
+        difference: Largest difference of a logit, with and without the package.
+    """
+
+    commit: str
+    num_files: int
+    difference: float
+
+
+def write_verification(folder: Path) -> None:
+    """Write inputs and this machine's logits for the model in `folder` into it.
+
+    One thread and float32, so that the same folder gives the same file.
+
+    Raises:
+        ValueError: If the model has no logits.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    auto = auto_class_of(config)
+    if auto == "AutoModel":
+        raise ValueError("`MODEL` must be a model with a head, but has no logits to compare.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = getattr(transformers, auto).from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        texts = _texts(tokenizer)
+        inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if auto == "AutoModelForSeq2SeqLM":
+            start = torch.full((len(texts), 1), model.config.decoder_start_token_id)
+            given = inputs["input_ids"][:, :_TARGET_LENGTH]
+            inputs["decoder_input_ids"] = torch.cat([start, given], 1)
+        with torch.no_grad():
+            output = model.eval()(**inputs)
+    finally:
+        torch.set_num_threads(threads)
+    tensors = {**inputs, "logits": output.logits}
+    described = json.dumps({"auto_class": auto, "texts": texts})
+    # One entry: safetensors writes several in no fixed order.
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / VERIFICATION_FILE,
+        metadata={"check": described},
+    )
+
+
+def auto_class_of(config: dict[str, Any]) -> str:
+    """Name of the Auto class that loads the architecture a config names.
+
+    Raises:
+        ValueError: If `architectures` is not one class of `auto_map`.
+    """
+    architecture = (config.get("architectures") or [None])[0]
+    for auto, entry in config["auto_map"].items():
+        if entry.split(".")[-1] == architecture:
+            return str(auto)
+    raise ValueError(f"`architectures` must be a class of `auto_map`, but is {architecture!r}.")
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Two texts of the tokenizer's own tokens, drawn with a fixed seed."""
+    special = set(tokenizer.all_special_ids)
+    ids = [index for index in range(len(tokenizer)) if index not in special]
+    generator = torch.Generator().manual_seed(_SEED)
+    texts = []
+    for length in _LENGTHS:
+        drawn = torch.randint(len(ids), (length,), generator=generator).tolist()
+        text = tokenizer.decode([ids[index] for index in drawn], clean_up_tokenization_spaces=False)
+        texts.append(str(text))
+    return texts
+
+
+def verify(
+    name: str, *, endpoint: str | None = None, report: Callable[[str], None] = lambda _: None
+) -> Verified:
+    """Verify a model on the Hub. This runs the code that lies in the repository.
+
+    That code runs in a process of its own, without the token and with nothing but a fresh cache.
+
+    Args:
+        name: "user/name" or "user/name@revision".
+        endpoint: Address of the Hub; None is that of huggingface_hub (HF_ENDPOINT).
+        report: Called with a sentence for every step that went well.
+
+    Raises:
+        HubError: If the Hub cannot be reached, or anything is not as it was pushed.
+    """
+    repo, revision = split_revision(name)
+    api = HfApi(endpoint=endpoint)
+    what = f"download of {name}"
+    with TemporaryDirectory() as folder:
+        cache = Path(folder)
+        commit = patiently(lambda: api.model_info(repo, revision=revision), what=what).sha
+        assert commit is not None, "the Hub names the commit of every revision"
+        entries = patiently(
+            lambda: [
+                entry
+                for entry in api.list_repo_tree(repo, revision=commit, recursive=True)
+                if isinstance(entry, RepoFile)
+            ],
+            what=what,
+        )
+        snapshot = Path(
+            patiently(
+                lambda: snapshot_download(
+                    repo, revision=commit, cache_dir=cache / "hub", endpoint=endpoint
+                ),
+                what=what,
+            )
+        )
+        _check_files(snapshot, entries)
+        report(f"{len(entries)} files of commit {commit[:12]} have the hashes the Hub lists")
+        differences = []
+        for with_package in (True, False):
+            found = _load(repo, commit, snapshot, cache, with_package=with_package)
+            differences.append(_check_loaded(found, with_package=with_package))
+            place = "with" if with_package else "without"
+            report(
+                f"{', '.join(found['loaded'])} load {place} the package; the largest difference "
+                f"of a logit is {differences[-1]:.1e}"
+            )
+    return Verified(commit, len(entries), max(differences))
+
+
+def _check_files(snapshot: Path, entries: list[RepoFile]) -> None:
+    for entry in entries:
+        path = snapshot / entry.path
+        if not path.is_file():
+            raise HubError(f"{entry.path!r} must be there, but the download lacks it.")
+        if not has_hash(path, entry):
+            raise HubError(
+                f"{entry.path!r} must have the hash that the Hub lists, but what was downloaded "
+                "has another: it was altered on the way or on the Hub."
+            )
+        if path.suffix in _PICKLES:
+            raise HubError(f"{entry.path!r} must not be there: a pickle can run any code.")
+    if not (snapshot / VERIFICATION_FILE).is_file():
+        raise HubError(
+            f"{VERIFICATION_FILE!r} must be there to compare logits with, but is not: "
+            "`hf-qrnn push` writes it."
+        )
+
+
+def _load(
+    repo: str, commit: str, snapshot: Path, cache: Path, *, with_package: bool
+) -> dict[str, Any]:
+    """What a fresh process says that loads the repository from the fresh cache."""
+    environment = {k: v for k, v in os.environ.items() if k not in (*_SECRETS, *_CACHES)}
+    package = str(Path(__file__).parents[1])
+    inherited = environment.get("PYTHONPATH")
+    environment.update(
+        HF_HOME=str(cache),
+        HF_HUB_OFFLINE="1",
+        PYTHONPATH=package if inherited is None else package + os.pathsep + inherited,
+    )
+    check = _stored_check(snapshot / VERIFICATION_FILE)
+    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+    autos = [auto for auto in config["auto_map"] if auto != "AutoConfig"]
+    job = {
+        "repo": repo, "commit": commit, "with_package": with_package, "autos": autos,
+        "file": str(snapshot / VERIFICATION_FILE), **check,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(_LOADER)],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cache,
+        check=False,
+    )
+    if done.returncode != 0:
+        place = "with" if with_package else "without"
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise HubError(f"The model must load {place} the package, but: {lines[-1].strip()}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _stored_check(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        check: dict[str, Any] = json.loads((file.metadata() or {})["check"])
+    return check
+
+
+def _check_loaded(found: dict[str, Any], *, with_package: bool) -> float:
+    """The largest difference of a logit, if all is right."""
+    place = "with" if with_package else "without"
+    if found["is_remote"] is with_package:
+        kind = "the package's" if with_package else "the repository's"
+        raise HubError(f"The code must be {kind} {place} the package, but is not.")
+    if not found["same_ids"]:
+        raise HubError(f"The tokenizer must give the stored ids {place} the package, but does not.")
+    difference, largest = float(found["difference"]), float(found["largest"])
+    # Not `>`: a NaN must not pass.
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise HubError(
+            f"The logits must be those stored with the push {place} the package, but differ by "
+            f"{difference:.2e}, the largest being {largest:.2e}."
+        )
+    return difference

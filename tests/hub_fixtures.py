@@ -1,0 +1,102 @@
+"""Fixtures of the tests that talk to the stand-in for the Hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_stand_in import WRITE_TOKEN, HubStandIn
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn.tokenization import train_character_tokenizer
+
+REPO = "someone/qrnn-de-en"
+# huggingface_hub hands files to its HTTP library in a way that this calls outdated.
+CLIENT_WARNING = "ignore:Use 'content=<...>' to upload:DeprecationWarning"
+CARD = """\
+---
+language: de
+license: apache-2.0
+---
+
+# A model
+
+```python
+name = "runs/mine"
+```
+"""
+
+
+def save_model(folder: Path, *, seed: int = 0) -> QRNNForConditionalGeneration:
+    """A tiny translation model with its tokenizer."""
+    tokenizer = train_character_tokenizer(["abcdefgh ijklm\u00fcn.opq"])
+    torch.manual_seed(seed)
+    config = QRNNConfig(
+        vocab_size=len(tokenizer), embedding_size=6, hidden_size=8, encoder_layers=2,
+        decoder_layers=2, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id, decoder_start_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    model = QRNNForConditionalGeneration(config).eval()
+    model.generation_config.max_length = 16
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def save_run(folder: Path) -> None:
+    """What a run leaves: the model, its record, and much that must not be pushed."""
+    save_model(folder)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    command = "/home/ann/scripts/train_translation.py --train_source /home/ann/data/train.de"
+    record = {"command": command, "options": {"train_source": "/home/ann/data/train.de"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.0}\n')
+    (folder / "learning_curve.png").write_bytes(b"\x89PNG picture")
+    (folder / "test.hypotheses.txt").write_text("somebody's text\n")
+    (folder / "optimizer.pt").write_bytes(b"moments")
+    (folder / "train.de").write_text("somebody's text\n")
+    for name in ("checkpoints/step_10", ".saving", "data"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "optimizer.safetensors").write_bytes(b"moments")
+        (folder / name / "model.safetensors").write_bytes(b"older weights")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for, none of which is made."""
+    made: list[float] = []
+    monkeypatch.setattr("time.sleep", made.append)
+    return made
+
+
+@pytest.fixture
+def hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waits: list[float]
+) -> Iterator[HubStandIn]:
+    """A running stand-in that this process and those it starts take for the Hub."""
+    with HubStandIn() as stand_in:
+        template = stand_in.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (
+            ("ENDPOINT", stand_in.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_DISABLE_XET", True),
+            ("HF_HUB_CACHE", str(tmp_path / "cache" / "hub")),
+        ):
+            monkeypatch.setattr(constants, name, value)
+        for name, value in (
+            ("HF_ENDPOINT", stand_in.url),
+            ("HF_HUB_OFFLINE", "0"),
+            ("HF_HUB_DISABLE_XET", "1"),
+            ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+            ("HF_HOME", str(tmp_path / "cache")),
+            ("HF_TOKEN", WRITE_TOKEN),
+        ):
+            monkeypatch.setenv(name, value)
+        close_session()
+        yield stand_in
+        close_session()
+        assert stand_in.mistakes == []
