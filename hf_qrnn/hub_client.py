@@ -6,6 +6,7 @@ No error shows the token.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,8 @@ def _transient_cause(error: Exception) -> BaseException | None:
         if any(kind.__name__ == "TransportError" for kind in type(cause).__mro__):
             return cause
         if isinstance(cause, OSError) and str(cause).startswith("Consistency check failed"):
+            return cause
+        if isinstance(cause, json.JSONDecodeError):  # half of an answer
             return cause
     return None
 

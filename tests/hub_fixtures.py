@@ -1,12 +1,14 @@
 """Fixtures of the tests that talk to the stand-in for the Hub."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from hub_stand_in import WRITE_TOKEN, HubStandIn
+from hub_stand_in import WRITE_TOKEN, Fault, HubStandIn
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
@@ -28,6 +30,43 @@ license: apache-2.0
 name = "runs/mine"
 ```
 """
+
+
+DOCS = Path(__file__).parents[1] / "docs/hub.md"
+_ROW = re.compile(r"^\| `(\w+)(?: (\d+))?` (once|twice|always) \| `([^`]+)` \| (.+) \|$", re.M)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables of faults in docs/hub.md; no error where the result is right."""
+
+    kind: str
+    status: int
+    often: str
+    request: str
+    error: str | None
+
+    def fault(self) -> Fault:
+        times = {"once": 1, "twice": 2, "always": 999}[self.often]
+        retry_after = 7 if self.status == 429 else None
+        return Fault(self.kind, self.request, times, self.status, retry_after)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.status or ''} {self.often} {self.request}"
+
+
+def fault_rows(command: str, *, fails: bool) -> list[Row]:
+    """The rows of one command that end right, or in an error."""
+    section = DOCS.read_text(encoding="utf-8").split(f"### {command}\n")[1].split("\n#")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    rows = []
+    for kind, status, often, request, outcome in _ROW.findall(section):
+        error = re.fullmatch("error: `(.+)`", outcome)
+        assert error is not None or outcome == "right", outcome
+        error_text = None if error is None else error[1]
+        rows.append(Row(kind, int(status or 0), often, request, error_text))
+    assert len(rows) == len(lines) > 10, "a row that is no fault"
+    return [row for row in rows if (row.error is not None) is fails]
 
 
 def save_model(folder: Path, *, seed: int = 0) -> QRNNForConditionalGeneration:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import CLIENT_WARNING, REPO, save_model, save_run
-from hub_stand_in import WRITE_TOKEN, Blob, Fault, HubStandIn
+from hub_fixtures import CLIENT_WARNING, REPO, Row, fault_rows, save_model, save_run
+from hub_stand_in import WRITE_TOKEN, Blob, HubStandIn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -28,7 +28,6 @@ from hf_qrnn.verification import VERIFICATION_FILE, verify, write_verification
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 
-WEIGHTS = "GET /blob/"
 REAL_LOAD = verification._load
 
 
@@ -165,26 +164,9 @@ def test_changed_code_does_not_pass(
 # ------------------------------------------------------------------ faults on the way
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault("status", WEIGHTS, status=500),
-        Fault("status", WEIGHTS, status=429, retry_after=3),
-        Fault("status", "HEAD .*/resolve/", status=500),
-        Fault("status", "GET /api/models/someone/qrnn-de-en$", times=2),
-        Fault("drop", WEIGHTS),
-        Fault("drop", "GET .*/resolve/", times=2),
-        Fault("cut", WEIGHTS),
-        Fault("reset", WEIGHTS),
-        Fault("reset", "GET .*/resolve/.*/tokenizer.json"),
-        Fault("truncate", WEIGHTS),
-        Fault("wrong_hash", "HEAD .*/resolve/.*/config.json"),
-    ],
-    ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.match}",
-)
-def test_verify_survives(fault: Fault, run: Path, hub: HubStandIn, loaded: list[bool]) -> None:
-    fault = Fault(fault.kind, fault.match, fault.times, fault.status, fault.retry_after)
-    commit = push(run, REPO).commit
+@pytest.mark.parametrize("row", fault_rows("verify", fails=False), ids=str)
+def test_verify_survives(row: Row, run: Path, hub: HubStandIn, loaded: list[bool]) -> None:
+    fault, commit = row.fault(), push(run, REPO).commit
     hub.faults.append(fault)
     said: list[str] = []
     found = verify(REPO, report=said.append)
@@ -194,26 +176,16 @@ def test_verify_survives(fault: Fault, run: Path, hub: HubStandIn, loaded: list[
     assert len(said) == 3
 
 
-@pytest.mark.parametrize(
-    ("fault", "sentence"),
-    [
-        (Fault("alter", WEIGHTS), "must have the hash that the Hub lists"),
-        (Fault("alter", "GET .*/resolve/.*/modeling_qrnn.py"), "'modeling_qrnn.py' must have the"),
-        (Fault("truncate", "GET .*/resolve/.*/config.json", times=99), "failed 6 times"),
-        (Fault("wrong_hash", "GET .*/tree/", times=99), "must have the hash that the Hub lists"),
-        (Fault("status", WEIGHTS, times=99), "failed 6 times, last with: .*500"),
-        (Fault("reset", WEIGHTS, times=99), "failed 6 times"),
-        (Fault("status", "GET /api/models", status=403, times=99), "token is not allowed to"),
-    ],
-    ids=["altered-weights", "altered-code", "truncated", "wrong-list", "500", "reset", "403"],
-)
+@pytest.mark.parametrize("row", fault_rows("verify", fails=True), ids=str)
 def test_verify_fails_with_one_sentence(
-    fault: Fault, sentence: str, run: Path, hub: HubStandIn, loaded: list[bool]
+    row: Row, run: Path, hub: HubStandIn, loaded: list[bool]
 ) -> None:
     push(run, REPO)
-    hub.faults.append(Fault(fault.kind, fault.match, fault.times, fault.status))
-    with pytest.raises(HubError, match=sentence) as caught:
+    hub.faults.append(row.fault())
+    with pytest.raises(HubError) as caught:
         verify(REPO)
+    assert row.error is not None
+    assert row.error in str(caught.value)
     assert "\n" not in str(caught.value)
     assert loaded == []
 
