@@ -190,8 +190,8 @@ class QRNNLayer(nn.Module):
         x = hide_pads(x, mask)
         before = self.kernel_size - 1
         if state is not None:
-            past = state.inputs.to(x.dtype)
-            padded = torch.cat([x, past] if self.reverse else [past, x], dim=1)
+            before_it = state.inputs.to(x.dtype)
+            padded = torch.cat([x, before_it] if self.reverse else [before_it, x], dim=1)
         else:
             left = before if self.causal else before // 2
             right = before - left
