@@ -10,10 +10,11 @@
 namespace hf_qrnn {
 namespace {
 
-// Channels whose state is kept at once. Backward also keeps the states of a tile.
-constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 512;
+// Channels whose state is kept at once. Backward also keeps states and gates of a tile, which
+// should stay in the second-level cache.
+constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 256;
 
-// Rows of gates fetched ahead of their use.
+// Steps between fetching a row and using it.
 constexpr int64_t kAhead = 2;
 
 // What one step (b, t) reads beside the gates.
@@ -61,35 +62,36 @@ QRNN_INLINE typename Simd<S>::V gate(const Step<T>& step, int64_t index, int64_t
   return x;
 }
 
-// Activated gates: c = f c' + write z. Pads do not come here.
+// Activated gates: c = f c' + write z and h = o c. Pads do not come here.
 template <typename S>
 struct Gates {
-  typename Simd<S>::V z, slope_z, f, one_minus_f, write, slope_write;
+  typename Simd<S>::V z, f, write, o;
 };
 
-template <bool kTail, Pooling kPooling, typename T, typename S>
+template <bool kTail, bool kWithO, Pooling kPooling, typename T, typename S>
 QRNN_INLINE Gates<S> activate(const Step<T>& step, int64_t channel, int64_t count) {
   using V = typename Simd<S>::V;
-  const V zero = {};
-  Gates<S> g;
-  const Tanh<S> z = tanh_and_slope<S>(gate<kTail, T, S>(step, 0, channel, count));
-  const Logistic<S> f = logistic<S>(gate<kTail, T, S>(step, 1, channel, count));
-  g.z = z.value;
-  g.slope_z = z.slope;
-  g.f = f.plus;
-  g.one_minus_f = f.minus;
+  constexpr bool kIfo = kPooling == Pooling::ifo;
+  const V zero = {}, one = zero + S(1);
+  const Tanh<S> z(gate<kTail, T, S>(step, 0, channel, count));
+  const Logistic<S> f(gate<kTail, T, S>(step, 1, channel, count));
+  const Logistic<S> o(kWithO ? gate<kTail, T, S>(step, 2, channel, count) : zero);
+  const Logistic<S> i(kIfo ? gate<kTail, T, S>(step, 3, channel, count) : zero);
+  V of_z = z.below, of_f = f.below, of_o = o.below, of_i = i.below;
+  if constexpr (kWithO && kIfo) {
+    invert(of_z, of_f, of_o, of_i);
+  } else if constexpr (kWithO) {
+    invert(of_z, of_f, of_o);
+  } else if constexpr (kIfo) {
+    invert(of_z, of_f, of_i);
+  } else {
+    invert(of_z, of_f);
+  }
+  Gates<S> g = {z.value(of_z), f.plus(of_f), kIfo ? i.plus(of_i) : f.minus(of_f), o.plus(of_o)};
   if (step.zoneout) {
     const auto keep = keeps_lanes<S>(step.key, channel, step.threshold);
-    g.f = keep ? g.f : zero + S(1);
-    g.one_minus_f = keep ? g.one_minus_f : zero;
-  }
-  if constexpr (kPooling == Pooling::ifo) {
-    const Logistic<S> i = logistic<S>(gate<kTail, T, S>(step, 3, channel, count));
-    g.write = i.plus;
-    g.slope_write = i.plus * i.minus;
-  } else {
-    g.write = g.one_minus_f;
-    g.slope_write = zero;  // not a gate of its own
+    g.f = keep ? g.f : one;
+    if constexpr (!kIfo) g.write = keep ? g.write : zero;
   }
   return g;
 }
@@ -109,16 +111,12 @@ template <bool kTail, Pooling kPooling, typename T, typename S>
 QRNN_INLINE void forward_lanes(const Step<T>& step, int64_t channel, int64_t count, S* state, T* h,
                                S* c) {
   using V = typename Simd<S>::V;
-  const Gates<S> g = activate<kTail, kPooling, T, S>(step, channel, count);
+  constexpr bool kWithO = kPooling != Pooling::f;
+  const Gates<S> g = activate<kTail, kWithO, kPooling, T, S>(step, channel, count);
   const V value = g.f * load<false, S>(state, count) + g.write * g.z;
   store<false, S>(state, value, count);
   if (c) store<kTail, S>(c, value, count);
-  if constexpr (kPooling == Pooling::f) {
-    store<kTail, S>(h, value, count);
-  } else {
-    const V o = logistic<S>(gate<kTail, T, S>(step, 2, channel, count)).plus;
-    store<kTail, S>(h, o * value, count);
-  }
+  store<kTail, S>(h, kWithO ? g.o * value : value, count);
 }
 
 template <Pooling kPooling, typename T, typename S>
@@ -159,104 +157,122 @@ void forward_block(const PoolInputs<T, S>& in, const ForwardOutputs<T, S>& out, 
 
 // ---------------------------------------------------------------- backward
 
-// What flows from step to step of a block: the gradient of the state, the sum of the gates' own.
+// A block's own memory. Of a tile: the states before its steps and the activated gates of the
+// recurrence, (kTile, kBackwardBlock); from step to step: the gradient of the state and the sums
+// over time of the gates' gradients, by gate and null without a bias.
 template <typename S>
-struct Flow {
+struct Workspace {
+  S *c, *z, *f, *write;
   S* grad_state;
-  S* grad_bias[4];  // by gate; null without a bias
+  S* grad_bias[4];
 };
 
 template <bool kTail, Pooling kPooling, typename T, typename S>
-QRNN_INLINE void recompute_lanes(const Step<T>& step, int64_t channel, int64_t count,
-                                 const S* before, S* after) {
-  const Gates<S> g = activate<kTail, kPooling, T, S>(step, channel, count);
-  store<false, S>(after, g.f * load<false, S>(before, count) + g.write * g.z, count);
+QRNN_INLINE void recompute_lanes(const Step<T>& step, int64_t channel, int64_t count, int64_t k,
+                                 const Workspace<S>& work) {
+  const Gates<S> g = activate<kTail, false, kPooling, T, S>(step, channel, count);
+  store<false, S>(work.z + k, g.z, count);
+  store<false, S>(work.f + k, g.f, count);
+  store<false, S>(work.write + k, g.write, count);
+  const typename Simd<S>::V c = g.f * load<false, S>(work.c + k, count) + g.write * g.z;
+  store<false, S>(work.c + kBackwardBlock + k, c, count);
 }
 
 template <bool kTail, typename T, typename S>
-QRNN_INLINE void write_gradient(T* grad_gates, S* grad_bias, int64_t offset, int64_t k,
-                                typename Simd<S>::V value, int64_t count) {
-  store<kTail, S>(grad_gates + offset, value, count);
-  if (grad_bias) store<false, S>(grad_bias + k, load<false, S>(grad_bias + k, count) + value, count);
+QRNN_INLINE void write_gradient(T* grad_gates, S* sum, typename Simd<S>::V value, int64_t count) {
+  store<kTail, S>(grad_gates, value, count);
+  if (sum) store<false, S>(sum, load<false, S>(sum, count) + value, count);
 }
 
-// Of one step: `grad_gates` (G*H) is its row, `grad_h` and `grad_c` (count) are its own or null.
+// Of one step: `grad_gates` (G*H) is its row, `grad_h` and `grad_c` (count) are its own or null,
+// and the tile's part of `work` begins at the step.
 template <bool kTail, Pooling kPooling, typename T, typename S>
-QRNN_INLINE void backward_lanes(const Step<T>& step, int64_t channel, int64_t k, int64_t count,
-                                const S* before, const T* grad_h, const S* grad_c,
-                                const Flow<S>& flow, T* grad_gates) {
+QRNN_INLINE void backward_lanes(const Step<T>& step, int64_t channel, int64_t count, int64_t k,
+                                const Workspace<S>& work, const T* grad_h, const S* grad_c,
+                                T* grad_gates) {
   using V = typename Simd<S>::V;
-  const Gates<S> g = activate<kTail, kPooling, T, S>(step, channel, count);
-  const V c_before = load<false, S>(before + k, count);
-  V grad = load<false, S>(flow.grad_state + k, count);
+  const V c_before = load<false, S>(work.c + k, count), z = load<false, S>(work.z + k, count);
+  const V f = load<false, S>(work.f + k, count), w = load<false, S>(work.write + k, count);
+  V grad = load<false, S>(work.grad_state + k, count);
   if (grad_c) grad += load<kTail, S>(grad_c + k, count);
   const V received = grad_h ? load<kTail, S>(grad_h + k, count) : V{};
   const auto write = [&](int64_t index, V value) __attribute__((always_inline)) {
-    write_gradient<kTail>(grad_gates, flow.grad_bias[index], index * step.hidden + channel, k,
-                          value, count);
+    S* sum = work.grad_bias[index] ? work.grad_bias[index] + k : nullptr;
+    write_gradient<kTail>(grad_gates + index * step.hidden + channel, sum, value, count);
   };
   if constexpr (kPooling == Pooling::f) {
     grad += received;
   } else {
-    const Logistic<S> o = logistic<S>(gate<kTail, T, S>(step, 2, channel, count));
-    grad += received * o.plus;
-    const V c = g.f * c_before + g.write * g.z;
-    write(2, received * c * (o.plus * o.minus));
+    const Logistic<S> o(gate<kTail, T, S>(step, 2, channel, count));
+    const V r = S(1) / o.below, plus = o.plus(r);
+    grad += received * plus;
+    write(2, received * (f * c_before + w * z) * (plus * o.minus(r)));
   }
-  const V grad_write = grad * g.write;
-  write(0, grad_write * g.slope_z);
+  // Where f was set to 1 (zoneout) it is a constant, and f (1 - f) is zero of itself.
+  const V grad_write = grad * w;
+  write(0, grad_write * (S(1) - z * z));
   if constexpr (kPooling == Pooling::ifo) {
-    write(1, grad * c_before * (g.f * g.one_minus_f));
-    write(3, grad * g.z * g.slope_write);
+    write(1, grad * c_before * (f - f * f));
+    write(3, grad * z * (w - w * w));
   } else {
-    write(1, grad_write * (c_before - g.z) * g.f);
+    write(1, grad_write * (c_before - z) * f);
   }
-  store<false, S>(flow.grad_state + k, grad * g.f, count);
+  store<false, S>(work.grad_state + k, grad * f, count);
 }
 
 // A pad hands the state's gradient on and has none of its own.
 template <Pooling kPooling, typename T, typename S>
-void backward_pad(int64_t hidden, int64_t channel, int64_t count, const S* grad_c,
-                  const Flow<S>& flow, T* grad_gates) {
+void backward_pad(int64_t hidden, int64_t channel, int64_t count, const S* grad_c, S* grad_state,
+                  T* grad_gates) {
   if (grad_c) {
-    for (int64_t k = 0; k < count; ++k) flow.grad_state[k] += grad_c[k];
+    for (int64_t k = 0; k < count; ++k) grad_state[k] += grad_c[k];
   }
   for (int64_t index = 0; index < num_gates(kPooling); ++index) {
     memset(grad_gates + index * hidden + channel, 0, count * sizeof(T));
   }
 }
 
-// The states before every step of tile `j`, (num_steps, kBackwardBlock), from the tile's first.
+// Fetch what the backward half of a step reads and writes, a cache line a time.
 template <Pooling kPooling, typename T, typename S>
-void recompute_tile(const PoolInputs<T, S>& in, const S* tiles, int64_t b, int64_t j, int64_t first,
-                    int64_t count, int64_t num_steps, S* states) {
+QRNN_INLINE void fetch_for_backward(const Step<T>& step, const BackwardArguments<T, S>& out,
+                                    int64_t row, int64_t first, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t hidden = step.hidden;
+  for (int64_t k = first; k < first + count; k += kLine) {
+    if (kPooling != Pooling::f) __builtin_prefetch(step.gates + 2 * hidden + k, 0, 2);
+    if (out.grad_h) __builtin_prefetch(out.grad_h + row * hidden + k, 0, 2);
+  }
+}
+
+// Forward through the `num_steps` of a tile from its state before step `n`.
+template <Pooling kPooling, typename T, typename S>
+void recompute_tile(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, int64_t b,
+                    int64_t n, int64_t num_steps, int64_t first, int64_t count,
+                    Workspace<S> work) {
   constexpr int64_t kLanes = Simd<S>::kLanes;
-  const int64_t hidden = in.hidden, length = in.length;
-  const int64_t num_tiles = (length + kTile - 1) / kTile;
-  memcpy(states, tiles + (b * num_tiles + j) * hidden + first, count * sizeof(S));
-  for (int64_t s = 0; s + 1 < num_steps; ++s) {
-    const int64_t n = j * kTile + s;
-    const int64_t t = in.reverse ? length - 1 - n : n;
-    const S* before = states + s * kBackwardBlock;
-    S* after = states + (s + 1) * kBackwardBlock;
+  for (int64_t s = 0; s < num_steps; ++s, ++n) {
+    const int64_t t = in.reverse ? in.length - 1 - n : n;
     if (is_pad(in, b, t)) {
-      memcpy(after, before, count * sizeof(S));
-      continue;
+      memcpy(work.c + kBackwardBlock, work.c, count * sizeof(S));
+    } else {
+      const Step<T> step = step_at(kPooling, in, b, t, t + (in.reverse ? -kAhead : kAhead));
+      fetch_for_backward<kPooling>(step, out, b * in.length + t, first, count);
+      int64_t k = 0;
+      for (; k + kLanes <= count; k += kLanes) {
+        recompute_lanes<false, kPooling>(step, first + k, kLanes, k, work);
+      }
+      if (k < count) recompute_lanes<true, kPooling>(step, first + k, count - k, k, work);
     }
-    const Step<T> step = step_at(kPooling, in, b, t, t + (in.reverse ? -kAhead : kAhead));
-    int64_t k = 0;
-    for (; k + kLanes <= count; k += kLanes) {
-      recompute_lanes<false, kPooling>(step, first + k, kLanes, before + k, after + k);
-    }
-    if (k < count) {
-      recompute_lanes<true, kPooling>(step, first + k, count - k, before + k, after + k);
-    }
+    work.c += kBackwardBlock;
+    work.z += kBackwardBlock;
+    work.f += kBackwardBlock;
+    work.write += kBackwardBlock;
   }
 }
 
 template <Pooling kPooling, typename T, typename S>
 void backward_step(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, int64_t b,
-                   int64_t t, int64_t first, int64_t count, const S* before, const Flow<S>& flow) {
+                   int64_t t, int64_t first, int64_t count, Workspace<S> work, int64_t s) {
   constexpr int64_t kLanes = Simd<S>::kLanes;
   const int64_t hidden = in.hidden;
   const int64_t row = b * in.length + t;
@@ -264,17 +280,20 @@ void backward_step(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& ou
   const T* grad_h = out.grad_h ? out.grad_h + row * hidden + first : nullptr;
   const S* grad_c = out.grad_c ? out.grad_c + row * hidden + first : nullptr;
   if (is_pad(in, b, t)) {
-    backward_pad<kPooling>(hidden, first, count, grad_c, flow, grad_gates);
+    backward_pad<kPooling>(hidden, first, count, grad_c, work.grad_state, grad_gates);
     return;
   }
-  const Step<T> step = step_at(kPooling, in, b, t, t + (in.reverse ? kTile : -kTile));
+  work.c += s * kBackwardBlock;
+  work.z += s * kBackwardBlock;
+  work.f += s * kBackwardBlock;
+  work.write += s * kBackwardBlock;
+  const Step<T> step = step_at(kPooling, in, b, t, t);
   int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
-    backward_lanes<false, kPooling>(step, first + k, k, kLanes, before, grad_h, grad_c, flow,
-                                    grad_gates);
+    backward_lanes<false, kPooling>(step, first + k, kLanes, k, work, grad_h, grad_c, grad_gates);
   }
   if (k < count) {
-    backward_lanes<true, kPooling>(step, first + k, k, count - k, before, grad_h, grad_c, flow,
+    backward_lanes<true, kPooling>(step, first + k, count - k, k, work, grad_h, grad_c,
                                    grad_gates);
   }
 }
@@ -282,32 +301,31 @@ void backward_step(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& ou
 template <Pooling kPooling, typename T, typename S>
 void backward_block(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, int64_t b,
                     int64_t first, int64_t count) {
-  constexpr int64_t kGates = num_gates(kPooling), kWidth = kBackwardBlock + Simd<S>::kLanes;
-  alignas(64) S grad_state[kWidth];
-  alignas(64) S grad_bias[kGates][kWidth];
-  alignas(64) S states[kTile * kBackwardBlock + Simd<S>::kLanes];
+  constexpr int64_t kGates = num_gates(kPooling), kWidth = kBackwardBlock;
+  alignas(64) S tile[4 * kTile + 1][kWidth];
+  alignas(64) S sums[kGates + 1][kWidth];
+  Workspace<S> work = {tile[3 * kTile], tile[0], tile[kTile], tile[2 * kTile], sums[kGates], {}};
   const int64_t hidden = in.hidden, length = in.length;
-  set_state(grad_state, out.grad_state ? out.grad_state + b * hidden + first : nullptr, count);
-  Flow<S> flow = {grad_state, {}};
+  const int64_t num_tiles = (length + kTile - 1) / kTile;
+  set_state(work.grad_state, out.grad_state ? out.grad_state + b * hidden + first : nullptr, count);
   if (out.grad_bias) {
-    memset(grad_bias, 0, sizeof grad_bias);
-    for (int64_t index = 0; index < kGates; ++index) flow.grad_bias[index] = grad_bias[index];
+    memset(sums, 0, kGates * sizeof sums[0]);
+    for (int64_t index = 0; index < kGates; ++index) work.grad_bias[index] = sums[index];
   }
-  for (int64_t j = (length + kTile - 1) / kTile - 1; j >= 0; --j) {
-    const int64_t left = length - j * kTile;
-    const int64_t num_steps = left < kTile ? left : kTile;
-    recompute_tile<kPooling>(in, out.tiles, b, j, first, count, num_steps, states);
+  for (int64_t j = num_tiles - 1; j >= 0; --j) {
+    const int64_t n = j * kTile;
+    const int64_t num_steps = length - n < kTile ? length - n : kTile;
+    set_state(work.c, out.tiles + (b * num_tiles + j) * hidden + first, count);
+    recompute_tile<kPooling>(in, out, b, n, num_steps, first, count, work);
     for (int64_t s = num_steps - 1; s >= 0; --s) {
-      const int64_t n = j * kTile + s;
-      backward_step<kPooling>(in, out, b, in.reverse ? length - 1 - n : n, first, count,
-                              states + s * kBackwardBlock, flow);
+      const int64_t t = in.reverse ? length - 1 - (n + s) : n + s;
+      backward_step<kPooling>(in, out, b, t, first, count, work, s);
     }
   }
-  memcpy(out.grad_initial + b * hidden + first, grad_state, count * sizeof(S));
+  memcpy(out.grad_initial + b * hidden + first, work.grad_state, count * sizeof(S));
   if (out.grad_bias) {
     for (int64_t index = 0; index < kGates; ++index) {
-      memcpy(out.grad_bias + (b * kGates + index) * hidden + first, grad_bias[index],
-             count * sizeof(S));
+      memcpy(out.grad_bias + (b * kGates + index) * hidden + first, sums[index], count * sizeof(S));
     }
   }
 }
@@ -323,8 +341,12 @@ void forward_range(const PoolInputs<T, S>& in, const ForwardOutputs<T, S>& out, 
 template <Pooling kPooling, typename T, typename S>
 void backward_range(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, int64_t b,
                     int64_t first, int64_t last) {
-  for (int64_t k = first; k < last; k += kBackwardBlock) {
-    backward_block<kPooling>(in, out, b, k, last - k < kBackwardBlock ? last - k : kBackwardBlock);
+  // Blocks of equal size, in whole cache lines.
+  const int64_t count = last - first, num_blocks = (count + kBackwardBlock - 1) / kBackwardBlock;
+  const int64_t lines = num_blocks ? (count / num_blocks + 31) / 32 : 1;
+  const int64_t width = 32 * lines < kBackwardBlock ? 32 * lines : kBackwardBlock;
+  for (int64_t k = first; k < last; k += width) {
+    backward_block<kPooling>(in, out, b, k, last - k < width ? last - k : width);
   }
 }
 

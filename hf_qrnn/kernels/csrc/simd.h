@@ -33,14 +33,17 @@ struct Simd<float> {
   static constexpr int32_t kExponentBias = 127;
   static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer
   static constexpr float kLargest = 88.0f;    // its exponential is 0: a scale of 2^-127
+#if defined(__FMA__)
+  // One constant is enough where its product is not rounded: wrong by n 2e-9 for |n| <= 127.
+  static constexpr float kLn2High = 0x1.62e43p-1f, kLn2Low = 0;
+#else
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+#endif
 
   // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, by least squares at Chebyshev nodes: e^r to 1e-8.
   static QRNN_INLINE V series(V r) {
-    V p = r * kSeries4 + kSeries3;
-    p = p * r + kSeries2;
-    p = p * r + kSeries1;
-    return p * r + kSeries0;
+    const V r2 = r * r;
+    return (r2 * kSeries4 + (r * kSeries3 + kSeries2)) * r2 + (r * kSeries1 + kSeries0);
   }
   static constexpr float kSeries0 = 0.5f, kSeries1 = 0.16666575f, kSeries2 = 0.04166646f;
   static constexpr float kSeries3 = 0.008363475f, kSeries4 = 0.0013934093f;
@@ -116,45 +119,66 @@ QRNN_INLINE Decay<S> decay(typename Simd<S>::V x) {
   const V shifted = a * S(1.4426950408889634074) + Sd::kRound;
   const V n = shifted - Sd::kRound;
   V r = a - n * Sd::kLn2High;
-  r = r - n * Sd::kLn2Low;
+  if constexpr (Sd::kLn2Low != 0) r = r - n * Sd::kLn2Low;
   const V p = r * r * Sd::series(r) + r;
   const V scale = bits_of<V>((bits_of<I>(shifted) + Sd::kExponentBias) << Sd::kMantissaBits);
   const V minus_one = scale * p + (scale - S(1));
   return {minus_one, scale * p + scale};
 }
 
-// sigma(x) and sigma(-x) = 1 - sigma(x), each in every digit.
+// 1/a, 1/b, ... in place of numbers from 1 to 2, by one division.
+template <typename V>
+QRNN_INLINE void invert(V& a, V& b) {
+  const V r = 1 / (a * b), of_a = r * b;
+  b = r * a;
+  a = of_a;
+}
+template <typename V>
+QRNN_INLINE void invert(V& a, V& b, V& c) {
+  V ab = a * b;
+  const V r = 1 / (ab * c), of_ab = r * c, of_a = of_ab * b;
+  c = r * ab;
+  b = of_ab * a;
+  a = of_a;
+}
+template <typename V>
+QRNN_INLINE void invert(V& a, V& b, V& c, V& d) {
+  V ab = a * b, cd = c * d;
+  invert(ab, cd);  // from 1 to 4 is as good
+  const V of_a = ab * b, of_c = cd * d;
+  b = ab * a;
+  a = of_a;
+  d = cd * c;
+  c = of_c;
+}
+
+// sigma(x) and sigma(-x) = 1 - sigma(x), each in every digit, as functions of e = e^-|x| and of
+// 1 / below.
 template <typename S>
 struct Logistic {
-  typename Simd<S>::V plus, minus;
+  using V = typename Simd<S>::V;
+  V x, e, below;
+
+  explicit QRNN_INLINE Logistic(V x_) : x(x_), e(decay<S>(x_).value), below(S(1) + e) {}
+  // With `r` for 1 / below.
+  QRNN_INLINE V plus(V r) const { return r * (x < V{} ? e : V{} + S(1)); }
+  QRNN_INLINE V minus(V r) const { return r * (x < V{} ? V{} + S(1) : e); }
 };
 
-template <typename S>
-QRNN_INLINE Logistic<S> logistic(typename Simd<S>::V x) {
-  using V = typename Simd<S>::V;
-  const V zero = {};
-  const V e = decay<S>(x).value;
-  const V large = S(1) / (S(1) + e);
-  const V small = e * large;
-  return {x < zero ? small : large, x < zero ? large : small};
-}
-
-// tanh(x) and its slope 1 - tanh(x)^2.
+// tanh(x), in every digit, as a function of 1 / below.
 template <typename S>
 struct Tanh {
-  typename Simd<S>::V value, slope;
-};
-
-template <typename S>
-QRNN_INLINE Tanh<S> tanh_and_slope(typename Simd<S>::V x) {
   using V = typename Simd<S>::V;
   using I = typename Simd<S>::I;
-  const Decay<S> e = decay<S>(x + x);
-  const V r = S(1) / (S(2) + e.minus_one);
-  const I sign = bits_of<I>(x) & bits_of<I>(-V{});
-  const V size = e.minus_one * r;  // -tanh |x|
-  return {bits_of<V>(bits_of<I>(-size) | sign), S(4) * e.value * r * r};
-}
+  V x, minus_one, below;
+
+  explicit QRNN_INLINE Tanh(V x_)
+      : x(x_), minus_one(decay<S>(x_ + x_).minus_one), below(S(2) + minus_one) {}
+  QRNN_INLINE V value(V r) const {
+    const V size = minus_one * r;  // -tanh |x|
+    return bits_of<V>(bits_of<I>(-size) | (bits_of<I>(x) & bits_of<I>(-V{})));
+  }
+};
 
 // ---------------------------------------------------------------- memory
 
