@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+_logger = logging.getLogger(__name__)
 
 POOLING_KINDS = ("f", "fo", "ifo")
 ATTENTION_LAYERS = ("last", "all")
@@ -21,6 +25,11 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_qrnn.QRNNForSequenceClassification",
 }
 
+# What transformers and others write into a config.json beside the fields.
+_NOT_OURS = (
+    "auto_map model_type torch_dtype num_labels quantization_config output_attentions"
+    " tokenizer_class task_specific_params finetuning_task prefix torchscript"
+)
 _SIZES = (
     "vocab_size embedding_size hidden_size encoder_layers decoder_layers num_attention_heads"
     " feed_forward_size"
@@ -135,9 +144,34 @@ class QRNNConfig(PreTrainedConfig):
             if alias in kwargs:
                 setattr(self, name, kwargs.pop(alias))
         # Before `strict` looks, so that a mistake is one sentence and a plain ValueError.
+        self.check()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config of a saved one, with a warning about fields this release does not know."""
+        known = {field.name for field in dataclasses.fields(cls)} | set(cls.attribute_map)
+        unknown = [
+            name
+            for name in config_dict
+            if name not in known and name not in _NOT_OURS.split() and not name.startswith("_")
+        ]
+        if unknown:
+            _logger.warning(
+                "The config has fields that this release of hf_qrnn does not know and that change "
+                "nothing: %s.",
+                ", ".join(f"`{name}`" for name in unknown),
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def check(self) -> None:
+        """Check all fields, also those assigned since the config was made.
+
+        Raises:
+            ValueError: If a field or a combination of fields is impossible; the sentence names it.
+        """
         for check in _CHECKS:
             getattr(self, check)()
-        super().__post_init__(**kwargs)
 
     def kernel_sizes(self, part: str) -> list[int]:
         """Filter width of every layer of `part`, "encoder" or "decoder"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def generate_hypotheses(
         For every source its `num_return_sequences` hypotheses.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range or the model computes NaN.
     """
     for name, value in (("num_beams", num_beams), ("batch_size", batch_size)):
         if value < 1:
@@ -125,6 +126,11 @@ def _generate_batch(
         scores = chosen.masked_fill(steps >= lengths[:, None], 0.0).sum(1).tolist()
     else:
         scores = output.sequences_scores.tolist()
+    if any(math.isnan(score) for score in scores):
+        raise ValueError(
+            "`model` must give numbers, but gives NaN: its weights are damaged, or too large for "
+            f"{model.dtype}."
+        )
     ends = _end_ids(model)
     flat = []
     for row, length, score in zip(generated.tolist(), lengths.tolist(), scores, strict=True):

@@ -501,13 +501,18 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None,
-        memory: Memory,
         source_mask: torch.Tensor | None,
         state: LayerState | None,
         want_weights: bool,
-        want_past: bool = False,
+        want_past: bool,
+        *remembered: torch.Tensor | None,
     ) -> DecoderLayerOutput:
-        """Run over `hidden_states` (B, T, E), from `state`; masks are (B, T) and (B, S) or None."""
+        """Run over `hidden_states` (B, T, E), from `state`; masks are (B, T) and (B, S) or None.
+
+        `remembered` is a Memory, one tensor an argument: reentrant checkpointing looks into no
+        tuple, neither here nor in what is returned (a plain tuple arrives).
+        """
+        memory = Memory(*remembered)
         attends_inside = isinstance(self.attention, OutputAttention)
         h, c, o, new_state, _, past = self.layer(
             self.connection.before(hidden_states),

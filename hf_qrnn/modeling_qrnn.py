@@ -17,6 +17,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithPast,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
@@ -25,70 +26,15 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_qrnn import QRNNCache
+from .checks_qrnn import check_rows, check_shape, check_token_ids, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import GateConvolution, last_step
+from .losses_qrnn import shift_tokens_right, token_loss
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
 SEQ2SEQ_MAX_LENGTH = 512
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
-
-
-def shift_tokens_right(
-    labels: torch.Tensor, pad_token_id: int, start_token_id: int
-) -> torch.Tensor:
-    """Decoder inputs (B, T) of `labels` (B, T): the start token, then all labels but the last."""
-    shifted = labels.new_full(labels.shape, start_token_id)
-    shifted[:, 1:] = labels[:, :-1]
-    return shifted.masked_fill(shifted == -100, pad_token_id)
-
-
-def token_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """Mean negative log-likelihood per token in nats; labels of -100 do not count.
-
-    Args:
-        logits: (B, T, V).
-        labels: (B, T), aligned with `logits`.
-        num_items_in_batch: Divide the sum by this instead of by the tokens here, so that
-            accumulated steps weigh every token alike.
-        label_smoothing: Share of the target spread over the vocabulary, in [0, 1).
-    """
-    labels = labels.to(logits.device)
-    total = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        labels.flatten(),
-        ignore_index=-100,
-        label_smoothing=label_smoothing,
-        reduction="sum",
-    )
-    if num_items_in_batch is None:
-        return total / (labels != -100).sum().clamp(min=1)
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
-
-
-def _embed(
-    embedding: nn.Embedding,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    name: str,
-) -> torch.Tensor:
-    """Embeddings (B, T, E) of ids, or the ones given: exactly one of the two."""
-    if (input_ids is None) == (inputs_embeds is None):
-        other = name.replace("input_ids", "inputs_embeds")
-        given = "neither" if input_ids is None else "both"
-        raise ValueError(f"Exactly one of `{name}` and `{other}` must be given, but {given} is.")
-    if input_ids is None:
-        assert inputs_embeds is not None
-        return inputs_embeds
-    embeds: torch.Tensor = embedding(input_ids)
-    return embeds
 
 
 def _wants(config: QRNNConfig, name: str, given: bool | None) -> bool:
@@ -105,6 +51,10 @@ class QRNNPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "shared"
     _no_split_modules = ["QRNNEncoderLayer", "QRNNDecoderLayer"]
     _is_stateful = False
+
+    def __init__(self, config: QRNNConfig, *inputs: Any, **kwargs: Any) -> None:
+        config.check()  # fields may have been assigned since it was made
+        super().__init__(config, *inputs, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,8 +82,11 @@ class QRNNPreTrainedModel(PreTrainedModel):
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
         """Save weights, config and the code, so that every Auto class loads the folder anywhere."""
-        # Saving writes the entry of the saved class alone: every head must find its own.
-        self.config.auto_map = dict(AUTO_MAP)
+        if self._auto_class is None:  # the base of one head: no Auto class would load just this
+            vars(self.config).pop("auto_map", None)
+        else:
+            # Saving writes the entry of the saved class alone: every head must find its own.
+            self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
 
 
@@ -143,6 +96,13 @@ def _own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
     for name, value in changes.items():
         setattr(config, name, value)
     return config
+
+
+def _fitting_config(config: QRNNConfig, **values: Any) -> QRNNConfig:
+    """`config` itself where it has `values`: a head and its base share one, as everywhere."""
+    if all(getattr(config, name) == value for name, value in values.items()):
+        return config
+    return _own_config(config, **values)
 
 
 class QRNNTextEncoder(nn.Module):
@@ -164,7 +124,7 @@ class QRNNTextEncoder(nn.Module):
         **kwargs: Any,
     ) -> QRNNEncoderOutput | tuple[torch.Tensor, ...]:
         """Encode `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
-        embeds = _embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
         wants = _wants(self.config, "output_hidden_states", output_hidden_states)
         output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, wants)
         return output.to_tuple() if return_dict is False else output
@@ -174,8 +134,7 @@ class QRNNModel(QRNNPreTrainedModel):
     """Encoder and decoder without a head (section 2.3 of 1611.01576)."""
 
     def __init__(self, config: QRNNConfig) -> None:
-        config = _own_config(config, is_encoder_decoder=True, is_decoder=False)
-        config.validate_combinations()
+        config = _fitting_config(config, is_encoder_decoder=True, is_decoder=False)
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
         self.encoder = QRNNEncoder(config)
@@ -223,14 +182,14 @@ class QRNNModel(QRNNPreTrainedModel):
         """
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         weights = _wants(self.config, "output_attentions", output_attentions)
-        if encoder_outputs is None:
-            embeds = _embed(self.shared, input_ids, inputs_embeds, "input_ids")
-            encoded: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
-        else:
-            encoded = _as_encoder_output(encoder_outputs)
-        decoder_embeds = _embed(
+        decoder_embeds = embed(
             self.shared, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids"
         )
+        if encoder_outputs is None:
+            embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+            encoded: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
+        else:
+            encoded = _as_encoder_output(encoder_outputs, decoder_embeds.shape[0], self.config)
         if past_key_values is None and _wants(self.config, "use_cache", use_cache):
             past_key_values = QRNNCache(self.config.decoder_layers)
         decoded = self.decoder(
@@ -253,7 +212,9 @@ class QRNNModel(QRNNPreTrainedModel):
         )
 
 
-def _as_encoder_output(given: ModelOutput | tuple[torch.Tensor, ...]) -> QRNNEncoderOutput:
+def _as_encoder_output(
+    given: ModelOutput | tuple[torch.Tensor, ...], batch: int, config: QRNNConfig
+) -> QRNNEncoderOutput:
     # By attribute, not by class: the package's class and a Hub folder's may meet in one process.
     finals = getattr(given, "final_states", None)
     if finals is None:
@@ -261,7 +222,11 @@ def _as_encoder_output(given: ModelOutput | tuple[torch.Tensor, ...]) -> QRNNEnc
             "`encoder_outputs` must have `final_states`, as `get_encoder()` returns them, "
             f"but is a {type(given).__name__} without."
         )
-    return given  # type: ignore[return-value]
+    encoded: QRNNEncoderOutput = given  # type: ignore[assignment]
+    check_rows("encoder_outputs.last_hidden_state", encoded.last_hidden_state, batch)
+    shape = (batch, config.encoder_layers, config.hidden_size)
+    check_shape("encoder_outputs.final_states", encoded.final_states, shape)
+    return encoded
 
 
 class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
@@ -316,8 +281,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         """Logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
 
         Args:
-            labels: (B, T), -100 where nothing is to be predicted; the decoder's inputs are made
-                from them unless given.
+            labels: (B, T), -100 where nothing counts; the decoder's inputs come from them too.
             logits_to_keep: Compute logits for the last so many steps only; 0 for all.
             num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
             label_smoothing: Share of the target spread over the vocabulary.
@@ -343,6 +307,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
         loss = None
         if labels is not None:
+            check_token_ids("labels", labels, logits.shape[2], tuple(logits.shape[:2]))
             loss = token_loss(logits, labels, num_items_in_batch, label_smoothing)
         return Seq2SeqLMOutput(
             loss=loss,
@@ -356,22 +321,64 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         )
 
 
-class _DecoderOnly(nn.Module):
-    """Base layout of the language model: the decoder without V and attention."""
+class QRNNDecoderModel(QRNNPreTrainedModel):
+    """The language model without its output layer: the decoder without V and attention."""
 
     def __init__(self, config: QRNNConfig) -> None:
-        super().__init__()
+        config = _fitting_config(config, is_encoder_decoder=False, is_decoder=True)
+        super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
         self.decoder = QRNNDecoder(config, reads_source=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Hidden states (B, T, H) and the state; see `QRNNForCausalLM.forward`."""
+        embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        if past_key_values is None and _wants(self.config, "use_cache", use_cache):
+            past_key_values = QRNNCache(self.config.decoder_layers)
+        output: BaseModelOutputWithPastAndCrossAttentions = self.decoder(
+            embeds,
+            attention_mask,
+            past_key_values=as_qrnn_cache(past_key_values),
+            output_hidden_states=_wants(self.config, "output_hidden_states", output_hidden_states),
+        )
+        return output
 
 
-class _EncoderOnly(nn.Module):
-    """Base layout of the classifier: the encoder."""
+class QRNNEncoderModel(QRNNPreTrainedModel):
+    """The classifier without its output layer: the encoder."""
 
     def __init__(self, config: QRNNConfig) -> None:
-        super().__init__()
+        config = _fitting_config(config, is_encoder_decoder=False, is_decoder=False)
+        super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
         self.encoder = QRNNEncoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> QRNNEncoderOutput:
+        """The encoding (B, S, H) of `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
+        output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
+        return output
 
 
 class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
@@ -380,7 +387,7 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
     def __init__(self, config: QRNNConfig) -> None:
         config = _own_config(config, is_encoder_decoder=False, is_decoder=True)
         super().__init__(config)
-        self.model = _DecoderOnly(config)
+        self.model = QRNNDecoderModel(config)
         self._add_output_layer(config)
         self.post_init()
         if self.generation_config.max_length in (None, 20):
@@ -398,6 +405,7 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         past_key_values: QRNNCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -412,23 +420,25 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
             attention_mask: (B, at least T), 1 where a token is real; its last T columns count.
             past_key_values: State to go on from; changed in place.
             labels: (B, T), usually the input ids; shifted here, -100 does not count.
+            shift_labels: (B, T), aligned with the logits: `labels` of a sequence that was split.
             use_cache: Return the state.
         """
-        embeds = _embed(self.model.shared, input_ids, inputs_embeds, "input_ids")
-        if labels is not None:
-            use_cache = False
-        if past_key_values is None and _wants(self.config, "use_cache", use_cache):
-            past_key_values = QRNNCache(self.config.decoder_layers)
-        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
-        outputs = self.model.decoder(
-            embeds,
-            attention_mask,
-            past_key_values=as_qrnn_cache(past_key_values),
-            output_hidden_states=hidden,
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache if labels is None and shift_labels is None else False,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
         loss = None
-        if labels is not None:
+        if shift_labels is not None:
+            check_token_ids("shift_labels", shift_labels, logits.shape[2], tuple(logits.shape[:2]))
+            loss = token_loss(logits, shift_labels, num_items_in_batch, label_smoothing)
+        elif labels is not None:
+            check_token_ids("labels", labels, logits.shape[2], tuple(logits.shape[:2]))
             loss = token_loss(logits[:, :-1], labels[:, 1:], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -444,7 +454,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
     def __init__(self, config: QRNNConfig) -> None:
         config = _own_config(config, is_encoder_decoder=False, is_decoder=False)
         super().__init__(config)
-        self.model = _EncoderOnly(config)
+        self.model = QRNNEncoderModel(config)
         self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
         self.post_init()
 
@@ -466,9 +476,13 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
             labels: (B,) class ids; (B,) numbers for one label; (B, num_labels) of 0 and 1 for
                 `problem_type="multi_label_classification"`.
         """
-        embeds = _embed(self.model.shared, input_ids, inputs_embeds, "input_ids")
-        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
-        encoded = self.model.encoder(embeds, attention_mask, hidden)
+        encoded = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
         states = encoded.last_hidden_state
         mask = real_steps(attention_mask, states.shape[1])
         if self.config.classifier_pooling == "last":
@@ -479,6 +493,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         logits = self.classifier(pooled)
         loss = None
         if labels is not None:
+            check_rows("labels", labels, logits.shape[0])
             loss = self.loss_function(
                 labels=labels, pooled_logits=logits, config=self.config, **kwargs
             )
@@ -501,6 +516,8 @@ def _last_of_directions(
 
 
 __all__ = [
+    "QRNNDecoderModel",
+    "QRNNEncoderModel",
     "QRNNForCausalLM",
     "QRNNForConditionalGeneration",
     "QRNNForSequenceClassification",

@@ -98,6 +98,11 @@ def pool(
         RuntimeError: If the backend asked for does not work here; the sentence says why.
     """
     _check(gates, pooling, bias, initial_state, mask, zoneout)
+    if seed is not None and not (
+        isinstance(seed, torch.Tensor) and seed.dtype == torch.int64 and seed.dim() == 0
+    ):
+        given = tuple(seed.shape) if isinstance(seed, torch.Tensor) else repr(seed)
+        raise ValueError(f"`seed` must be a 0-d int64 tensor, but is {given}.")
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)

@@ -12,11 +12,13 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
+from .checks_qrnn import check_mask, check_rows
 from .configuration_qrnn import QRNNConfig
 from .layers_qrnn import (
     RMS_NORM_EPS,
     AttentionBlock,
     Connection,
+    DecoderLayerOutput,
     FeedForward,
     Memory,
     OutputAttention,
@@ -40,19 +42,23 @@ class QRNNEncoderOutput(BaseModelOutput):
     final_states: torch.Tensor | None = None
 
 
-def real_steps(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+def real_steps(
+    attention_mask: torch.Tensor | None,
+    length: int,
+    batch: int | None = None,
+    *,
+    exact: bool = False,
+    name: str = "attention_mask",
+) -> torch.Tensor | None:
     """A boolean mask (B, `length`) of the last `length` columns, None where nothing is a pad.
 
     Raises:
-        ValueError: If the mask is not (B, at least `length`) or a row has a hole in it.
+        ValueError: If the mask is not (B, at least `length`), with `exact` not (B, `length`), or
+            a row has a hole in it.
     """
     if attention_mask is None:
         return None
-    if attention_mask.dim() != 2 or attention_mask.shape[1] < length:
-        raise ValueError(
-            f"`attention_mask` must be (batch, at least {length}), "
-            f"but is {tuple(attention_mask.shape)}."
-        )
+    check_mask(name, attention_mask, length, batch, exact=exact)
     mask = attention_mask[:, attention_mask.shape[1] - length :].bool()
     if torch.compiler.is_compiling() or mask.device.type == "meta":
         return mask
@@ -64,7 +70,7 @@ def real_steps(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor
         if bool((starts > 1).any()):
             row = int((starts > 1).nonzero()[0])
             raise ValueError(
-                f"`attention_mask` must be one run of ones in every row, but row {row} has a hole."
+                f"`{name}` must be one run of ones in every row, but row {row} has a hole."
             )
     return mask
 
@@ -112,7 +118,8 @@ class QRNNEncoder(nn.Module):
         output_hidden_states: bool = False,
     ) -> QRNNEncoderOutput:
         """Encode `inputs_embeds` (B, S, E); `attention_mask` (B, S) is 1 where a token is real."""
-        mask = real_steps(attention_mask, inputs_embeds.shape[1])
+        batch, length = inputs_embeds.shape[:2]
+        mask = real_steps(attention_mask, length, batch, exact=True)
         hidden_states = hide_pads(self.dropout(inputs_embeds), mask)
         collected = [hidden_states]
         finals = []
@@ -170,26 +177,29 @@ class QRNNDecoder(nn.Module):
         output_attentions: bool = False,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Decode `inputs_embeds` (B, T, E), going on from `past_key_values` and filling it."""
-        length = inputs_embeds.shape[1]
-        mask = real_steps(attention_mask, length)
+        batch, length = inputs_embeds.shape[:2]
+        name = "decoder_attention_mask" if self.reads_source else "attention_mask"
+        mask = real_steps(attention_mask, length, batch, name=name)
         source_mask = None
         if encoder_outputs is not None:
             assert encoder_outputs.last_hidden_state is not None
-            source_mask = real_steps(
-                encoder_attention_mask, encoder_outputs.last_hidden_state.shape[1]
-            )
+            source_length = encoder_outputs.last_hidden_state.shape[1]
+            source_mask = real_steps(encoder_attention_mask, source_length, batch, exact=True)
         hidden_states = hide_pads(self.dropout(inputs_embeds), mask)
         collected, attentions = [hidden_states], []
         for index, layer in enumerate(self.layers):
             cache = None if past_key_values is None else past_key_values.layer(index)
             memory = self._memory(index, encoder_outputs, cache)
             state = None if cache is None else cache.current_state()
+            if state is not None:
+                check_rows("past_key_values", state.c, batch)
             records = cache is not None and cache.record_past
-            output = layer(
-                hidden_states, mask, memory, source_mask, state, output_attentions, records
+            output = DecoderLayerOutput(
+                *layer(hidden_states, mask, source_mask, state, output_attentions, records, *memory)
             )
             hidden_states = output.hidden_states
             if cache is not None:
+                assert output.state is not None, "the layers of a decoder are causal"
                 cache.store(output.state, length, output.past)
             collected.append(hidden_states)
             if output.weights is not None:

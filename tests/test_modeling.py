@@ -1,6 +1,7 @@
 """The heads: losses, shapes, options, one base layout. See test_stacks.py for the mathematics."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,6 +256,70 @@ def test_causal_lm_loss_shifts_labels() -> None:
     torch.testing.assert_close(output.loss, expected)
     assert output.past_key_values is None
     assert isinstance(model(input_ids).past_key_values, QRNNCache)
+
+
+def test_causal_lm_takes_labels_that_are_shifted_already() -> None:
+    model = QRNNForCausalLM(small()).eval()
+    input_ids = torch.randint(4, 20, (2, 6))
+    shifted = torch.cat([input_ids[:, 1:], torch.full((2, 1), -100)], dim=1)
+    output = model(input_ids, shift_labels=shifted)
+    torch.testing.assert_close(output.loss, model(input_ids, labels=input_ids).loss)
+    assert output.past_key_values is None
+    # Two halves of one sequence, the state handed on, weigh every token alike.
+    cache, total = QRNNCache(2), 0.0
+    for half in (slice(0, 3), slice(3, 6)):
+        part = model(
+            input_ids[:, half],
+            shift_labels=shifted[:, half],
+            past_key_values=cache,
+            num_items_in_batch=10,
+        )
+        total += part.loss.item()
+    assert total == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_of_either_kind_gives_equal_gradients(use_reentrant: bool) -> None:
+    inputs, grads = batch(), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = QRNNForConditionalGeneration(small(**MODERN)).train()
+        if checkpointing:
+            options = {"use_reentrant": use_reentrant}
+            model.enable_input_require_grads()
+            # The name before and after transformers 5.20.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)(options)
+        model(**inputs).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*grads, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_a_head_and_its_base_share_one_config() -> None:
+    for kind in (QRNNForConditionalGeneration, QRNNForCausalLM, QRNNForSequenceClassification):
+        model = kind(small())
+        assert model.config is model.base_model.config
+        model.resize_token_embeddings(23)
+        assert model.base_model.config.vocab_size == 23
+    model = QRNNForConditionalGeneration(small()).eval()
+    model.config.output_hidden_states, model.config.use_cache = True, False
+    output = model(torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[3, 7]]))
+    assert len(output.decoder_hidden_states) == len(output.encoder_hidden_states) == 3
+    assert output.past_key_values is None
+
+
+@pytest.mark.parametrize("kind", [QRNNForCausalLM, QRNNForSequenceClassification])
+def test_the_base_of_a_head_computes_and_saves_alone(kind: type, tmp_path: Path) -> None:
+    model = kind(small()).eval()
+    input_ids = torch.randint(4, 20, (2, 6))
+    states = model.base_model(input_ids).last_hidden_state
+    outputs = model(input_ids, output_hidden_states=True)
+    assert torch.equal(states, outputs.hidden_states[-1])
+    model.base_model.save_pretrained(tmp_path)
+    assert not (tmp_path / "modeling_qrnn.py").exists()  # no Auto class gives just this
+    again = kind.from_pretrained(tmp_path).eval()
+    assert torch.equal(again.base_model(input_ids).last_hidden_state, states)
 
 
 def test_causal_lm_goes_on_from_its_cache() -> None:
