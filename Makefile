@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: run test quality style setup kernels gpu-check
+.PHONY: run test test-matrix quality style setup kernels gpu-check
 .DEFAULT_GOAL := run
 
 setup: kernels
@@ -12,6 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python scripts/fetch_transformers_tests.py
 	touch $@
 
 # The compiled pooling kernels, where a compiler is: without them everything runs, only slower.
@@ -23,6 +24,10 @@ run: kernels
 
 test: kernels
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Other versions of torch and transformers, each pair in an environment of its own: long and large.
+test-matrix: $(STAMP)
+	$(BIN)/python scripts/test_matrix.py
 
 # No set-up: for a machine that has torch and a GPU.
 gpu-check:

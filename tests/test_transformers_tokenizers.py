@@ -1,0 +1,89 @@
+"""transformers' own common tests on the two kinds of tokenizers; see docs/ for the changes."""
+
+import shutil
+import tempfile
+import unittest
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import upstream
+import upstream_table
+from transformers import PreTrainedTokenizerFast
+from upstream_table import TOKENIZERS
+
+from hf_qrnn.tokenization import make_byte_tokenizer, train_character_tokenizer
+
+tokenization = upstream.load("test_tokenization_common")
+backend = upstream.load("test_tokenizers_backend_mixin")
+
+TEXTS = [
+    tokenization.TokenizerTesterMixin.integration_test_input_string,
+    "".join(map(chr, range(32, 127))),
+]
+BUILDERS = {
+    "CharacterTokenizerTest": lambda: train_character_tokenizer(TEXTS, model_max_length=512),
+    "ByteTokenizerTest": make_byte_tokenizer,
+}
+RECORD = upstream.Record()
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class CommonTests(tokenization.TokenizerTesterMixin, backend.TokenizersBackendTesterMixin):  # type: ignore[name-defined,misc]
+    """The settings and overrides of upstream_table."""
+
+    tokenizer_class = rust_tokenizer_class = PreTrainedTokenizerFast
+    test_tokenizer_from_extractor = False
+    build: ClassVar[Callable[[], PreTrainedTokenizerFast]]
+    folder: ClassVar[str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = tempfile.mkdtemp()
+        cls.build().save_pretrained(cls.folder)
+        cls.from_pretrained_id = [cls.folder]
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        super().tearDownClass()
+        shutil.rmtree(cls.folder)
+
+    def test_tokenize_special_tokens(self) -> None:
+        def reading(**kwargs: Any) -> PreTrainedTokenizerFast:
+            return type(self).get_tokenizer(split_special_tokens=False, **kwargs)
+
+        self.get_tokenizer = reading
+        super().test_tokenize_special_tokens()
+
+
+def _tests(name: str, build: Callable[[], PreTrainedTokenizerFast]) -> type:
+    contents = {"build": staticmethod(build), "__module__": __name__}
+    return RECORD.watch(type(name, (CommonTests, unittest.TestCase), contents), TOKENIZERS)
+
+
+globals().update({name: _tests(name, build) for name, build in BUILDERS.items()})
+
+
+# ------------------------------------------------------------------ the table
+
+
+def test_overrides_and_settings_are_in_the_table() -> None:
+    written = {name for name in vars(CommonTests) if name.startswith("test_")}
+    listed = {
+        change.name.split(" = ")[0]
+        for change in upstream_table.TABLE
+        if change.classes == TOKENIZERS and change.name.startswith("test_")
+        if change.kind != "skip"
+    }
+    assert written == listed
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_number_passed(name: str, request: pytest.FixtureRequest) -> None:
+    RECORD.check(name, request.session)
+
+
+def test_page_is_written_from_the_table() -> None:
+    written = upstream_table.PAGE.read_text(encoding="utf-8")
+    assert written == upstream_table.page(), "run python tests/upstream_table.py"
