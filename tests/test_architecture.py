@@ -237,3 +237,12 @@ def test_import_prints_nothing_and_loads_nothing_heavy() -> None:
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_module_has_a_place_in_the_map() -> None:
+    page = (ROOT / "docs" / "where_things_are.md").read_text(encoding="utf-8")
+    lost = [p.name for p in MODULES.values() if p.name != "__init__.py" and p.name not in page]
+    assert not lost, "docs/where_things_are.md does not say where they belong"
+    for word in page.replace("`", " ").split():
+        if word.startswith(("hf_qrnn/", "scripts/", "docs/")):
+            assert (ROOT / word.rstrip(",|")).exists(), word
