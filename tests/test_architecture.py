@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "backends_qrnn": {"kernels", "triton_qrnn"},
     "pooling_qrnn": {"backends_qrnn"},
     "checks_qrnn": set(),
+    "triton_qrnn": set(),
     "layers_qrnn": {"pooling_qrnn"},
     "losses_qrnn": set(),
     "cache_qrnn": {"layers_qrnn"},

@@ -1,0 +1,125 @@
+"""hf_qrnn.triton_qrnn: the kernels run in the interpreter and compile for GPUs."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_qrnn import triton_qrnn
+
+HERE = Path(__file__).parent
+KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}
+KINDS = {"f": 2, "fo": 3, "ifo": 4}
+
+
+def _need_triton() -> None:
+    """Where CUDA is developed these tests must run; elsewhere they may be missing."""
+    if importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed (pip install -c constraints.txt triton)"
+        if shutil.which("nvcc"):
+            pytest.fail(f"nvcc is here, but {reason}")
+        pytest.skip(reason)
+
+
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # A parent's -p and -n options and its coverage are not the child's.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_kernels_match_the_loop_in_the_interpreter() -> None:
+    # A process of its own: Triton decides at its import whether it interprets.
+    _need_triton()
+    done = _run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_interpreter.py"),
+        TRITON_INTERPRET="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert " passed" in summary, summary
+    assert "skipped" not in summary, summary
+
+
+def _compile(kernel: Any, gates: str, num_gates: int, capability: int, plain: bool) -> Any:
+    """Compile with a short tile; `plain` leaves every option out and has T = H = 1."""
+    from triton import compiler
+    from triton.backends.compiler import GPUTarget
+
+    state = "*fp64" if gates == "*fp64" else "*fp32"
+    constants: dict[str, Any] = {"GATES": num_gates, "BLOCK": 32, "STEPS": 2, "TILE": 8}
+    constants["REVERSE"] = not plain
+    optional = ("bias", "initial_state", "mask", "seed", "c", "tiles", "grad_bias", "grad_state")
+    if plain:
+        backward_needs = ("tiles",) if "grad_h" in kernel.arg_names else ()
+        constants |= {name: None for name in optional if name not in backward_needs}
+        constants |= {"grad_c": None, "T": 1, "H": 1}
+    types = dict.fromkeys(kernel.arg_names, state)
+    types |= dict.fromkeys(("gates", "bias", "h", "grad_h", "grad_gates"), gates)
+    types |= {"mask": "*u8", "seed": "*i64", "stride_b": "i64"}
+    types |= dict.fromkeys(("T", "H", "stride_t", "mask_b", "mask_t", "threshold"), "i32")
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
+    }
+    source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return compiler.compile(source, target=target, options={"num_warps": 1})
+
+
+@pytest.mark.parametrize(
+    ("pooling", "gates", "capability", "plain"),
+    [
+        ("f", "*fp32", 75, True),
+        ("f", "*fp64", 80, False),
+        ("fo", "*bf16", 90, False),
+        ("ifo", "*fp16", 100, False),
+    ],
+)
+@pytest.mark.parametrize("direction", KERNELS)
+def test_kernel_compiles_for_gpus(
+    direction: str,
+    pooling: str,
+    gates: str,
+    capability: int,
+    plain: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The interpreter is Python: it accepts what the compiler would not.
+    _need_triton()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    done = _compile(KERNELS[direction], gates, KINDS[pooling], capability, plain)
+    assert len(done.asm["cubin"]) > 1000
+    assert ".approx" not in done.asm["ptx"].replace("ex2.approx", "").replace("rcp.approx", "")
+
+
+def test_why_unavailable_names_the_reason() -> None:
+    _need_triton()
+    reason = triton_qrnn.why_unavailable(torch.device("cpu"))
+    assert reason is not None
+    assert "'cpu'" in reason
+    if not torch.cuda.is_available():
+        assert triton_qrnn.why_unavailable(torch.device("cuda")) == "torch sees no CUDA device"
+
+
+def test_module_without_triton_imports_and_says_so() -> None:
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch\n"
+        "from hf_qrnn import triton_qrnn\n"
+        "print(triton_qrnn.why_unavailable(torch.device('cuda')))\n"
+    )
+    done = _run("-W", "error", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Triton is not installed (pip install triton)\n", "")
