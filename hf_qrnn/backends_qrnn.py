@@ -4,13 +4,14 @@ The ladder, by device: CUDA takes the first of compiled, triton, torch that work
 compiled or torch, any other device torch. One of them is forced by `use_backend`, else by the
 environment variable HF_QRNN_BACKEND, else by a config's `pool_backend`; a forced one that does not
 work is an error.
+
+`triton_qrnn.py` is imported where it is first wanted: importing Triton takes half a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -99,12 +100,12 @@ def unavailable(name: str, device: torch.device) -> str | None:
     """Why backend `name` cannot pool on `device`, with the cure; None if it can."""
     if name == "torch":
         return None
-    module = _kernels() if name == "compiled" else _triton()
-    if isinstance(module, str):
-        return module
-    reason: str | None = (
-        module.unavailable(device) if name == "compiled" else module.why_unavailable(device)
-    )
+    if name == "triton":
+        from .triton_qrnn import why_unavailable
+
+        return why_unavailable(device)
+    module = _kernels()
+    reason: str | None = module if isinstance(module, str) else module.unavailable(device)
     return reason
 
 
@@ -118,15 +119,6 @@ def _kernels() -> Any:
     return hf_qrnn.kernels
 
 
-@functools.cache
-def _triton() -> Any:
-    """The module of Triton kernels beside this file, or why there is none."""
-    try:
-        return importlib.import_module(".triton_qrnn", __package__)
-    except ImportError as error:
-        return f"triton_qrnn.py cannot be imported ({error})"
-
-
 # ------------------------------------------------------------------ calls
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -135,12 +127,20 @@ Backward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 def forward_of(name: str) -> Forward:
     """(gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, want_c, want_tiles)."""
-    return _compiled_forward if name == "compiled" else _triton().pool_forward
+    if name == "triton":
+        from .triton_qrnn import pool_forward
+
+        return pool_forward
+    return _compiled_forward
 
 
 def backward_of(name: str) -> Backward:
     """(grad_h, grad_c, grad_state, gates, ..., seed, tiles, pooling, zoneout, reverse)."""
-    return _compiled_backward if name == "compiled" else _triton().pool_backward
+    if name == "triton":
+        from .triton_qrnn import pool_backward
+
+        return pool_backward
+    return _compiled_backward
 
 
 def _compiled_forward(*arguments: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_qrnn import triton_qrnn
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool, triton_qrnn
 
 HERE = Path(__file__).parent
 KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}
@@ -114,6 +114,19 @@ def test_why_unavailable_names_the_reason() -> None:
         assert triton_qrnn.why_unavailable(torch.device("cuda")) == "torch sees no CUDA device"
 
 
+def test_forced_without_a_gpu_is_an_error_with_the_reason() -> None:
+    _need_triton()
+    with pytest.raises(RuntimeError, match="'triton' is not: Triton has no kernels for device"):
+        pool(torch.zeros(1, 2, 6), pooling="fo", backend="triton")
+
+
+def test_a_model_folder_carries_the_kernels(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 8, "embedding_size": 4, "hidden_size": 4}
+    QRNNForCausalLM(QRNNConfig(**sizes, decoder_layers=1)).save_pretrained(tmp_path)
+    source = Path(triton_qrnn.__file__).read_text(encoding="utf-8")
+    assert (tmp_path / "triton_qrnn.py").read_text(encoding="utf-8") == source
+
+
 def test_module_without_triton_imports_and_says_so() -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"
@@ -122,4 +135,8 @@ def test_module_without_triton_imports_and_says_so() -> None:
         "print(triton_qrnn.why_unavailable(torch.device('cuda')))\n"
     )
     done = _run("-W", "error", "-c", script)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "Triton is not installed (pip install triton)\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "Triton is not installed (pip install triton)\n",
+        "",
+    )

@@ -7,7 +7,7 @@ import torch
 from pooling_loop import in_double, inputs, largest_difference, loop
 
 from hf_qrnn import triton_qrnn
-from hf_qrnn.pooling_qrnn import NUM_GATES, zoneout_keep
+from hf_qrnn.pooling_qrnn import NUM_GATES, pool, zoneout_keep
 from hf_qrnn.triton_qrnn import pool_backward, pool_forward
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -257,6 +257,22 @@ def test_what_stands_at_pads_is_never_seen(pooling: str) -> None:
         grads = pool_backward(h, c, state, *causes, tiles, pooling, 0.0, True)
         results.append([h, c, state, tiles, *grads])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_pool_runs_on_these_kernels() -> None:
+    given = inputs("fo", shape=(2, 3, H))
+    leaves = list(given.values())
+    results = {}
+    for backend in ("triton", "torch"):
+        output = pool(**given, pooling="fo", mask=MASK[:2, 2:5], backend=backend)
+        first = torch.autograd.grad(output.h.sum() + output.state.sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+        results[backend] = [output.h, output.state, *first, *second]
+    for ours, others in zip(results["triton"], results["torch"], strict=True):
+        torch.testing.assert_close(ours, others, rtol=0, atol=1e-13)
+    # Not the definition under another name: it rounds otherwise.
+    pairs = zip(results["triton"], results["torch"], strict=True)
+    assert not all(torch.equal(ours, others) for ours, others in pairs)
 
 
 @pytest.mark.usefixtures("small_tiles")
