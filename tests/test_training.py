@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from hub_stand_in import HubStandIn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
@@ -254,7 +256,7 @@ def run_script(
     )
 
 
-def test_script_trains_and_leaves_a_loadable_folder(tmp_path: Path) -> None:
+def test_script_trains_leaves_a_loadable_folder_and_pushes(tmp_path: Path, hub: HubStandIn) -> None:
     lines = [f"{'ab' * (i % 5)}c" for i in range(60)]
     for name in ("train.a", "train.b", "valid.a", "valid.b"):
         (tmp_path / name).write_text("".join(line + "\n" for line in lines))
@@ -265,9 +267,20 @@ def test_script_trains_and_leaves_a_loadable_folder(tmp_path: Path) -> None:
         *("--test_source", "valid.a", "--test_target", "valid.b", "--num_beams", "2"),
         *("--output_dir", "out", "--max_steps", "12", "--eval_every", "6", "--log_every", "3"),
         *("--decoder_layers", "1", "--max_tokens", "128", "--cpu", "--seed", "7", *sizes),
+        *("--push_to_hub", "--hub_model_id", "someone/mine", "--data_name", "Letters and such"),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
+    assert len(hub.repos["someone/mine"].commits) == 2  # the Hub's own and ours
+    pushed = hub.files("someone/mine")
+    assert pushed["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
+    assert {"run.json", "metrics.jsonl", "test.json", "attention.png"} <= set(pushed)
+    assert not any("checkpoint" in name or "hypotheses" in name for name in pushed)
+    card = pushed["README.md"].decode()
+    assert 'name = "someone/mine"' in card
+    assert "Letters and such (60 test sentences)" in card
+    assert re.search(r"\| 60 sentences \| BLEU \| [\d.]+ \+- [\d.]+ \| 2 \|", card)
+    assert " --data_name 'Letters and such'" in card
     out = tmp_path / "out"
     description = json.loads((out / "run.json").read_text())
     assert description["options"]["seed"] == 7
