@@ -383,7 +383,7 @@ def test_mask_with_a_hole_is_refused_by_row() -> None:
 @pytest.mark.parametrize("shape", [(2, S - 1), (2, S, 1), (S,)], ids=str)
 def test_mask_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     encoder, _ = build(small())
-    with pytest.raises(ValueError, match=r"`attention_mask` must be \(batch, at least 6\)"):
+    with pytest.raises(ValueError, match=r"`attention_mask` must be \(2, 6\)"):
         encoder(torch.randn(2, S, E).double(), torch.ones(shape))
 
 

@@ -155,7 +155,8 @@ def test_overrides_and_settings_are_in_the_table() -> None:
         if change.classes.split(", ")[0] in (MODELS, *MODEL_NAMES) and change.kind != "skip"
         if not change.name.startswith("is_encoder_decoder")
     }
-    assert written == listed
+    # Older releases do not know every setting.
+    assert written == {name for name in listed if hasattr(modeling.ModelTesterMixin, name)}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in _classes()])
