@@ -73,7 +73,7 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
     parts = "backends cache checks configuration generation layers losses modeling pooling stacks"
-    assert names == {f"{part}_qrnn.py" for part in parts.split()}
+    assert names == {f"{part}_qrnn.py" for part in [*parts.split(), "triton"]}
 
 
 def test_auto_map_is_full_whatever_head_was_saved(tmp_path: Path) -> None:
