@@ -1,5 +1,6 @@
 """Fixtures of the tests that talk to the stand-in for the Hub."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hub_stand_in import WRITE_TOKEN, Fault, HubStandIn
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
+import hf_qrnn
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.tokenization import train_character_tokenizer
 
@@ -67,6 +69,19 @@ def fault_rows(command: str, *, fails: bool) -> list[Row]:
         rows.append(Row(kind, int(status or 0), often, request, error_text))
     assert len(rows) == len(lines) > 10, "a row that is no fault"
     return [row for row in rows if (row.error is not None) is fails]
+
+
+def travellers() -> set[str]:
+    """The modules that the heads need, found by following their imports."""
+    package, needed, seen = Path(hf_qrnn.__file__).parent, {"modeling_qrnn"}, set[str]()
+    while needed - seen:
+        name = min(needed - seen)
+        seen.add(name)
+        tree = ast.parse((package / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                needed.add(node.module)
+    return {f"{name}.py" for name in seen}
 
 
 def save_model(folder: Path, *, seed: int = 0) -> QRNNForConditionalGeneration:

@@ -7,19 +7,26 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hub_fixtures import CLIENT_WARNING, REPO, Row, fault_rows, save_model, save_run
+from hub_fixtures import (
+    CLIENT_WARNING,
+    REPO,
+    Row,
+    fault_rows,
+    save_model,
+    save_run,
+    travellers,
+)
 from hub_stand_in import READ_TOKEN, WRITE_TOKEN, Fault, HubStandIn
 from huggingface_hub import HfApi, get_token
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-import hf_qrnn
 from hf_qrnn.cli import main
 from hf_qrnn.configuration_qrnn import AUTO_MAP
 from hf_qrnn.hub import check_access, push, without_folders
 from hf_qrnn.hub_client import HubError, split_revision
 from hf_qrnn.translation import load_translator
 
-TRAVELLERS = {path.name for path in Path(hf_qrnn.__file__).parent.glob("*_qrnn.py")}
+TRAVELLERS = travellers()
 SHARED = TRAVELLERS | {
     "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "run.json", "metrics.jsonl", "learning_curve.png",

@@ -29,6 +29,19 @@ from hf_qrnn.verification import VERIFICATION_FILE, verify, write_verification
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 
 REAL_LOAD = verification._load
+WRONG_CODE = b"""
+
+_right = QRNNForConditionalGeneration.forward
+
+
+def _wrong(self, *args, **kwargs):
+    output = _right(self, *args, **kwargs)
+    output.logits = 1.1 * output.logits
+    return output
+
+
+QRNNForConditionalGeneration.forward = _wrong
+"""
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +160,7 @@ def test_changed_code_does_not_pass(
     commit = hub.repos[REPO].find("main")
     assert commit is not None
     before = commit.files["modeling_qrnn.py"].content
-    changed = before.replace(b"self.lm_head(hidden_states)", b"self.lm_head(1.1 * hidden_states)")
-    assert changed != before
-    commit.files["modeling_qrnn.py"] = Blob(changed, False)
+    commit.files["modeling_qrnn.py"] = Blob(before + WRONG_CODE, False)
     stub = verification._load
 
     def load(*args: Any, with_package: bool) -> dict[str, Any]:
