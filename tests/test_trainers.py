@@ -205,7 +205,12 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.filterwarnings("ignore")  # compilers warn of what they themselves do
-def test_compiled_training_takes_the_same_steps(backend: str, tmp_path: Path) -> None:
+def test_compiled_training_takes_the_same_steps(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trainer asks Accelerate to compile through the environment, and leaves it so.
+    for name in ("BACKEND", "MODE"):
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no" if name == "BACKEND" else "default")
     kind = QRNNForConditionalGeneration
     model, compiled = make(kind), make(kind)
     train(model, tmp_path)

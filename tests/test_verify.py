@@ -146,9 +146,11 @@ def test_push_and_verify_from_the_command_line(run: Path, hub: HubStandIn) -> No
     assert lines[0] == f"{count} files of commit {pushed.commit[:12]} have the hashes the Hub lists"
     autos = "AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, "
     autos += "AutoModelForSequenceClassification load"
-    difference = "the largest difference of a logit is 0.0e+00"
-    assert lines[1] == f"{autos} with the package; {difference}"
-    assert lines[2] == f"{autos} without the package; {difference}"
+    # Without the package there is no compiled library: torch pools, and rounds otherwise.
+    for line, where, most in ((lines[1], "with", 0.0), (lines[2], "without", 1e-6)):
+        start, _, difference = line.rpartition(" ")
+        assert start == f"{autos} {where} the package; the largest difference of a logit is"
+        assert float(difference) <= most
     assert lines[3] == f"{REPO}@v1.0 is what was pushed"
 
 
