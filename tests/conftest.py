@@ -57,6 +57,16 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> "Emulated":
 
 
 @pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Trainer leaves variables of Accelerate behind, which processes of later tests would read."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
 
