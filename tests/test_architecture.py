@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -247,3 +248,21 @@ def test_every_module_has_a_place_in_the_map() -> None:
     for word in page.replace("`", " ").split():
         if word.startswith(("hf_qrnn/", "scripts/", "docs/")):
             assert (ROOT / word.rstrip(",|")).exists(), word
+
+
+def test_config_is_made_by_its_fields_alone() -> None:
+    # transformers makes the constructor from the annotations; one by hand would bypass checks.
+    classes = [n for n in tree(MODULES["configuration_qrnn"]).body if isinstance(n, ast.ClassDef)]
+    assert [node.name for node in classes] == ["QRNNConfig"]
+    functions = {n.name for n in classes[0].body if isinstance(n, ast.FunctionDef)}
+    assert "__init__" not in functions
+    assert "__post_init__" in functions
+
+
+@pytest.mark.parametrize("name", ["huggingface_hub", "kernels", "tokenizers"])
+def test_no_release_is_demanded_of_what_transformers_pins_itself(name: str) -> None:
+    # transformers 5.17 and 5.23 want different ones: any demand here would exclude one of them.
+    lines = importlib.metadata.requires("hf_qrnn") or []
+    assert not [
+        line for line in lines if re.match(rf"{name.replace('_', '[-_]')}\b *[<>=~!]", line)
+    ]
