@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool, triton_qrnn
+from hf_qrnn.backends_qrnn import VARIABLE
 
 HERE = Path(__file__).parent
 KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}
@@ -114,8 +115,9 @@ def test_why_unavailable_names_the_reason() -> None:
         assert triton_qrnn.why_unavailable(torch.device("cuda")) == "torch sees no CUDA device"
 
 
-def test_forced_without_a_gpu_is_an_error_with_the_reason() -> None:
+def test_forced_without_a_gpu_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     _need_triton()
+    monkeypatch.delenv(VARIABLE, raising=False)  # it is stronger than the argument
     with pytest.raises(RuntimeError, match="'triton' is not: Triton has no kernels for device"):
         pool(torch.zeros(1, 2, 6), pooling="fo", backend="triton")
 

@@ -7,6 +7,7 @@ import torch
 from pooling_loop import in_double, inputs, largest_difference, loop
 
 from hf_qrnn import triton_qrnn
+from hf_qrnn.backends_qrnn import VARIABLE
 from hf_qrnn.pooling_qrnn import NUM_GATES, pool, zoneout_keep
 from hf_qrnn.triton_qrnn import pool_backward, pool_forward
 
@@ -259,7 +260,9 @@ def test_what_stands_at_pads_is_never_seen(pooling: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_pool_runs_on_these_kernels() -> None:
+@pytest.mark.usefixtures("small_tiles")
+def test_pool_runs_on_these_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)  # it is stronger than the argument
     given = inputs("fo", shape=(2, 3, H))
     leaves = list(given.values())
     results = {}
