@@ -181,17 +181,13 @@ def _activate(
 
 
 @_jit
-def _place(H, seed, mask, mask_b, BLOCK):
-    """Which row and channels this program owns; the seed itself; the row's mask."""
+def _place(H, BLOCK):
+    """Which row and channels this program owns, and which of these exist."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(H, BLOCK)
     b = program // blocks
     channel = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    if seed is not None:
-        seed = tl.load(seed).to(tl.uint64)
-    if mask is not None:
-        mask += b * mask_b
-    return b, channel, channel < H, seed, mask
+    return b, channel, channel < H
 
 
 # ------------------------------------------------------------------ forward
@@ -206,7 +202,11 @@ def _forward_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """One batch row and `BLOCK` channels through all of time."""
-    b, channel, inside, seed, mask = _place(H, seed, mask, mask_b, BLOCK)
+    b, channel, inside = _place(H, BLOCK)
+    if seed is not None:
+        seed = tl.load(seed).to(tl.uint64)
+    if mask is not None:
+        mask += b * mask_b
     value = tl.zeros((BLOCK,), state.dtype.element_ty)
     value = _vector(initial_state, b * H + channel, inside, value)
     biases = _biases(bias, b * H * GATES + channel, H, inside, value, GATES)
@@ -331,7 +331,11 @@ def _backward_kernel(
     A tile is four groups of steps: one way through it finds the state at the start of each, then
     each is swept with its own states in registers, the last group first.
     """
-    b, channel, inside, seed, mask = _place(H, seed, mask, mask_b, BLOCK)
+    b, channel, inside = _place(H, BLOCK)
+    if seed is not None:
+        seed = tl.load(seed).to(tl.uint64)
+    if mask is not None:
+        mask += b * mask_b
     zero = tl.zeros((BLOCK,), grad_initial.dtype.element_ty)
     biases = _biases(bias, b * H * GATES + channel, H, inside, zero, GATES)
     carried = _vector(grad_state, b * H + channel, inside, zero)
@@ -534,6 +538,7 @@ def _arguments(
         "BLOCK": 2 * _WARP if wide else _WARP,
         "TILE": TILE,
         "num_warps": 1,
+        "enable_fp_fusion": True,  # said aloud: Triton 3.9 warns where it is left to the default
     }
     return gates, mask, sizes, options
 

@@ -75,8 +75,9 @@ def _compile(kernel: Any, gates: str, num_gates: int, capability: int, plain: bo
         name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
     }
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": 1, "enable_fp_fusion": True}
     target = GPUTarget("cuda", capability, 32)
-    return compiler.compile(source, target=target, options={"num_warps": 1})
+    return compiler.compile(source, target=target, options=options)
 
 
 @pytest.mark.parametrize(
