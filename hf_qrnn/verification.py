@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .backends_qrnn import use_backend
 from .hub_client import HubError, has_hash, patiently, split_revision
 
 VERIFICATION_FILE = "verification.safetensors"
@@ -62,7 +63,8 @@ class Verified:
 def write_verification(folder: Path) -> None:
     """Write inputs and this machine's logits for the model in `folder` into it.
 
-    One thread and float32, so that the same folder gives the same file.
+    One thread, float32 and the definition of pooling in torch, so that the same folder gives the
+    same file.
 
     Raises:
         ValueError: If the model has no logits.
@@ -85,7 +87,7 @@ def write_verification(folder: Path) -> None:
             start = torch.full((len(texts), 1), model.config.decoder_start_token_id)
             given = inputs["input_ids"][:, :_TARGET_LENGTH]
             inputs["decoder_input_ids"] = torch.cat([start, given], 1)
-        with torch.no_grad():
+        with torch.no_grad(), use_backend("torch"):
             output = model.eval()(**inputs)
     finally:
         torch.set_num_threads(threads)
@@ -206,6 +208,7 @@ def _load(
     environment.update(
         HF_HOME=str(cache),
         HF_HUB_OFFLINE="1",
+        HF_QRNN_BACKEND="torch",  # as what is stored; kernels sum in another order
         PYTHONPATH=package if inherited is None else package + os.pathsep + inherited,
     )
     check = _stored_check(snapshot / VERIFICATION_FILE)

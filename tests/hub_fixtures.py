@@ -12,6 +12,7 @@ import torch
 from hub_stand_in import WRITE_TOKEN, Fault, HubStandIn
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from transformers.utils import hub as transformers_hub
 
 import hf_qrnn
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
@@ -126,6 +127,13 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
+def _forget_connections() -> None:
+    """Neither library keeps an address or a connection of an earlier stand-in."""
+    close_session()
+    if hasattr(transformers_hub, "_hf_api"):  # not in all versions
+        transformers_hub._hf_api = None
+
+
 @pytest.fixture
 def hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waits: list[float]
@@ -150,7 +158,7 @@ def hub(
             ("HF_TOKEN", WRITE_TOKEN),
         ):
             monkeypatch.setenv(name, value)
-        close_session()
+        _forget_connections()
         yield stand_in
-        close_session()
+        _forget_connections()
         assert stand_in.mistakes == []

@@ -58,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
     "publishing": {"hub", "plots", "training", "translation"},
     "metrics": {"metrics"},
     "hub_client": set(),
-    "verification": {"hub_client"},
+    "verification": {"backends_qrnn", "hub_client"},
     "hub": {"configuration_qrnn", "hub_client", "verification"},
     "load_check": {"__init__"},
 }

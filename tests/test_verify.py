@@ -19,6 +19,7 @@ from hf_qrnn import (
     QRNNForCausalLM,
     QRNNForSequenceClassification,
     QRNNModel,
+    use_backend,
     verification,
 )
 from hf_qrnn.cli import main
@@ -83,7 +84,7 @@ def test_stored_logits_are_the_models(tmp_path: Path) -> None:
     mask = tensors["attention_mask"]
     rows = zip(tensors["input_ids"], mask, strict=True)
     assert [row[kept.bool()].tolist() for row, kept in rows] == ids
-    with torch.no_grad():
+    with torch.no_grad(), use_backend("torch"):
         expected = model(
             input_ids=tensors["input_ids"], attention_mask=mask,
             decoder_input_ids=tensors["decoder_input_ids"],
