@@ -1,4 +1,4 @@
-"""Everything worth knowing about the pooling kernels on a CUDA machine, in under ten minutes.
+"""Checks and times the pooling kernels on a CUDA machine; its limits add up to nine minutes.
 
     make gpu-check PYTHON=python3        # or: python3 scripts/gpu_check.py --output DIR
 
