@@ -50,7 +50,6 @@ class QRNNPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _input_embed_layer = "shared"
     _no_split_modules = ["QRNNEncoderLayer", "QRNNDecoderLayer"]
-    _is_stateful = False
 
     def __init__(self, config: QRNNConfig, *inputs: Any, **kwargs: Any) -> None:
         config.check()  # fields may have been assigned since it was made
