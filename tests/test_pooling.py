@@ -477,22 +477,34 @@ def test_operations_pass_opcheck(case: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", KINDS)
-def test_without_gradients_the_definition_runs_directly(
-    pooling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = inputs(pooling, dtype=torch.float32)
+def test_eager_calls_pass_by_the_dispatcher(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"mask": tensor_mask("empty_row"), "zoneout": 0.3, "seed": torch.tensor(2)}
-    by_operation = pool(**given, pooling=pooling, **options)
-    assert by_operation.h.requires_grad
-    # Neither no_grad nor detached inputs may pass through the dispatcher.
-    monkeypatch.setattr(pooling_qrnn, "_FORWARD", "no_such_operation")
+
+    def run() -> list[torch.Tensor]:
+        given = inputs(pooling, dtype=torch.float64)
+        results = pool(**given, pooling=pooling, **options)
+        assert results.h.requires_grad
+        loss = results.h.square().sum() + results.state.sum()
+        first = torch.autograd.grad(loss, list(given.values()), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), list(given.values()))
+        return [results.h, results.state, *first, *second]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pooling_qrnn, "_PLAIN_TENSORS", ())
+        by_operation = run()
+    monkeypatch.setattr(pooling_qrnn, "_NAMESPACE", "no_such_namespace")
+    for eager, registered in zip(run(), by_operation, strict=True):
+        assert torch.equal(eager, registered)
+
+    # Neither no_grad nor detached inputs build a graph.
+    given = inputs(pooling, dtype=torch.float64)
     with torch.no_grad():
         directly = pool(**given, pooling=pooling, **options)
     detached = pool(**{name: x.detach() for name, x in given.items()}, pooling=pooling, **options)
-    for results in zip(by_operation, directly, detached, strict=True):
-        assert not results[1].requires_grad
-        assert torch.equal(results[0], results[1])
-        assert torch.equal(results[0], results[2])
+    for result in (directly, detached):
+        assert not result.h.requires_grad
+        assert torch.equal(result.h, by_operation[0])
+        assert torch.equal(result.state, by_operation[1])
 
 
 def test_results_share_no_memory_and_arguments_stay_as_they_are() -> None:
