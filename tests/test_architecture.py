@@ -50,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline_qrnn": set(),
     "warm_start": {"configuration_qrnn", "modeling_qrnn"},
     "recurrent": {"layers_qrnn", "pooling_qrnn"},
+    "timing": set(),
     "tokenization": set(),
     "generation": set(),
     "translation": {"generation", "tokenization", "hub_client"},

@@ -1,0 +1,216 @@
+"""The one place of timing: peers in turns, the copy rate of the same run, what the machine is."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+Call = Callable[[], object]
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 200
+# Calls before the first that counts: caches, lazy initialisation, autotuning.
+_WARM_UP = {"cpu": 1, "cuda": 3}
+
+
+class Timing(NamedTuple):
+    """Seconds of a call in every round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def minimum(self) -> float:
+        """The round that was disturbed least."""
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """The usual round."""
+        return statistics.median(self.seconds)
+
+    def split(self, count: int) -> Timing:
+        """The same for one of `count` equal parts of the call."""
+        return Timing(tuple(seconds / count for seconds in self.seconds))
+
+
+def times_as_fast(ours: Timing, theirs: Timing) -> float:
+    """How many times as fast `ours` is as `theirs`: the median over rounds of paired ratios.
+
+    The calls of a round follow one another at once, so what slows the machine down for a while
+    slows both of them down.
+    """
+    pairs = zip(ours.seconds, theirs.seconds, strict=True)
+    return statistics.median(b / a for a, b in pairs)
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    *,
+    device: torch.device | str = "cpu",
+    seconds: float = 1.0,
+    min_rounds: int = MIN_ROUNDS,
+    max_rounds: int = MAX_ROUNDS,
+) -> dict[str, Timing]:
+    """Time `calls` in turns, A/B/A/B, after each has warmed up.
+
+    Args:
+        calls: What to time, by name.
+        device: Where the work happens. On CUDA, events on the device's stream measure: the time of
+            the device where it is the slower side, that of the launches where the host is.
+        seconds: Stop after the first round that ends so late ...
+        min_rounds: ... but not before so many rounds,
+        max_rounds: and in any case after so many.
+
+    Raises:
+        ValueError: If there is nothing to time or no round to time it in.
+    """
+    if not calls or not 1 <= min_rounds <= max_rounds:
+        raise ValueError(
+            "`calls` and `min_rounds` must be at least 1, and `max_rounds` no less, "
+            f"but are {len(calls)}, {min_rounds} and {max_rounds}."
+        )
+    kind = torch.device(device).type
+    clock = _cuda_seconds if kind == "cuda" else _cpu_seconds
+    for call in calls.values():
+        for _ in range(_WARM_UP[kind]):
+            call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    started = time.perf_counter()
+    for number in range(1, max_rounds + 1):
+        for name, call in calls.items():
+            found[name].append(clock(call))
+        if number >= min_rounds and time.perf_counter() - started > seconds:
+            break
+    return {name: Timing(tuple(values)) for name, values in found.items()}
+
+
+def _cpu_seconds(call: Call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _cuda_seconds(call: Call) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def captured(call: Call) -> Call:
+    """`call` as a CUDA graph to replay, so that no launch by the host is timed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    # On a side stream, as capturing wants it: what is initialised late must be by then.
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP["cuda"]):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+class Copy(NamedTuple):
+    """A plain copy of float32 and the bytes that it reads and writes."""
+
+    call: Call
+    num_bytes: int
+
+    def rate(self, timing: Timing) -> float:
+        """GB/s, bytes read and written, of the usual round."""
+        return self.num_bytes / timing.median / 1e9
+
+
+def stream_copy(device: torch.device | str = "cpu", num_bytes: int | None = None) -> Copy:
+    """A copy between two arrays that together are `num_bytes` (None: too large for any cache).
+
+    With torch's threads, as many as `torch.set_num_threads` says.
+    """
+    if num_bytes is None:
+        num_bytes = beyond_caches(device)
+    source = torch.ones(num_bytes // 8, device=device)
+    target = torch.zeros_like(source)  # written once, so that no page is new when time counts
+    return Copy(lambda: target.copy_(source), 2 * 4 * source.numel())
+
+
+def beyond_caches(device: torch.device | str = "cpu") -> int:
+    """Bytes of data that do not stay in a cache: at least four times the last one, 256 MiB."""
+    return max(4 * last_level_cache(device), 256 << 20)
+
+
+def last_level_cache(device: torch.device | str = "cpu") -> int:
+    """Bytes of the last cache before the memory; 0 where the system does not say."""
+    if torch.device(device).type == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 0)
+        if unit:
+            sizes.append(int(text[:-1]) * unit)
+    return max(sizes)
+
+
+@contextlib.contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Torch's work on the CPU with `count` threads for the length of a block (None: as it is)."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What could explain a number: hardware, versions, threads, other load, date."""
+    record: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hf_qrnn": importlib.metadata.version("hf_qrnn"),
+    }
+    if torch.device(device).type == "cuda":
+        record |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "capability": list(torch.cuda.get_device_capability(device)),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return record
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    """The processor's name, or its architecture where the system does not say."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

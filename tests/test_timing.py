@@ -1,0 +1,111 @@
+"""hf_qrnn.timing: turns, counts of rounds, paired ratios, the copy rate, the record."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from hf_qrnn import timing
+from hf_qrnn.timing import Timing, interleave, stream_copy, times_as_fast, using_threads
+
+
+def test_calls_take_turns_after_warming_up() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    found = interleave(calls, seconds=0.0, min_rounds=3)
+    assert "".join(order) == "abc" + "abc" * 3
+    assert {name: len(t.seconds) for name, t in found.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_longer_call_takes_longer() -> None:
+    found = interleave(
+        {"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.02)}, seconds=0.0
+    )
+    assert found["short"].minimum >= 0.001
+    assert found["long"].minimum >= 0.02
+    assert times_as_fast(found["short"], found["long"]) > 1.5
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 2), (10.0, 7)])
+def test_rounds_end_by_time_or_number(seconds: float, rounds: int) -> None:
+    found = interleave({"a": lambda: None}, seconds=seconds, min_rounds=2, max_rounds=7)
+    assert len(found["a"].seconds) == rounds
+
+
+@pytest.mark.parametrize("options", [{"min_rounds": 0}, {"min_rounds": 3, "max_rounds": 2}])
+def test_no_rounds_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="`min_rounds` must be at least 1"):
+        interleave({"a": lambda: None}, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`calls`"):
+        interleave({})
+
+
+def test_figures_of_a_timing() -> None:
+    found = Timing((4.0, 1.0, 2.0))
+    assert (found.minimum, found.median) == (1.0, 2.0)
+    assert found.split(2) == Timing((2.0, 0.5, 1.0))
+
+
+def test_ratio_is_that_of_pairs() -> None:
+    # Whatever slows a round down slows both calls of it: the ratio stays 2.
+    ours, theirs = Timing((1.0, 10.0, 1.0)), Timing((2.0, 20.0, 2.0))
+    assert times_as_fast(ours, theirs) == 2.0
+    # One call that was hit alone does not count.
+    assert times_as_fast(ours, Timing((2.0, 20.0, 90.0))) == 2.0
+    with pytest.raises(ValueError, match="zip"):
+        times_as_fast(ours, Timing((1.0,)))
+
+
+def test_copy_copies_and_counts_bytes_read_and_written() -> None:
+    copy = stream_copy(num_bytes=1 << 20)
+    target = copy.call()
+    assert isinstance(target, torch.Tensor)
+    assert target.dtype == torch.float32
+    assert torch.equal(target, torch.ones(1 << 17))
+    assert copy.num_bytes == 1 << 20  # half of it read, half written
+    assert copy.rate(Timing((1e-3,))) == pytest.approx((1 << 20) / 1e6)
+
+
+def test_data_is_beyond_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timing.beyond_caches() >= 256 << 20
+    assert timing.last_level_cache() >= 0
+    monkeypatch.setattr(timing, "last_level_cache", lambda device: 1 << 30)
+    assert timing.beyond_caches() == 4 << 30
+
+
+def test_threads_are_those_before_again() -> None:
+    before = torch.get_num_threads()
+    inside = []
+
+    def fails() -> None:
+        with using_threads(before + 1):
+            inside.append(torch.get_num_threads())
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fails()
+    assert inside == [before + 1]
+    assert torch.get_num_threads() == before
+    with using_threads(None):
+        assert torch.get_num_threads() == before
+
+
+def test_environment_says_what_could_explain_a_number() -> None:
+    record = json.loads(json.dumps(timing.environment()))
+    assert record["torch"] == torch.__version__
+    assert record["threads"] == torch.get_num_threads()
+    assert record["cores"] == timing.available_cores() >= 1
+    assert all(record[name] for name in ("cpu", "cpu_capability", "python", "date", "hf_qrnn"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_graph_and_events_on_a_gpu() -> None:
+    x = torch.zeros(1, device="cuda")
+    replay = timing.captured(lambda: x.add_(1))
+    x.zero_()
+    found = interleave({"graph": replay, "copy": stream_copy("cuda").call}, device="cuda")
+    # Three calls to warm up, then one in every round: the graph does what the call does.
+    assert x.item() == 3 + len(found["graph"].seconds)
+    assert found["graph"].minimum < found["copy"].minimum
+    assert "gpu" in timing.environment("cuda")
