@@ -1,4 +1,4 @@
-"""The command `hf-qrnn`: translate, score, push, verify, info.
+"""The command `hf-qrnn`: translate, score, push, verify, info, bench.
 
 Results go to standard output and nothing else does: progress, times and errors go to standard
 error. The exit status is 0, or 2 after a mistake of the user's (one line, "error: ..."), 130 after
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from .cli_bench import add_bench
 from .cli_hub import add_push, add_verify
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _parser() -> _Parser:
     add_verify(commands)
     info = commands.add_parser("info", help="print versions and backends", allow_abbrev=False)
     info.set_defaults(run=_info)
+    add_bench(commands)
     return parser
 
 

@@ -20,7 +20,9 @@ MODULES = {
 }
 TRAVELLERS = [name for name in MODULES if name.endswith("_qrnn")]
 PYTHON_FILES = sorted(
-    path for folder in ("hf_qrnn", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("hf_qrnn", "scripts", "benchmarks", "tests")
+    for path in (ROOT / folder).rglob("*.py")
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
 
@@ -51,6 +53,7 @@ ARROWS: dict[str, set[str]] = {
     "warm_start": {"configuration_qrnn", "modeling_qrnn"},
     "recurrent": {"layers_qrnn", "pooling_qrnn"},
     "timing": set(),
+    "bench": {"recurrent", "timing"},
     "tokenization": set(),
     "generation": set(),
     "translation": {"generation", "tokenization", "hub_client"},
@@ -64,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
     "load_check": {"__init__"},
 }
 # These may import anything in the package.
-FREE = {"__init__", "__main__", "cli", "cli_hub"}
+FREE = {"__init__", "__main__", "cli", "cli_bench", "cli_hub"}
 
 
 def relative(path: Path) -> str:
