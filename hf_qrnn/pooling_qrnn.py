@@ -266,17 +266,17 @@ def _torch_forward(
     first = _first_state(initial_state, z)
     c = _scan(f, i * z, first, reverse)
     h = o * c if o is not None else _hide_pads(c.clone(), mask)
-    none = c.new_empty(0)
+    # One tensor each: an operation must not return the same one twice.
+    no_c, tiles = c.new_empty(0), c.new_empty(0)
     if c.shape[1] == 0:
-        tiles = c if want_tiles else none
-        return h.to(gates.dtype), c.clone() if want_c else none, first.clone(), tiles
+        tiles = c if want_tiles else tiles
+        return h.to(gates.dtype), c.clone() if want_c else no_c, first.clone(), tiles
     state = (c[:, 0] if reverse else c[:, -1]).clone()
-    tiles = none
     if want_tiles:
         in_order = c.flip(1) if reverse else c
         before = in_order[:, TILE - 1 : -1 : TILE]
         tiles = torch.cat([first[:, None], before], dim=1)  # (B, ceil(T/TILE), H)
-    return h.to(gates.dtype), c if want_c else none, state, tiles
+    return h.to(gates.dtype), c if want_c else no_c, state, tiles
 
 
 def _states_from_tiles(

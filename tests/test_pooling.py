@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pooling_loop import gradients, in_double, inputs, keeps, largest_difference, loop, weighted
 from torch._dynamo.backends.common import aot_autograd
 
-from hf_qrnn import pooling_qrnn
+from hf_qrnn import pooling_qrnn, use_backend
 from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput, zoneout_keep
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -515,6 +515,21 @@ def test_results_share_no_memory_and_arguments_stay_as_they_are() -> None:
         got.h.add_(1)
         assert largest_difference(got.c, loop(**copies, pooling=pooling).c) <= 1e-12
         assert all(torch.equal(given[name], copies[name]) for name in given)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+@pytest.mark.parametrize("want_c", [False, True])
+@pytest.mark.parametrize("want_tiles", [False, True])
+def test_operation_runs_whatever_is_wanted(length: int, want_c: bool, want_tiles: bool) -> None:
+    # The dispatcher refuses an operation that returns one tensor twice, empty ones included.
+    gates = torch.randn(2, length, 6)
+    with use_backend("torch"):
+        h, c, _, tiles = FORWARD(
+            gates, None, None, None, None, "fo", 0.0, False, want_c, want_tiles, "auto"
+        )
+    assert h.shape == (2, length, 2)
+    assert c.shape == ((2, length, 2) if want_c else (0,))
+    assert tiles.shape == ((2, min(length, 1), 2) if want_tiles else (0,))
 
 
 def test_compiled_equals_eager_and_keeps_one_node_each_way() -> None:
