@@ -1,0 +1,269 @@
+"""The goals of speed as data, and the judgement of measured records against them.
+
+A goal is judged only where it was measured. A missed one is an error unless `misses.md` lists it
+with its cause.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from results import BOTH, FORWARD, Record
+
+from hf_qrnn.bench import PAPER_CELLS
+
+MISSES = Path(__file__).with_name("misses.md")
+
+Cell = tuple[int, int]
+LENGTHS = (32, 128, 512)
+GRID = tuple((batch, length) for batch in (8, 32, 128) for length in LENGTHS)
+SINGLE = tuple((1, length) for length in LENGTHS)
+LONG = tuple(cell for cell in GRID if cell[1] == 512)
+# Of the grid what stays below minutes a call on a CPU without bfloat16 instructions.
+BFLOAT16_GRID = tuple(cell for cell in GRID if cell[0] * cell[1] <= 4096)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on one field of records.
+
+    Attributes:
+        name: What is reported; with the cell behind it, what `misses.md` lists.
+        where: Fields that a record must have for the goal to hold for it.
+        metric: The field that is bounded.
+        bound: Number, or the name of the record's field that holds it.
+        at_most: Whether the bound is an upper one.
+        cells: (batch, length) it holds for; None for any.
+        mean: Whether the geometric mean over `cells` is bounded, and not each cell.
+        holds: A further condition on a record.
+    """
+
+    name: str
+    where: Mapping[str, Any]
+    metric: str
+    bound: float | str
+    at_most: bool = False
+    cells: tuple[Cell, ...] | None = None
+    mean: bool = False
+    holds: Callable[[Record], bool] = field(default=lambda record: True)
+
+    def concerns(self, record: Record) -> bool:
+        """Whether the goal holds for a record."""
+        return (
+            all(record.get(name) == value for name, value in self.where.items())
+            and (self.cells is None or (record["batch"], record["length"]) in self.cells)
+            and self.metric in record
+            and self.holds(record)
+        )
+
+    def label(self, record: Record) -> str:
+        """The goal's name for one record."""
+        sizes = [record[x] for x in ("batch", "length") if x in record]
+        # The number of units tells poolings apart; of layers there is one size.
+        sizes += [record["hidden"]] if self.cells is None and "hidden" in record else []
+        any_threads = record.get("device") == "cpu" and "threads" not in self.where
+        threads = record["threads"] if any_threads else None
+        parts = [self.name, "x".join(map(str, sizes)), threads and f"threads {threads}"]
+        parts += [record["peer"]] if "peer" in record and "peer" not in self.where else []
+        return ", ".join(part for part in parts if part)
+
+
+class Verdict(NamedTuple):
+    """A measured value beside its bound."""
+
+    name: str
+    value: float
+    bound: float
+    at_most: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound is kept; a value that is no number keeps none."""
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def __str__(self) -> str:
+        """One line."""
+        word, sign = ("met   ", "<=") if self.met else ("MISSED", "<=")
+        sign = sign if self.at_most else ">="
+        return f"{word} {self.name}: {self.value:.3g} (goal {sign} {self.bound:g})"
+
+
+def _cpu(mode: str, threads: int = 1, dtype: str = "float32", **others: Any) -> dict[str, Any]:
+    common = {"device": "cpu", "mode": mode, "threads": threads, "dtype": dtype}
+    return {"bench": "layer", "peer": "nn.LSTM", **common, **others}
+
+
+def _gpu(peer: str, timing: str, mode: str = FORWARD) -> dict[str, Any]:
+    return {"bench": "layer", "device": "cuda", "peer": peer, "timing": timing, "mode": mode}
+
+
+def _cpu_goals() -> Iterator[Goal]:
+    pooling = {"bench": "pooling", "backend": "compiled", "beyond_caches": True}
+    for mode, least in ((FORWARD, 0.7), ("backward", 0.6)):
+        yield Goal(f"CPU pool {mode} of copy", _cpu(mode, peer=None) | pooling, "of_copy", least)
+    for mode, each in ((FORWARD, 1.3), (BOTH, 1.25)):
+        name = f"CPU layer {mode}"
+        yield Goal(name, _cpu(mode), "ratio", each, cells=GRID)
+        yield Goal(f"{name}, mean", _cpu(mode), "ratio", 1.5, cells=GRID, mean=True)
+        two = _cpu(mode, threads=2)
+        yield Goal(f"{name}, 2 threads, mean", two, "ratio", 1.7, cells=GRID, mean=True)
+    yield Goal("CPU layer forward, one row", _cpu(FORWARD), "ratio", 4.0, cells=SINGLE)
+    bfloat16 = _cpu(BOTH, dtype="bfloat16")
+    yield Goal(f"CPU layer {BOTH}, bfloat16", bfloat16, "ratio", 1.3, cells=BFLOAT16_GRID)
+    for mode, least in ((FORWARD, 3.0), (BOTH, 8.0)):
+        loop = _cpu(mode, bench="loop", peer="LoopQRNN")
+        yield Goal(f"CPU layer against LoopQRNN, {mode}", loop, "ratio", least, cells=LONG)
+    training = {"bench": "translation", "device": "cpu", "dtype": "float32", "peer": "nn.LSTM"}
+    yield Goal("CPU translation characters per second", training, "ratio", 1.4)
+
+
+def _gpu_goals() -> Iterator[Goal]:
+    compiled = {"bench": "pooling", "device": "cuda", "dtype": "bfloat16", "backend": "compiled"}
+    for mode, least in ((FORWARD, 0.9), ("backward", 0.85)):
+        pooling = {**compiled, "mode": mode, "peer": None}
+        yield Goal(
+            f"GPU pool {mode} of copy, many channels",
+            pooling,
+            "of_copy",
+            least,
+            holds=lambda x: x["batch"] * x["hidden"] >= 32_000 and x["length"] >= 1000,
+        )
+        name = f"GPU pool {mode} over its floor, the paper's grid"
+        yield Goal(name, pooling, "of_floor", 2.0, at_most=True, cells=PAPER_CELLS)
+    for mode, least in ((FORWARD, 1.5), (BOTH, 2.0)):
+        others = {**compiled, "mode": mode}
+        yield Goal(f"GPU pool {mode} against a peer, per byte", others, "ratio", least)
+    a, b = "nn.LSTM A", "nn.LSTM B"
+    yield Goal(
+        "GPU layer forward against A, the paper's ratio",
+        _gpu(a, "graph"),
+        "ratio",
+        "paper_ratio",
+        cells=PAPER_CELLS,
+    )
+    for peer, timing, mode, cell, least in (
+        (a, "eager", FORWARD, (8, 512), 60.0),
+        (a, "graph", FORWARD, (8, 512), 150.0),
+        (b, "eager", FORWARD, (8, 512), 18.0),
+        (b, "graph", FORWARD, (8, 512), 40.0),
+        (a, "graph", FORWARD, (256, 512), 8.0),
+        (b, "graph", BOTH, (8, 512), 35.0),
+    ):
+        name = f"GPU layer {mode} against {peer[-1]}, {timing}"
+        yield Goal(name, _gpu(peer, timing, mode), "ratio", least, cells=(cell,))
+    yield Goal(
+        "GPU layer over GEMM and byte floor",
+        {"bench": "gemm", "device": "cuda"},
+        "ratio",
+        1.15,
+        at_most=True,
+        holds=lambda x: x["batch"] * x["length"] >= 16_000,
+    )
+    triton = {"bench": "translation", "device": "cuda", "peer": "compiled"}
+    yield Goal("GPU training, Triton over compiled", triton, "ratio", 0.7)
+
+
+GOALS: tuple[Goal, ...] = (*_cpu_goals(), *_gpu_goals())
+
+
+class Judgement(NamedTuple):
+    """Verdicts on what was measured, and the names of what was not."""
+
+    verdicts: list[Verdict]
+    unmeasured: list[str]
+
+
+def judge(records: Sequence[Record], goals: Iterable[Goal] = GOALS) -> Judgement:
+    """Hold `records` against `goals`; of a cell that was measured twice the later one counts."""
+    verdicts: list[Verdict] = []
+    unmeasured: list[str] = []
+    for goal in goals:
+        found = {goal.label(x): x for x in records if goal.concerns(x)}
+        have = {(x.get("batch"), x.get("length")) for x in found.values()}
+        lost = [cell for cell in goal.cells or () if cell not in have]
+        if not found and len(goal.cells or ()) != 1:
+            unmeasured.append(goal.name)
+        elif lost:
+            cells = ", ".join(f"{batch}x{length}" for batch, length in lost)
+            unmeasured.append(f"{goal.name}: {cells}")
+        if goal.mean:
+            # The mean over some of the cells would be another figure under the same name.
+            if not lost and found:
+                values = [x[goal.metric] for x in found.values()]
+                value = math.exp(sum(map(math.log, values)) / len(values))
+                verdicts.append(Verdict(goal.name, value, float(goal.bound), goal.at_most))
+            continue
+        for name, record in found.items():
+            bound = record[goal.bound] if isinstance(goal.bound, str) else goal.bound
+            verdicts.append(Verdict(name, record[goal.metric], bound, goal.at_most))
+    return Judgement(verdicts, unmeasured)
+
+
+# ------------------------------------------------------------------ listed misses
+
+
+def listed_misses(text: str, goals: Iterable[Goal] | None = None) -> dict[str, str]:
+    """The cause of every listed miss, by the name of what is missed; the form is in `misses.md`.
+
+    Raises:
+        ValueError: If an entry names nothing, names what is no goal or listed already, or has no
+            cause in words.
+    """
+    names = [goal.name for goal in (GOALS if goals is None else goals)]
+    # The file explains its own form in a fenced block.
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    found: dict[str, str] = {}
+    for entry in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        title, _, body = entry.partition("\n")
+        missed = re.findall(r"^- `(.+)`$", body, flags=re.MULTILINE)
+        cause = re.search(r"^Cause:(.*?)(?=^\s*$|\Z)", body, flags=re.MULTILINE | re.DOTALL)
+        words = cause.group(1).split() if cause else []
+        if not missed:
+            raise ValueError(f'`{title}` must list what is missed as "- `name`", but does not.')
+        if len(words) < 5:
+            raise ValueError(
+                f"`{title}` must say why in at least five words after 'Cause:', "
+                f"but says {' '.join(words)!r}."
+            )
+        for name in missed:
+            if not any(name == known or name.startswith(f"{known}, ") for known in names):
+                raise ValueError(f"`{title}` must list goals, but none is called '{name}'.")
+            if name in found:
+                raise ValueError(f"`{title}` must not list '{name}', which is listed before.")
+            found[name] = " ".join(words)
+    return found
+
+
+def check(
+    records: Sequence[Record], misses: Path = MISSES, goals: Iterable[Goal] | None = None
+) -> int:
+    """Print verdicts and what follows from them; 1 for a miss that is not listed, else 0.
+
+    It is 1 too where nothing was measured that a goal is about: that would prove nothing.
+
+    Raises:
+        ValueError: If the list of misses has not its form.
+    """
+    goals = tuple(GOALS if goals is None else goals)
+    listed = listed_misses(misses.read_text(encoding="utf-8"), goals)
+    verdicts, unmeasured = judge(records, goals)
+    for verdict in verdicts:
+        cause = listed.get(verdict.name)
+        print(verdict if verdict.met or cause is None else f"{verdict}; listed: {cause}")
+    for verdict in verdicts:
+        if verdict.met and verdict.name in listed:
+            print(f"no longer a miss, take it out of the list: {verdict.name}")
+    for name in unmeasured:
+        print(f"not measured: {name}")
+    new = [verdict.name for verdict in verdicts if not verdict.met and verdict.name not in listed]
+    num_met = sum(verdict.met for verdict in verdicts)
+    print(f"{num_met} of {len(verdicts)} measured goals met, {len(new)} missed without a cause")
+    if not verdicts:
+        print("no goal was measured, so nothing is proven")
+        return 1
+    return int(bool(new))

@@ -1,0 +1,165 @@
+"""Results of the benchmarks: JSON lines as they come, and Markdown tables of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_qrnn.timing import Timing, times_as_fast
+
+Record = dict[str, Any]
+
+FORWARD, BOTH = "forward", "forward+backward"
+# What tells one table of cells from another.
+_TABLE_FIELDS = ("bench", "device", "dtype", "threads", "mode", "timing", "peer")
+_POOLING_COLUMNS = {
+    "backend": "backend",
+    "mode": "direction",
+    "dtype": "dtype",
+    "threads": "threads",
+    "shape": "B x T x H",
+    "ms": "ms",
+    "bytes_per_element": "bytes/element",
+    "gb_per_second": "GB/s",
+    "of_copy": "of copy",
+    "of_floor": "of floor",
+}
+
+
+class Results:
+    """Records of this run, each a line of the file `path` as soon as it is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", encoding="utf-8")
+
+    def add(self, record: Record) -> None:
+        """Keep, write and print one record."""
+        self.records.append(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(sentence(record), flush=True)
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def versus(ours: Timing, theirs: Timing) -> Record:
+    """Milliseconds of both in the usual and the best round; `ratio` is what goals judge."""
+    record = {
+        "ms": round(1e3 * ours.median, 5),
+        "ms_min": round(1e3 * ours.minimum, 5),
+        "peer_ms": round(1e3 * theirs.median, 5),
+        "peer_ms_min": round(1e3 * theirs.minimum, 5),
+        "rounds": len(ours.seconds),
+        "ratio": round(times_as_fast(ours, theirs), 4),
+        "ratio_of_minima": round(theirs.minimum / ours.minimum, 4),
+    }
+    if ours.busy:
+        # Not judged: the time of several threads in sum hides what they wait for each other.
+        record["ratio_of_cpu_time"] = round(times_as_fast(ours.computing, theirs.computing), 4)
+    return record
+
+
+def sentence(record: Record) -> str:
+    """One record for people."""
+    if "skipped" in record:
+        return f"skipped {record['bench']} {record.get('peer', '')}: {record['skipped']}"
+    if record["bench"] == "environment":
+        return _environment(record)
+    where = [record["bench"], *(str(record[x]) for x in _TABLE_FIELDS[1:] if x in record)]
+    if "batch" in record:
+        where.append(f"{record['batch']}x{record['length']}")
+    shown = (
+        "backend",
+        "ms",
+        "peer_ms",
+        "ratio",
+        "ratio_of_cpu_time",
+        "gb_per_second",
+        "of_copy",
+        "of_floor",
+        "kernels",
+    )
+    return ", ".join(where + [f"{name} {record[name]}" for name in shown if name in record])
+
+
+def _environment(record: Record) -> str:
+    versions = f"torch {record['torch']}, hf_qrnn {record['hf_qrnn']}, {record['date']}"
+    cpu = f"{record['cpu']} ({record['cpu_capability']}), {record['cores']} cores"
+    return f"{record['gpu']}, {versions}" if "gpu" in record else f"{cpu}, {versions}"
+
+
+def markdown(records: list[Record]) -> str:
+    """Tables of all `records`: machine, layers by cell, poolings, models, what is missing.
+
+    A ratio says how many times as fast the QRNN is; the paper's own stands in brackets.
+    """
+    parts = [_environment(x) + "." for x in records if x["bench"] == "environment"]
+    measured = [x for x in records if "skipped" not in x]
+    parts += _grids([x for x in measured if x["bench"] in ("layer", "loop", "gemm")])
+    pools = [x for x in measured if x["bench"] == "pooling" and "peer" not in x]
+    if pools:
+        rows = [{**x, "shape": f"{x['batch']} x {x['length']} x {x['hidden']}"} for x in pools]
+        parts.append(_rows(rows, _POOLING_COLUMNS))
+    peers = [x for x in measured if x["bench"] == "pooling" and "peer" in x]
+    if peers:
+        names = ("peer", "mode", "peer_gb_per_second", "gb_per_second", "ratio")
+        parts.append(_rows(peers, {name: name.replace("_", " ") for name in names}))
+    models = [x for x in measured if x["bench"] == "translation"]
+    if models:
+        names = ("device", "dtype", "threads", "peer", "characters_per_second")
+        names += ("peer_characters_per_second", "ratio")
+        parts.append(_rows(models, {name: name.replace("_", " ") for name in names}))
+    missing = [f"- {sentence(x)}" for x in records if "skipped" in x]
+    kernels = [
+        f"- {x['peer']}: {', '.join(x['kernels']) or 'the profiler saw no kernel'}"
+        for x in records
+        if x["bench"] == "kernels"
+    ]
+    return "\n\n".join(part for part in (*parts, "\n".join(missing), "\n".join(kernels)) if part)
+
+
+def _grids(records: list[Record]) -> Iterator[str]:
+    """A table of batch by length for every way of measuring."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record.get(name) for name in _TABLE_FIELDS), []).append(record)
+    for key, group in groups.items():
+        fields = dict(zip(_TABLE_FIELDS, key, strict=True))
+        words = [str(fields[x]) for x in ("device", "dtype", "mode", "timing") if fields[x]]
+        if fields["device"] == "cpu":
+            words.append(f"{fields['threads']} thread{'s' * (fields['threads'] != 1)}")
+        cells = {(x["batch"], x["length"]): x for x in group}
+        lengths = sorted({length for _, length in cells})
+        lines = [_line(["batch \\ T", *lengths]), _line(["---"] * (1 + len(lengths)))]
+        for batch in sorted({batch for batch, _ in cells}):
+            lines.append(_line([batch, *(_cell(cells.get((batch, x))) for x in lengths)]))
+        # The floor is what a layer cannot beat: there the ratio says how far above it is.
+        title = "QRNN over" if fields["bench"] == "gemm" else "QRNN against"
+        yield f"{title} {fields['peer']}: {', '.join(words)}\n\n" + "\n".join(lines)
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return ""
+    paper = record.get("paper_ratio")
+    return f"{record['ratio']:.2f}" + ("" if paper is None else f" ({paper})")
+
+
+def _rows(records: list[Record], columns: dict[str, str]) -> str:
+    """A table with a line for each record, of those columns that any of them fills."""
+    columns = {x: title for x, title in columns.items() if any(x in r for r in records)}
+    lines = [_line(columns.values()), _line(["---"] * len(columns))]
+    return "\n".join(lines + [_line(record.get(x, "") for x in columns) for record in records])
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
