@@ -1,0 +1,47 @@
+"""What the benchmarks' command lines have in common: options, tables, the check of goals."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from goals import MISSES, check, listed_misses
+from results import Results, markdown, read
+
+from hf_qrnn.bench import DTYPES
+
+
+def add_options(parser: argparse.ArgumentParser, name: str, *, threads: list[int]) -> None:
+    """Options of every benchmark of speed; `name` is that of its results."""
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--dtypes", nargs="+", choices=DTYPES, help="float32; bfloat16 on a GPU")
+    add("--threads", nargs="+", type=int, default=threads, help="numbers of threads of the CPU")
+    add("--seconds", type=float, default=2.0, help="for each cell, and five rounds at least (2)")
+    add("--output", type=Path, default=Path(f"runs/{name}.jsonl"), help="JSON lines")
+    add("--table", type=Path, metavar="FILE", help="measure nothing: the tables of FILE")
+    add("--check", action="store_true", help="exit with 1 at a missed goal that is not listed")
+    add("--misses", type=Path, default=MISSES, help="missed goals (benchmarks/misses.md)")
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Results], None],
+) -> int:
+    """Measure or read, print tables, judge; the exit status: 2 for a list of misses with faults."""
+    if options.check:
+        try:
+            # Before minutes of measuring, not behind them.
+            listed_misses(options.misses.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+    if options.table is None:
+        results = Results(options.output)
+        measure(options, results)
+        records = results.records
+    else:
+        records = read(options.table)
+    print("\n" + markdown(records) + "\n")
+    return check(records, options.misses) if options.check else 0
