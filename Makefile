@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: run test test-matrix quality style setup kernels gpu-check
+.PHONY: run test test-matrix quality style setup kernels bench gpu-check
 .DEFAULT_GOAL := run
 
 setup: kernels
@@ -28,6 +28,11 @@ test: kernels
 # Other versions of torch and transformers, each pair in an environment of its own: long and large.
 test-matrix: $(STAMP)
 	$(BIN)/python scripts/test_matrix.py
+
+# The goals of speed on this machine's CPU: a quarter of an hour of nothing else running.
+bench: kernels
+	$(BIN)/python benchmarks/bench_layer.py --device cpu --grid paper --check
+	$(BIN)/python benchmarks/bench_pooling.py --check
 
 # No set-up: for a machine that has torch and a GPU.
 gpu-check:

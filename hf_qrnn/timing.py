@@ -8,13 +8,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 # Calls before the first that counts: caches, lazy initialisation, autotuning.
@@ -22,9 +23,14 @@ _WARM_UP = {"cpu": 1, "cuda": 3}
 
 
 class Timing(NamedTuple):
-    """Seconds of a call in every round."""
+    """Seconds of a call in every round.
+
+    `busy` are those that this process's threads computed: on a machine that does other work too,
+    with one thread, they tell more. Where a device computes they are empty.
+    """
 
     seconds: tuple[float, ...]
+    busy: tuple[float, ...] = ()
 
     @property
     def minimum(self) -> float:
@@ -36,9 +42,14 @@ class Timing(NamedTuple):
         """The usual round."""
         return statistics.median(self.seconds)
 
-    def split(self, count: int) -> Timing:
+    def split(self, count: float) -> Timing:
         """The same for one of `count` equal parts of the call."""
-        return Timing(tuple(seconds / count for seconds in self.seconds))
+        return Timing(*(tuple(seconds / count for seconds in part) for part in self))
+
+    @property
+    def computing(self) -> Timing:
+        """The same by the seconds in which this process computed."""
+        return Timing(self.busy)
 
 
 def times_as_fast(ours: Timing, theirs: Timing) -> float:
@@ -52,13 +63,13 @@ def times_as_fast(ours: Timing, theirs: Timing) -> float:
 
 
 def interleave(
-    calls: Mapping[str, Call],
+    calls: Mapping[Name, Call],
     *,
     device: torch.device | str = "cpu",
     seconds: float = 1.0,
     min_rounds: int = MIN_ROUNDS,
     max_rounds: int = MAX_ROUNDS,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time `calls` in turns, A/B/A/B, after each has warmed up.
 
     Args:
@@ -82,30 +93,30 @@ def interleave(
     for call in calls.values():
         for _ in range(_WARM_UP[kind]):
             call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[Name, list[tuple[float, ...]]] = {name: [] for name in calls}
     started = time.perf_counter()
     for number in range(1, max_rounds + 1):
         for name, call in calls.items():
             found[name].append(clock(call))
         if number >= min_rounds and time.perf_counter() - started > seconds:
             break
-    return {name: Timing(tuple(values)) for name, values in found.items()}
+    return {name: Timing(*zip(*values, strict=True)) for name, values in found.items()}
 
 
-def _cpu_seconds(call: Call) -> float:
-    started = time.perf_counter()
+def _cpu_seconds(call: Call) -> tuple[float, float]:
+    started, began = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - began
 
 
-def _cuda_seconds(call: Call) -> float:
+def _cuda_seconds(call: Call) -> tuple[float]:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
     call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return (start.elapsed_time(end) / 1e3,)
 
 
 def captured(call: Call) -> Call:

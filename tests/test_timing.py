@@ -45,6 +45,13 @@ def test_figures_of_a_timing() -> None:
     found = Timing((4.0, 1.0, 2.0))
     assert (found.minimum, found.median) == (1.0, 2.0)
     assert found.split(2) == Timing((2.0, 0.5, 1.0))
+    assert Timing((4.0, 2.0), (1.0, 3.0)).split(2).computing == Timing((0.5, 1.5))
+
+
+def test_waiting_is_not_computing() -> None:
+    found = interleave({"wait": lambda: time.sleep(0.02)}, seconds=0.0)["wait"]
+    assert len(found.busy) == len(found.seconds)
+    assert found.computing.median < 0.5 * found.median
 
 
 def test_ratio_is_that_of_pairs() -> None:
