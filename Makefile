@@ -29,7 +29,7 @@ test: kernels
 test-matrix: $(STAMP)
 	$(BIN)/python scripts/test_matrix.py
 
-# The goals of speed on this machine's CPU: a quarter of an hour of nothing else running.
+# The goals of speed on this machine's CPU, which should do nothing else.
 bench: kernels
 	$(BIN)/python benchmarks/bench_layer.py --device cpu --grid paper --check
 	$(BIN)/python benchmarks/bench_pooling.py --check

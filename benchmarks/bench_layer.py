@@ -26,7 +26,7 @@ import torch
 from controls import LoopQRNN, LSTMTranslator
 from goals import BFLOAT16_GRID, GRID, LONG, SINGLE
 from peers import kernel_names
-from results import BOTH, FORWARD, Record, Results, versus
+from results import BOTH, FORWARD, Record, versus
 from running import add_options, run
 
 from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, use_backend
@@ -281,26 +281,22 @@ def _by(backend: str, call: Call) -> Call:
 # ------------------------------------------------------------------ running
 
 
-def measure(options: argparse.Namespace, results: Results) -> None:
+def measure(options: argparse.Namespace) -> Iterator[Record]:
     """Everything that the options ask for."""
     device, on_gpu = options.device, torch.device(options.device).type == "cuda"
     grid = GPU_GOALS if on_gpu and options.grid == "goals" else GRIDS[options.grid]
-    results.add({"bench": "environment", **environment(device), "command": sys.argv[1:]})
+    yield {"bench": "environment", **environment(device), "command": sys.argv[1:]}
     copy = stream_copy(device)
-    timing = interleave({"copy": copy.call}, device=device, seconds=1.0)["copy"]
-    rate = copy.rate(timing)
-    results.add({"bench": "copy", "gb_per_second": round(rate, 2)})
+    rate = copy.rate(interleave({"copy": copy.call}, device=device, seconds=1.0)["copy"])
+    yield {"bench": "copy", "gb_per_second": round(rate, 2)}
     modes = [False, True] if options.mode == "both" else [options.mode == BOTH]
     for dtype in options.dtypes or (["bfloat16"] if on_gpu else ["float32"]):
         check_device(device, dtype)
         if on_gpu:
-            cell = Cell(*max(grid.cells), dtype, device, hidden_size=grid.hidden_size)
-            for record in cudnn_kernels(cell):
-                results.add(record)
+            yield from cudnn_kernels(Cell(8, 512, dtype, device, hidden_size=grid.hidden_size))
         for threads in [None] if on_gpu else options.threads:
             with using_threads(threads):
-                for record in measure_grid(grid, dtype, device, modes, options.seconds, rate):
-                    results.add(record)
+                yield from measure_grid(grid, dtype, device, modes, options.seconds, rate)
 
 
 def measure_grid(
@@ -327,13 +323,19 @@ def measure_grid(
         yield from translation(grid.translation, dtype, device, seconds)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print and judge; the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, "bench_layer", threads=[1, 2] if available_cores() > 1 else [1])
     add = parser.add_argument
     add("--grid", default="goals", choices=GRIDS, help="which cells (goals)")
     add("--mode", default="both", choices=["both", FORWARD, BOTH], help="directions (both)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and judge; the exit status."""
+    parser = make_parser()
     return run(parser, parser.parse_args(argv), measure)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peers import PEERS, load
-from results import BOTH, FORWARD, Record, Results
+from results import BOTH, FORWARD, Record
 from running import add_options, run
 
 from hf_qrnn.backends_qrnn import BACKENDS, backward_of, forward_of, unavailable, use_backend
@@ -240,24 +240,20 @@ def bench_peers(shape: Shape, seconds: float, device: str = "cuda") -> Iterator[
             }
 
 
-def measure(options: argparse.Namespace, results: Results) -> None:
+def measure(options: argparse.Namespace) -> Iterator[Record]:
     """All shapes in all dtypes with all numbers of threads."""
-    on_gpu = torch.device(options.device).type == "cuda"
-    results.add({"bench": "environment", **environment(options.device), "command": sys.argv[1:]})
+    device, on_gpu = options.device, torch.device(options.device).type == "cuda"
+    yield {"bench": "environment", **environment(device), "command": sys.argv[1:]}
     shapes = options.shapes or (GPU_SHAPES if on_gpu else CPU_SHAPES)
-    num_bytes = options.megabytes * 10**6 if options.megabytes else beyond_caches(options.device)
+    num_bytes = options.megabytes * 10**6 if options.megabytes else beyond_caches(device)
     for dtype in options.dtypes or (["bfloat16"] if on_gpu else ["float32"]):
-        check_device(options.device, dtype)
+        check_device(device, dtype)
         for threads in [None] if on_gpu else options.threads:
             with using_threads(threads):
                 for shape in shapes:
-                    for record in bench_shape(
-                        shape, dtype, options.device, options.seconds, num_bytes
-                    ):
-                        results.add(record)
+                    yield from bench_shape(shape, dtype, device, options.seconds, num_bytes)
     if on_gpu and not options.shapes:
-        for record in bench_peers(PEER_SHAPE, options.seconds, options.device):
-            results.add(record)
+        yield from bench_peers(PEER_SHAPE, options.seconds, device)
 
 
 def _shape(text: str) -> Shape:
@@ -265,13 +261,19 @@ def _shape(text: str) -> Shape:
     return batch, length, hidden
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print and judge; the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, "bench_pooling", threads=[1])
     add = parser.add_argument
     add("--shapes", nargs="+", type=_shape, metavar="BxTxH", help="other sizes than the goals'")
     add("--megabytes", type=int, help="of gates that are gone through (more than any cache holds)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and judge; the exit status."""
+    parser = make_parser()
     return run(parser, parser.parse_args(argv), measure)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from goals import MISSES, check, listed_misses
-from results import Results, markdown, read
+from results import Record, Results, markdown, read
 
 from hf_qrnn.bench import DTYPES
 
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, *, threads: list[int
 def run(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
-    measure: Callable[[argparse.Namespace, Results], None],
+    measure: Callable[[argparse.Namespace], Iterator[Record]],
 ) -> int:
     """Measure or read, print tables, judge; the exit status: 2 for a list of misses with faults."""
     if options.check:
@@ -39,7 +39,8 @@ def run(
             parser.error(str(error))
     if options.table is None:
         results = Results(options.output)
-        measure(options, results)
+        for record in measure(options):
+            results.add(record)
         records = results.records
     else:
         records = read(options.table)

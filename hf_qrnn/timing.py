@@ -198,7 +198,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "hf_qrnn": importlib.metadata.version("hf_qrnn"),
+        "hf_qrnn": _own_version(),
     }
     if torch.device(device).type == "cuda":
         record |= {
@@ -208,6 +208,14 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return record
+
+
+def _own_version() -> str:
+    """The version, also where a clone runs without having been installed."""
+    try:
+        return importlib.metadata.version("hf_qrnn")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def available_cores() -> int:

@@ -1,4 +1,4 @@
-"""Checks and times the pooling kernels on a CUDA machine; its limits add up to nine minutes.
+"""Checks and times the pooling kernels on a CUDA machine, in less than ten minutes.
 
     make gpu-check PYTHON=python3        # or: python3 scripts/gpu_check.py --output DIR
 
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
+import importlib.util
 import itertools
 import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -33,7 +34,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from hf_qrnn.backends_qrnn import backward_of, forward_of, unavailable  # noqa: E402
 from hf_qrnn.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
+from scripts.gpu_contracts import contracts  # noqa: E402
 
 Record = dict[str, Any]
 Operation = Callable[..., tuple[torch.Tensor, ...]]
@@ -354,62 +357,48 @@ def profile() -> Iterator[Record]:
     yield {"status": "measured", "csv": done.stdout[-20_000:]}
 
 
+# ------------------------------------------------------------------ tests that want a GPU
+
+
+def gpu_tests() -> Iterator[Record]:
+    """The tests that want a GPU."""
+    for module in ("pytest", "hypothesis"):
+        if importlib.util.find_spec(module) is None:
+            raise SkippedError(f"{module} is not installed")
+    files = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_timing.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    status = "failed" if done.returncode else "passed"
+    yield {"status": status, "reason": done.stdout[-2000:] if done.returncode else None}
+
+
 # ------------------------------------------------------------------ speed
 
 
-def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
-    """Median device time of `call`, after warming up; other data passes the cache in between."""
-    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(repeats):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+def benchmark(name: str, *options: str) -> Iterator[Record]:
+    """The records of a benchmark, as they come."""
+    module = _benchmarks(name)
+    for record in module.measure(module.make_parser().parse_args(options)):
+        skipped = {"status": "skipped", "reason": record.get("skipped")}
+        yield {**(skipped if "skipped" in record else {"status": "measured"}), **record}
 
 
-def copy_rate() -> float:
-    """Bytes read and written by a copy of 1 GiB, in GB/s."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source)) / 1e6
+def goals(folder: Path) -> Iterator[Record]:
+    """What was measured beside the goals of it; a missed one is a finding, not a failure."""
+    lines = (folder / "gpu_check.jsonl").read_text(encoding="utf-8").splitlines()
+    verdicts, unmeasured = _benchmarks("goals").judge(
+        [x for x in (json.loads(line) for line in lines if line.startswith("{")) if "bench" in x]
+    )
+    for verdict in verdicts:
+        yield {"status": "measured", **verdict._asdict(), "met": verdict.met}
+    yield {"status": "measured", "unmeasured": [x for x in unmeasured if x.startswith("GPU")]}
 
 
-def speed(forward: Operation, backward: Operation) -> Iterator[Record]:
-    """Pools in bfloat16 beside the copy rate of this very run, fo-pooling."""
-    copied = copy_rate()
-    yield {"status": "measured", "what": "copy", "gb_per_second": round(copied, 1)}
-    grid = [(b, t, 320) for b in (8, 32, 128, 256) for t in (32, 128, 512)]
-    grid += [(32, 1024, 1024), (256, 1024, 1024), (1, 4096, 1024)]
-    for batch, length, hidden in grid:
-        gates = torch.randn(batch, length, 3 * hidden, device="cuda").bfloat16()
-        h, _, _, tiles = _plain(forward, gates)
-        none = (None,) * 4
-        calls = {
-            "forward": (8, functools.partial(_plain, forward, gates)),
-            "backward": (
-                14.1,
-                functools.partial(backward, h, None, None, gates, *none, tiles, 1, 0.0, False),
-            ),
-        }
-        for what, (size, call) in calls.items():
-            took = milliseconds(call)
-            rate = size * batch * length * hidden / took / 1e6
-            yield {
-                "status": "measured",
-                "what": what,
-                "shape": [batch, length, hidden],
-                "milliseconds": took,
-                "bytes_per_element": size,
-                "gb_per_second": round(rate, 1),
-                "of_copy": round(rate / copied, 3),
-            }
+def _benchmarks(name: str) -> Any:
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 # ------------------------------------------------------------------ running
@@ -425,19 +414,41 @@ def operations() -> tuple[Operation, Operation]:
     return kernels.operation("pool_forward"), kernels.operation("pool_backward")
 
 
-# Seconds each may take; 9 minutes in all.
+def triton_operations() -> tuple[Operation, Operation]:
+    """The Triton kernels, called as the library's operations are."""
+    reason = unavailable("triton", torch.device("cuda"))
+    if reason is not None:
+        raise SkippedError(reason)
+    kinds = list(NUM_GATES)
+
+    def named(operation: Operation, num_options: int) -> Operation:
+        def call(*arguments: Any) -> tuple[torch.Tensor, ...]:
+            tensors, options = arguments[:-num_options], arguments[-num_options:]
+            return operation(*tensors, kinds[options[0]], *options[1:])
+
+        return call
+
+    return named(forward_of("triton"), 5), named(backward_of("triton"), 3)
+
+
+# Seconds each may take; under ten minutes in all.
 STEPS = {
-    "environment": 20,
-    "library": 30,
-    "build": 90,
-    "values": 90,
-    "hard_cases": 60,
-    "memcheck": 40,
-    "racecheck": 40,
-    "initcheck": 40,
-    "synccheck": 40,
-    "speed": 60,
-    "profile": 30,
+    "environment": 15,
+    "library": 20,
+    "build": 70,
+    "values": 50,
+    "triton": 30,
+    "contracts": 50,
+    "hard_cases": 40,
+    "pytest": 30,
+    "memcheck": 30,
+    "racecheck": 30,
+    "initcheck": 30,
+    "synccheck": 30,
+    "pooling": 60,
+    "layer": 80,
+    "goals": 10,
+    "profile": 20,
 }
 
 
@@ -445,12 +456,23 @@ def records_of(step: str, folder: Path) -> Iterator[Record]:
     """What a step finds, as it finds it."""
     if step.endswith("check") and step in STEPS:
         return sanitizer(step)
-    if step == "build":
-        return build(folder)
-    plain = {"environment": environment, "library": library, "profile": profile}
+    if step in ("build", "goals"):
+        return {"build": build, "goals": goals}[step](folder)
+    brief = ("--device", "cuda", "--seconds", "0.05")
+    plain: dict[str, Callable[[], Iterator[Record]]] = {
+        "environment": environment,
+        "library": library,
+        "profile": profile,
+        "contracts": contracts,
+        "pytest": gpu_tests,
+        "pooling": functools.partial(benchmark, "bench_pooling", *brief),
+        "layer": functools.partial(benchmark, "bench_layer", *brief, "--grid", "goals"),
+    }
     if step in plain:
         return plain[step]()
-    with_operations = {"values": values, "hard_cases": hard_cases, "smoke": smoke, "speed": speed}
+    if step == "triton":
+        return values(*triton_operations())
+    with_operations = {"values": values, "hard_cases": hard_cases, "smoke": smoke}
     return with_operations[step](*operations())
 
 

@@ -106,3 +106,72 @@ def test_values_are_compared_and_a_wrong_one_fails(gpu_check: Any, emulated: Emu
     for record in gpu_check.values(ops.pool_forward, wrong, "cpu", shapes):
         assert record["status"] == "failed"
         assert "grad_gates" in record["reason"]
+
+
+def test_every_step_is_one_that_runs(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = (None, None)
+    for name in ("operations", "triton_operations"):
+        monkeypatch.setattr(gpu_check, name, lambda: none)
+    for step in [*gpu_check.STEPS, "smoke"]:
+        assert iter(gpu_check.records_of(step, Path("unused")))
+
+
+def test_contracts_hold_and_a_broken_one_fails(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts import gpu_contracts  # found by what gpu_check adds to the path
+
+    torch._dynamo.reset()
+    records = list(gpu_contracts.contracts(["torch", "triton"], "cpu", "aot_eager"))
+    cases = ["gradcheck", "opcheck", "torch.compile"]
+    assert [x.get("case") for x in records] == [*cases, None]
+    assert [x["status"] for x in records] == ["passed"] * 3 + ["skipped"], records
+    monkeypatch.setattr(gpu_contracts, "pool", lambda gates, **_: [gates.detach() * gates])
+    broken, *others = gpu_contracts.contracts(["torch"], "cpu", "aot_eager")
+    torch._dynamo.reset()
+    assert broken["status"] == "failed"
+    assert "Jacobian mismatch" in broken["reason"]
+    assert [x["status"] for x in others] == ["passed", "passed"]
+
+
+def test_triton_is_called_as_the_library_is(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gpu_check, "unavailable", lambda *_: None)
+    for name in ("forward_of", "backward_of"):
+        monkeypatch.setattr(gpu_check, name, lambda backend: lambda *args: calls.append(args))
+    forward, backward = gpu_check.triton_operations()
+    forward("gates", None, None, None, None, 1, 0.3, True, True, False)
+    backward("h", "c", "s", "gates", None, None, None, None, "tiles", 2, 0.0, False)
+    assert calls == [
+        ("gates", None, None, None, None, "fo", 0.3, True, True, False),
+        ("h", "c", "s", "gates", None, None, None, None, "tiles", "ifo", 0.0, False),
+    ]
+    monkeypatch.setattr(gpu_check, "unavailable", lambda *_: "no Triton")
+    with pytest.raises(gpu_check.SkippedError, match="no Triton"):
+        gpu_check.triton_operations()
+
+
+def test_benchmarks_are_steps_and_goals_are_judged(gpu_check: Any, tmp_path: Path) -> None:
+    options = ["--grid", "smoke", "--threads", "1", "--mode", "forward", "--seconds", "0"]
+    records = list(gpu_check.benchmark("bench_layer", *options))
+    assert {x["status"] for x in records} == {"measured"}
+    assert [x["batch"] for x in records if x["bench"] == "layer"] == [1, 2]
+    cell = {"bench": "layer", "device": "cuda", "peer": "nn.LSTM A", "timing": "graph"}
+    cell |= {"mode": "forward", "batch": 8, "length": 512, "ratio": 100.0, "paper_ratio": 16.9}
+    lines = [{"step": "values", "status": "passed"}, {"step": "layer", **cell}]
+    text = "a warning of somebody's\n" + "\n".join(map(json.dumps, lines))
+    (tmp_path / "gpu_check.jsonl").write_text(text)
+    *verdicts, rest = gpu_check.goals(tmp_path)
+    assert [(x["name"], x["met"]) for x in verdicts] == [
+        ("GPU layer forward against A, the paper's ratio, 8x512", True),
+        ("GPU layer forward against A, graph, 8x512", False),
+    ]
+    assert "GPU layer over GEMM and byte floor" in rest["unmeasured"]
+    skipped = [{"bench": "pooling", "skipped": "no Triton"}]
+    module = gpu_check._benchmarks("bench_pooling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "measure", lambda options: iter(skipped))
+        (record,) = gpu_check.benchmark("bench_pooling")
+    assert (record["status"], record["reason"]) == ("skipped", "no Triton")

@@ -1,5 +1,6 @@
 """hf_qrnn.timing: turns, counts of rounds, paired ratios, the copy rate, the record."""
 
+import importlib.metadata
 import json
 import time
 
@@ -106,6 +107,15 @@ def test_environment_says_what_could_explain_a_number() -> None:
     assert all(record[name] for name in ("cpu", "cpu_capability", "python", "date", "hf_qrnn"))
 
 
+def test_a_clone_that_is_not_installed_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert timing.environment()["hf_qrnn"] == "not installed"
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_graph_and_events_on_a_gpu() -> None:
     x = torch.zeros(1, device="cuda")
