@@ -104,15 +104,20 @@ def test_the_later_measurement_counts() -> None:
 
 def test_real_goals_concern_the_records_they_are_about() -> None:
     common = {"device": "cpu", "dtype": "float32", "threads": 1, "mode": "forward"}
-    record = {**layer(128, 128, 1.2), **common, "peer": "nn.LSTM"}
+    record = {**layer(128, 128, 1.2), **common, "peer": "nn.LSTM", "hidden": 320}
     assert list(found([record], *goals.GOALS)) == ["CPU layer forward, 128x128"]
     assert not found([{**record, "threads": 4}], *goals.GOALS)
+    assert not found([{**record, "hidden": 16}], *goals.GOALS)
+    model = {"bench": "translation", "peer": "nn.LSTM", "ratio": 1.0, "layers": 4, "hidden": 320}
+    name = "CPU translation characters per second, threads 1"
+    assert list(found([common | model], *goals.GOALS)) == [name]
+    assert not found([common | model | {"layers": 2}], *goals.GOALS)
     assert not found([{**record, "dtype": "bfloat16"}], *goals.GOALS)
     pooling = {**common, "bench": "pooling", "backend": "compiled", "of_copy": 0.5}
     pooling["beyond_caches"] = True
     sizes = {"batch": 16, "length": 512, "hidden": 320}
     assert found([pooling | sizes], *goals.GOALS) == {
-        "CPU pool forward of copy, 16x512x320": (0.5, False)
+        "CPU pool forward of copy, 16x512": (0.5, False)
     }
     assert not found([pooling | sizes | {"beyond_caches": False}], *goals.GOALS)
     many = pooling | {"device": "cuda", "dtype": "bfloat16", "of_copy": 0.95}
