@@ -8,7 +8,8 @@ N attention heads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +18,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .pooling_qrnn import NUM_GATES, pool
 
 RMS_NORM_EPS = 1e-6
+
+# On a CPU without gradients, windows and gates of so many bytes are made at a time: they stay in
+# the caches, and in memory that is already mapped.
+BLOCK_BYTES = 8 * 2**20
 
 
 class LayerState(NamedTuple):
@@ -59,6 +64,16 @@ class LayerOutput(NamedTuple):
     state: LayerState | None
     final: torch.Tensor
     past: LayerPast | None = None
+
+
+def join_rows(parts: Sequence[Any]) -> Any:
+    """Tensors, or named tuples of them, of several groups of rows as one; None stays None."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(parts))
+    return type(first)(*(join_rows(field) for field in zip(*parts, strict=True)))
 
 
 def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -187,6 +202,42 @@ class QRNNLayer(nn.Module):
             want_o: Return the output gate too: attention applies it itself (Eq. 8).
             want_past: Return the states on the way too, of a layer that can go on.
         """
+        wants = (want_c, want_o, want_past)
+        rows = self._rows_at_once(x)
+        if rows >= x.shape[0]:
+            return self._run(x, mask, state, gate_bias, *wants)
+        parts = []
+        for start in range(0, x.shape[0], rows):
+            some = slice(start, start + rows)
+            own_mask = None if mask is None else mask[some]
+            own_state = None if state is None else LayerState(*(part[some] for part in state))
+            own_bias = None if gate_bias is None else gate_bias[some]
+            parts.append(self._run(x[some], own_mask, own_state, own_bias, *wants))
+        joined: LayerOutput = join_rows(parts)
+        return joined
+
+    def _rows_at_once(self, x: torch.Tensor) -> int:
+        """How many rows of `x` go through the layer together."""
+        batch, length, width = x.shape
+        draws = self.training and self.zoneout > 0.0
+        if x.device.type != "cpu" or torch.is_grad_enabled() or draws:
+            return batch
+        if torch.compiler.is_compiling():
+            return batch
+        per_step = self.kernel_size * width + self.convolution.out_features
+        return max(1, BLOCK_BYTES // max(1, length * per_step * x.element_size()))
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        state: LayerState | None,
+        gate_bias: torch.Tensor | None,
+        want_c: bool,
+        want_o: bool,
+        want_past: bool,
+    ) -> LayerOutput:
+        """`forward` over rows that go together."""
         x = hide_pads(x, mask)
         before = self.kernel_size - 1
         if state is not None:

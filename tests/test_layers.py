@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from hf_qrnn.layers_qrnn import (
     AttentionBlock,
@@ -333,6 +334,37 @@ def test_layer_zones_out_in_training_only() -> None:
 
 
 # ------------------------------------------------------------------ last_inputs, last_step
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["centred", "causal"])
+@pytest.mark.parametrize("pooling", KINDS)
+def test_blocks_of_rows_equal_all_rows_at_once(
+    pooling: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make_layer(3, pooling, 2, causal=causal, encoding_size=H).eval()
+    shape = [(0, 5, 0), (3, 2, 0), (5, 0, 0), (0, 4, 1), (0, 5, 0)]
+    x, mask = pad(make_rows([real for _, real, _ in shape], 4), shape)
+    assert layer.encoding is not None
+    options: dict[str, Any] = {"gate_bias": layer.encoding(torch.randn(5, H).double()).detach()}
+    options |= {"want_c": True, "want_o": True, "want_past": causal}
+    if causal:
+        options["state"] = LayerState(torch.randn(5, 1, E).double(), torch.randn(5, H).double())
+    calls: list[int] = []
+    run = QRNNLayer._run
+    monkeypatch.setattr(
+        QRNNLayer, "_run", lambda self, x, *others: (calls.append(len(x)), run(self, x, *others))[1]
+    )
+    whole = layer(x, mask, **options)
+    per_row = 5 * (2 * E + NUM_GATES[pooling] * H) * 8
+    monkeypatch.setattr("hf_qrnn.layers_qrnn.BLOCK_BYTES", 2 * per_row + 1)
+    with torch.no_grad():
+        blocks = layer(x, mask, **options)
+    layer(x, mask, **options)  # with gradients nothing is cut
+    assert calls == [5, 2, 2, 1, 5]
+    leaves, structure = tree_flatten(whole)
+    others, same = tree_flatten(blocks)
+    assert structure == same
+    all_close(leaves, others, 1e-14)
 
 
 def test_last_inputs_end_at_the_last_real_step() -> None:
