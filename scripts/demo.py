@@ -69,7 +69,7 @@ def train(data: Path) -> None:
 def score(translator: Translator, pairs: list[SentencePair]) -> TranslationScores:
     """Translate the German side and score it against the English one."""
     sources = [pair.source for pair in pairs]
-    translations = translator.translate(sources, num_beams=NUM_BEAMS, batch_size=50)
+    translations = translator.translate(sources, num_beams=NUM_BEAMS, batch_size=125)
     texts = [best.text for (best, *_) in translations]
     return score_translations(texts, [pair.target for pair in pairs], metrics=("bleu", "chrf"))
 

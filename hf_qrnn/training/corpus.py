@@ -157,8 +157,8 @@ def lemmas() -> tuple[frozenset[str], frozenset[str]]:
     phrases += [*lexicon.TODAY, *lexicon.YESTERDAY, *lexicon.TOMORROW, *lexicon.WEEKDAYS]
     phrases += [*lexicon.MONTHS, *lexicon.FREQUENCIES, *lexicon.MANNERS, *lexicon.HERE]
     phrases += [*lexicon.OPINIONS, *lexicon.DEGREES, *lexicon.NEIGHBOURS, *lexicon.REASONS]
-    phrases += [*lexicon.MOMENTS, *(word for word, _ in lexicon.QUESTION_WORDS)]
-    ways = (*lexicon.COMPANIONS, *lexicon.ROOM_WAYS, *lexicon.SURFACE_WAYS)
+    phrases += [*lexicon.MOMENTS]
+    ways = (*lexicon.ROOM_WAYS, *lexicon.SURFACE_WAYS)
     phrases += [preposition for preposition, _ in ways]
     phrases += [Phrase(name, name) for name in lexicon.NAMES]
     phrases += [Phrase(word.nominative, word.english_subject) for word in grammar.PRONOUNS]

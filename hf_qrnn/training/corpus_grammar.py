@@ -167,7 +167,6 @@ class Clause(NamedTuple):
     time: Phrase | None = None
     frequency: Phrase | None = None
     manner: Phrase | None = None
-    companion: Phrase | None = None
     place: Phrase | None = None
     negated: bool = False
 
@@ -421,7 +420,7 @@ def _german_middle(clause: Clause) -> list[str]:
     known = [item for item in known if not item.pronoun]
     unknown = [accusative] if accusative and not accusative.definite else []
     before = [*pronouns, clause.time, clause.frequency, *known, clause.manner, *unknown]
-    after = [clause.companion, clause.place, clause.complement]
+    after = [clause.place, clause.complement]
     words = [item.german for item in before if item] + (["nicht"] if clause.negated else [])
     return words + [item.german for item in after if item]
 
@@ -480,6 +479,6 @@ def english_clause(clause: Clause, order: str = "main") -> str:
     negation = "not" if clause.negated else ""
     frequency = clause.frequency.english if clause.frequency else ""
     after: list[Phrase | NounPhrase | None] = [clause.dative, clause.accusative, clause.complement]
-    after += [clause.manner, clause.companion, clause.place, clause.time]
+    after += [clause.manner, clause.place, clause.time]
     words = [*start, negation, frequency, verb, *(item.english for item in after if item)]
     return " ".join(word for word in words if word)

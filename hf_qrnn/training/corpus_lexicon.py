@@ -43,9 +43,7 @@ PERSONS: tuple[Noun, ...] = (
     Noun("Lehrer", "m", "Lehrer", "teacher"),
     Noun("Arzt", "m", "Ärzte", "doctor"),
     Noun("Bäcker", "m", "Bäcker", "baker"),
-    Noun("Koch", "m", "Köche", "cook"),
     Noun("Maler", "m", "Maler", "painter"),
-    Noun("Richter", "m", "Richter", "judge"),
     Noun("Schüler", "m", "Schüler", "pupil"),
     Noun("Student", "m", "Studenten", "student", weak=True),
     Noun("Nachbar", "m", "Nachbarn", "neighbour", weak=True),
@@ -80,7 +78,6 @@ ANIMALS: tuple[Noun, ...] = (
     Noun("Vogel", "m", "Vögel", "bird"),
     Noun("Kuh", "f", "Kühe", "cow"),
     Noun("Maus", "f", "Mäuse", "mouse", "mice"),
-    Noun("Fuchs", "m", "Füchse", "fox"),
     Noun("Bär", "m", "Bären", "bear", weak=True),
 )
 
@@ -116,10 +113,6 @@ THINGS: tuple[Noun, ...] = (
     Noun("Ball", "m", "Bälle", "ball"),
     Noun("Puppe", "f", "Puppen", "doll"),
     Noun("Gitarre", "f", "Gitarren", "guitar"),
-    Noun("Geige", "f", "Geigen", "violin"),
-    Noun("Trommel", "f", "Trommeln", "drum"),
-    Noun("Kerze", "f", "Kerzen", "candle"),
-    Noun("Decke", "f", "Decken", "blanket"),
     Noun("Kissen", "n", "Kissen", "pillow"),
     Noun("Spiegel", "m", "Spiegel", "mirror"),
     Noun("Kiste", "f", "Kisten", "box"),
@@ -131,8 +124,6 @@ TEXTS: tuple[Noun, ...] = (
     Noun("Brief", "m", "Briefe", "letter"),
     Noun("Zeitung", "f", "Zeitungen", "newspaper"),
     Noun("Gedicht", "n", "Gedichte", "poem"),
-    Noun("Vertrag", "m", "Verträge", "contract"),
-    Noun("Bericht", "m", "Berichte", "report"),
     Noun("Rezept", "n", "Rezepte", "recipe"),
     Noun("Nachricht", "f", "Nachrichten", "message"),
     Noun("Geschichte", "f", "Geschichten", "story", "stories"),
@@ -184,14 +175,11 @@ ROOMS: tuple[Noun, ...] = (
     Noun("Wald", "m", "Wälder", "forest"),
     Noun("Bahnhof", "m", "Bahnhöfe", "station"),
     Noun("Küche", "f", "Küchen", "kitchen"),
-    Noun("Keller", "m", "Keller", "cellar"),
     Noun("Büro", "n", "Büros", "office"),
     Noun("Museum", "n", "Museen", "museum"),
     Noun("Theater", "n", "Theater", "theatre"),
-    Noun("Krankenhaus", "n", "Krankenhäuser", "hospital"),
     Noun("Hotel", "n", "Hotels", "hotel"),
     Noun("Schloss", "n", "Schlösser", "castle"),
-    Noun("Hafen", "m", "Häfen", "harbour"),
     Noun("Fabrik", "f", "Fabriken", "factory"),
 )
 
@@ -202,8 +190,6 @@ SURFACES: tuple[Noun, ...] = (
     Noun("Insel", "f", "Inseln", "island"),
     Noun("Straße", "f", "Straßen", "street"),
     Noun("Dach", "n", "Dächer", "roof"),
-    Noun("Turm", "m", "Türme", "tower"),
-    Noun("Balkon", "m", "Balkone", "balcony"),
     Noun("Schiff", "n", "Schiffe", "ship"),
 )
 
@@ -215,8 +201,6 @@ EVENTS: tuple[Noun, ...] = (
     Noun("Hochzeit", "f", "Hochzeiten", "wedding"),
     Noun("Reise", "f", "Reisen", "journey"),
     Noun("Sturm", "m", "Stürme", "storm"),
-    Noun("Vortrag", "m", "Vorträge", "lecture"),
-    Noun("Rennen", "n", "Rennen", "race"),
     Noun("Pause", "f", "Pausen", "break"),
 )
 
@@ -233,7 +217,6 @@ PERSON_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("traurig", "sad"),
     Adjective("freundlich", "friendly"),
     Adjective("faul", "lazy"),
-    Adjective("fleißig", "diligent"),
     Adjective("mutig", "brave"),
     Adjective("reich", "rich"),
     Adjective("arm", "poor"),
@@ -241,11 +224,8 @@ PERSON_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("gesund", "healthy"),
     Adjective("hungrig", "hungry"),
     Adjective("berühmt", "famous"),
-    Adjective("ruhig", "calm"),
     Adjective("nervös", "nervous"),
-    Adjective("höflich", "polite"),
     Adjective("ehrlich", "honest"),
-    Adjective("stolz", "proud"),
 )
 
 # Adjectives for things, texts, places and events.
@@ -268,14 +248,10 @@ THING_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("leicht", "light"),
     Adjective("lang", "long"),
     Adjective("kurz", "short"),
-    Adjective("rund", "round"),
     Adjective("sauber", "clean"),
     Adjective("schmutzig", "dirty"),
     Adjective("nützlich", "useful"),
-    Adjective("hell", "bright"),
     Adjective("dunkel", "dark", "dunkl"),
-    Adjective("weich", "soft"),
-    Adjective("wertvoll", "valuable"),
 )
 
 # Adjectives for places and events.
@@ -287,8 +263,6 @@ PLACE_ADJECTIVES: tuple[Adjective, ...] = (
     Adjective("schön", "beautiful"),
     Adjective("berühmt", "famous"),
     Adjective("modern", "modern"),
-    Adjective("seltsam", "strange"),
-    Adjective("hässlich", "ugly"),
     Adjective("lang", "long"),
 )
 
@@ -402,7 +376,6 @@ FREQUENCIES: tuple[Phrase, ...] = (
     Phrase("immer", "always"),
     Phrase("nie", "never"),
     Phrase("manchmal", "sometimes"),
-    Phrase("selten", "rarely"),
     Phrase("meistens", "usually"),
     Phrase("auch", "also"),
     Phrase("fast nie", "almost never"),
@@ -411,14 +384,11 @@ FREQUENCIES: tuple[Phrase, ...] = (
 # After the English object.
 MANNERS: tuple[Phrase, ...] = (
     Phrase("gern", "gladly"),
-    Phrase("ungern", "reluctantly"),
     Phrase("leise", "quietly"),
     Phrase("laut", "loudly"),
     Phrase("langsam", "slowly"),
     Phrase("sorgfältig", "carefully"),
-    Phrase("heimlich", "secretly"),
     Phrase("sofort", "immediately"),
-    Phrase("hastig", "hastily"),
     Phrase("wieder", "again"),
     Phrase("allein", "alone"),
 )
@@ -431,8 +401,6 @@ HERE: tuple[Phrase, ...] = (
     Phrase("drinnen", "inside"),
     Phrase("überall", "everywhere"),
     Phrase("zu Hause", "at home"),
-    Phrase("oben", "upstairs"),
-    Phrase("unten", "downstairs"),
 )
 
 # First in the sentence in both languages.
@@ -441,7 +409,6 @@ OPINIONS: tuple[Phrase, ...] = (
     Phrase("leider", "unfortunately"),
     Phrase("endlich", "finally"),
     Phrase("natürlich", "naturally"),
-    Phrase("hoffentlich", "hopefully"),
     Phrase("wahrscheinlich", "probably"),
     Phrase("plötzlich", "suddenly"),
 )
@@ -461,13 +428,6 @@ NEIGHBOURS: tuple[Phrase, ...] = (
     Phrase("neben", "next to"),
 )
 
-# Prepositions with a person, and their case.
-COMPANIONS: tuple[tuple[Phrase, str], ...] = (
-    (Phrase("mit", "with"), "dat"),
-    (Phrase("ohne", "without"), "acc"),
-    (Phrase("für", "for"), "acc"),
-)
-
 # Prepositions of direction, and their case: for rooms and for surfaces.
 ROOM_WAYS: tuple[tuple[Phrase, str], ...] = (
     (Phrase("in", "into"), "acc"),
@@ -479,15 +439,6 @@ SURFACE_WAYS: tuple[tuple[Phrase, str], ...] = (
     (Phrase("über", "over"), "acc"),
     (Phrase("zu", "to"), "dat"),
     (Phrase("auf", "onto"), "acc"),
-)
-
-# What a question begins with, and how often; an empty one asks for yes or no.
-QUESTION_WORDS: tuple[tuple[Phrase, int], ...] = (
-    (Phrase("", ""), 45),
-    (Phrase("wer", "who"), 20),
-    (Phrase("wann", "when"), 13),
-    (Phrase("warum", "why"), 13),
-    (Phrase("wo", "where"), 9),
 )
 
 # Conjunctions that put the German verb last, any tenses.

@@ -124,7 +124,6 @@ class Speaker:
             (self._question, 5),
             (self._reported, 5),
             (self._reasoned, 3),
-            (self._joined, 3),
         )
         kind = self._dice.weighted(kinds)
         self._adjective_rate = 0.2 if kind in (self._statement, self._question) else 0.08
@@ -160,22 +159,13 @@ class Speaker:
         return Phrase(german_clause(clause) + ".", english_clause(clause) + ".")
 
     def _question(self) -> Phrase:
-        word = self._dice.weighted(lexicon.QUESTION_WORDS)
-        if word.german == "wer":
-            self._asking_who = True
+        self._asking_who = self._dice.chance(0.3)
+        if self._asking_who:
             clause = self._adorn(self._deed(), 0.8, without=("negation",))
             return Phrase(german_clause(clause) + "?", english_clause(clause) + "?")
-        clause = self._bare_clause()
-        without = ["negation"]
-        if word.german == "wann":
-            without += ["time", "frequency"]
-        if word.german == "wo":
-            without += ["place"]
-            word = Phrase("", "") if clause.complement else word
-        clause = self._adorn(clause, 0.8, without=without)
-        german = f"{word.german} {german_clause(clause, 'inverted')}?"
-        english = f"{word.english} {english_clause(clause, 'question')}?"
-        return Phrase(german.strip(), english.strip())
+        clause = self._adorn(self._bare_clause(), 0.8, without=("negation",))
+        german = german_clause(clause, "inverted") + "?"
+        return Phrase(german, english_clause(clause, "question") + "?")
 
     def _reported(self) -> Phrase:
         asks = self._dice.chance(0.15)
@@ -194,14 +184,6 @@ class Speaker:
         main = self._adorn(self._bare_clause(), 0.1, tense=tense)
         rest = self._adorn(self._bare_clause(), 0.1, tense=tense, without=(without,))
         return _subordinate(main, link, rest, first=self._dice.chance(0.4))
-
-    def _joined(self) -> Phrase:
-        link = self._dice.pick((Phrase(" und ", " and "), Phrase(", aber ", ", but ")))
-        left = self._adorn(self._bare_clause(), 0.1)
-        right = self._adorn(self._bare_clause(), 0.1)
-        german = german_clause(left) + link.german + german_clause(right)
-        english = english_clause(left) + link.english + english_clause(right)
-        return Phrase(german + ".", english + ".")
 
     # Clauses
 
@@ -252,8 +234,9 @@ class Speaker:
     def _gift(self) -> Clause:
         subject, verb = self._subject(), self._say_verb(verbs.GIVING_VERBS)
         nouns = lexicon.TEXTS if self._dice.chance(0.2) else lexicon.THINGS
-        receiver = self._person("dat", verb, subject, animals=0.0)
-        thing = self._noun(nouns, lexicon.THING_ADJECTIVES, "acc", verb=verb)
+        # No combinations here: with two objects most gifts would be held out.
+        receiver = self._person("dat", None, subject, animals=0.0)
+        thing = self._noun(nouns, lexicon.THING_ADJECTIVES, "acc")
         return Clause(subject, verb, dative=receiver, accusative=thing)
 
     def _action(self) -> Clause:
@@ -405,7 +388,7 @@ class Speaker:
         nouns = lexicon.ANIMALS if animal else lexicon.PERSONS
         return self._noun(nouns, lexicon.PERSON_ADJECTIVES, case, verb=verb)
 
-    # What else is said: tense, time, frequency, manner, company, place
+    # What else is said: tense, time, frequency, manner, place
 
     def _adorn(
         self,
@@ -446,12 +429,10 @@ class Speaker:
         return clause
 
     def _with_adverbs(self, clause: Clause, richness: float, without: Sequence[str]) -> Clause:
-        """Add one of negation, frequency and manner, or a companion, or nothing."""
+        """Add one of negation, frequency and manner, or nothing."""
         dice, phrases = self._dice, (clause.subject, clause.dative, clause.accusative)
         spoken = [phrase for phrase in phrases if phrase]
-        kind = dice.weighted(
-            (("negation", 10), ("frequency", 8), ("manner", 7), ("companion", 3), ("", 72))
-        )
+        kind = dice.weighted((("negation", 10), ("frequency", 8), ("manner", 7), ("", 75)))
         if kind in without or not dice.chance(max(richness, 0.5)):
             return clause
         if kind == "negation" and clause.tense != "modal":
@@ -464,13 +445,6 @@ class Speaker:
             return clause
         if kind == "manner":
             return clause._replace(manner=self._say(dice.pick(lexicon.MANNERS)))
-        if kind == "companion" and clause.accusative and not clause.dative:
-            preposition, case = dice.pick(lexicon.COMPANIONS)
-            person = self._person(case, None, clause.subject, animals=0.1)
-            self._say(preposition)
-            german = prepositional(preposition.german, person.german)
-            company = Phrase(german, f"{preposition.english} {person.english}")
-            return clause._replace(companion=company)
         return clause
 
     def _place(self) -> Phrase:

@@ -54,7 +54,6 @@ THING_VERBS: tuple[Verb, ...] = (
     Verb("putzen", "putzt", "geputzt", "polish"),
     Verb("waschen", "wäscht", "gewaschen", "wash"),
     Verb("reparieren", "repariert", "repariert", "repair"),
-    Verb("verstecken", "versteckt", "versteckt", "hide", "hid"),
     Verb("brauchen", "braucht", "gebraucht", "need"),
     Verb("bezahlen", "bezahlt", "bezahlt", "pay for", "paid"),
     Verb("stehlen", "stiehlt", "gestohlen", "steal", "stole"),
@@ -63,7 +62,6 @@ THING_VERBS: tuple[Verb, ...] = (
     Verb("bestellen", "bestellt", "bestellt", "order"),
     Verb("vergessen", "vergisst", "vergessen", "forget", "forgot"),
     Verb("behalten", "behält", "behalten", "keep", "kept", second="behältst"),
-    Verb("beschreiben", "beschreibt", "beschrieben", "describe"),
     Verb("packen", "packt", "eingepackt", "pack", prefix="ein"),
     Verb("werfen", "wirft", "weggeworfen", "throw away", "threw", prefix="weg"),
 )
@@ -109,12 +107,8 @@ PERSON_VERBS: tuple[Verb, ...] = (
     Verb("trösten", "tröstet", "getröstet", "comfort"),
     Verb("umarmen", "umarmt", "umarmt", "hug", "hugged"),
     Verb("retten", "rettet", "gerettet", "save"),
-    Verb("stören", "stört", "gestört", "disturb"),
-    Verb("beobachten", "beobachtet", "beobachtet", "watch"),
     Verb("begleiten", "begleitet", "begleitet", "accompany"),
     Verb("warnen", "warnt", "gewarnt", "warn"),
-    Verb("loben", "lobt", "gelobt", "praise"),
-    Verb("bestrafen", "bestraft", "bestraft", "punish"),
     Verb("verstehen", "versteht", "verstanden", "understand", "understood"),
 )
 
@@ -128,7 +122,6 @@ DATIVE_VERBS: tuple[Verb, ...] = (
     Verb("gratulieren", "gratuliert", "gratuliert", "congratulate"),
     Verb("hören", "hört", "zugehört", "listen to", prefix="zu"),
     Verb("glauben", "glaubt", "geglaubt", "believe"),
-    Verb("drohen", "droht", "gedroht", "threaten"),
     Verb("gehorchen", "gehorcht", "gehorcht", "obey"),
 )
 
@@ -141,7 +134,6 @@ GIVING_VERBS: tuple[Verb, ...] = (
     Verb("leihen", "leiht", "geliehen", "lend", "lent"),
     Verb("versprechen", "verspricht", "versprochen", "promise"),
     Verb("bieten", "bietet", "angeboten", "offer", prefix="an"),
-    Verb("werfen", "wirft", "zugeworfen", "throw", "threw", prefix="zu"),
 )
 
 # Verbs without an object.
@@ -155,11 +147,8 @@ ACTION_VERBS: tuple[Verb, ...] = (
     Verb("spielen", "spielt", "gespielt", "play"),
     Verb("lernen", "lernt", "gelernt", "learn"),
     Verb("beten", "betet", "gebetet", "pray"),
-    Verb("husten", "hustet", "gehustet", "cough"),
-    Verb("sitzen", "sitzt", "gesessen", "sit", "sat"),
     Verb("stehen", "steht", "gestanden", "stand", "stood"),
     Verb("flüstern", "flüstert", "geflüstert", "whisper"),
-    Verb("zittern", "zittert", "gezittert", "tremble"),
     Verb("klettern", "klettert", "geklettert", "climb", sein=True),
     Verb("schwimmen", "schwimmt", "geschwommen", "swim", "swam", sein=True),
     Verb("stehen", "steht", "aufgestanden", "get up", "got", prefix="auf", sein=True),
@@ -175,10 +164,8 @@ MOTION_VERBS: tuple[Verb, ...] = (
     Verb("kommen", "kommt", "gekommen", "come", "came", sein=True),
     Verb("fliegen", "fliegt", "geflogen", "fly", "flew", sein=True),
     Verb("reisen", "reist", "gereist", "travel", "travelled", sein=True),
-    Verb("eilen", "eilt", "geeilt", "hurry", sein=True),
     Verb("kriechen", "kriecht", "gekrochen", "crawl", sein=True),
     Verb("reiten", "reitet", "geritten", "ride", "rode", sein=True),
-    Verb("schleichen", "schleicht", "geschlichen", "sneak", sein=True),
 )
 
 # Verbs with a person or an animal as prepositional object.
@@ -193,7 +180,6 @@ PREPOSITION_VERBS: tuple[Verb, ...] = (
         "kämpfen", "kämpft", "gekämpft", "fight against", "fought", preposition="gegen", case="acc"
     ),
     Verb("streiten", "streitet", "gestritten", "argue with", preposition="mit", case="dat"),
-    Verb("sorgen", "sorgt", "gesorgt", "care for", preposition="für", case="acc"),
 )
 
 # Verbs with a clause that begins with dass.
@@ -204,7 +190,6 @@ SAYING_VERBS: tuple[Verb, ...] = (
     Verb("sagen", "sagt", "gesagt", "say", "said"),
     Verb("denken", "denkt", "gedacht", "think", "thought"),
     Verb("behaupten", "behauptet", "behauptet", "claim"),
-    Verb("vermuten", "vermutet", "vermutet", "suspect"),
     Verb("bemerken", "bemerkt", "bemerkt", "notice"),
 )
 
