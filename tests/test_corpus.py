@@ -49,9 +49,9 @@ def test_speaker_says_whole_sentences() -> None:
     """All kinds of sentences appear, with capital and stop, subordinate clauses on both sides."""
     speaker = Speaker(1)
     pairs = [speaker.speak() for _ in range(5000)]
-    for pattern in (r", dass .*\.$", r", weil .*\.$", r"^Wenn .*, ", r"^Wer .*\?$"):
+    for pattern in (r", dass .*\.$", r", weil .*\.$", r"^Wenn .*, "):
         assert any(re.search(pattern, pair.german) for pair in pairs), pattern
-    shape = re.compile(r"[A-ZÄÖÜ][^.?]*[.?]")
+    shape = re.compile(r"[A-ZÄÖÜ][^.]*[.]")
     assert all(shape.fullmatch(pair.german) and shape.fullmatch(pair.english) for pair in pairs)
     assert all(pair.german[-1] == pair.english[-1] for pair in pairs)
 

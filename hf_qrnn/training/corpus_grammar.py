@@ -430,8 +430,8 @@ def german_clause(clause: Clause, order: str = "main") -> str:
 
     Args:
         clause: The clause; `front` is used only where the order is "main".
-        order: "main" (verb second), "inverted" (verb first: in a question, or after something else
-            took the first place) or "last" (in a subordinate clause).
+        order: "main" (verb second), "inverted" (verb first: after something else took
+            the first place) or "last" (in a subordinate clause).
     """
     finite, end = _german_verb(clause)
     subject, middle = clause.subject.german, _german_middle(clause)
@@ -466,19 +466,14 @@ def _english_verb(clause: Clause, *, support: bool) -> tuple[str, str]:
     return "", finite
 
 
-def english_clause(clause: Clause, order: str = "main") -> str:
-    """Put a clause in English order, without capital and full stop.
-
-    Args:
-        clause: The clause; `front` is used only where the order is "main".
-        order: "main" or "question" (an auxiliary before the subject; do where there is none).
-    """
-    auxiliary, verb = _english_verb(clause, support=order == "question" or clause.negated)
+def english_clause(clause: Clause) -> str:
+    """Put a clause in English order, without capital and full stop."""
+    auxiliary, verb = _english_verb(clause, support=clause.negated)
     subject, front = clause.subject.english, clause.front.english if clause.front else ""
-    start = [auxiliary, subject] if order == "question" else [front, subject, auxiliary]
     negation = "not" if clause.negated else ""
     frequency = clause.frequency.english if clause.frequency else ""
     after: list[Phrase | NounPhrase | None] = [clause.dative, clause.accusative, clause.complement]
     after += [clause.manner, clause.place, clause.time]
-    words = [*start, negation, frequency, verb, *(item.english for item in after if item)]
+    words = [front, subject, auxiliary, negation, frequency, verb]
+    words += [item.english for item in after if item]
     return " ".join(word for word in words if word)

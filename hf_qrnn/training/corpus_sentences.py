@@ -48,7 +48,6 @@ _PLURAL_WORDS = (
 )
 _SUBSTANCE_WORDS = (("der", 40), ("", 40), ("mein", 5), ("sein", 5), ("unser", 5), ("dies", 5))
 _TENSES = (("present", 45), ("past", 32), ("modal", 23))
-_WHO = NounPhrase("wer", "who")
 _IT = NounPhrase("es", "it")
 _EUROS = Noun("Euro", "m", "Euro", "euro")
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -113,20 +112,18 @@ class Speaker:
         self._dice = _Dice(seed)
         self._lemmas: list[str] = []
         self._combinations: list[Combination] = []
-        self._asking_who = False
         self._adjective_rate = 0.0
 
     def speak(self) -> Derivation:
         """Draw one sentence."""
-        self._lemmas, self._combinations, self._asking_who = [], [], False
+        self._lemmas, self._combinations = [], []
         kinds: tuple[tuple[Callable[[], Phrase], int], ...] = (
-            (self._statement, 84),
-            (self._question, 5),
+            (self._statement, 89),
             (self._reported, 5),
             (self._reasoned, 3),
         )
         kind = self._dice.weighted(kinds)
-        self._adjective_rate = 0.2 if kind in (self._statement, self._question) else 0.08
+        self._adjective_rate = 0.2 if kind == self._statement else 0.08
         german, english = kind()
         return Derivation(
             german[0].upper() + german[1:],
@@ -157,15 +154,6 @@ class Speaker:
     def _statement(self) -> Phrase:
         clause = self._adorn(self._bare_clause(), 1.0, front=True)
         return Phrase(german_clause(clause) + ".", english_clause(clause) + ".")
-
-    def _question(self) -> Phrase:
-        self._asking_who = self._dice.chance(0.3)
-        if self._asking_who:
-            clause = self._adorn(self._deed(), 0.8, without=("negation",))
-            return Phrase(german_clause(clause) + "?", english_clause(clause) + "?")
-        clause = self._adorn(self._bare_clause(), 0.8, without=("negation",))
-        german = german_clause(clause, "inverted") + "?"
-        return Phrase(german, english_clause(clause, "question") + "?")
 
     def _reported(self) -> Phrase:
         asks = self._dice.chance(0.15)
@@ -202,7 +190,7 @@ class Speaker:
             (self._thing_deed, 28),
             (self._food_deed, 8),
             (self._person_deed, 21),
-            (self._gift, 7),
+            (self._gift, 5),
             (self._action, 14),
             (self._motion, 8),
             (self._preposition_deed, 8),
@@ -353,8 +341,6 @@ class Speaker:
 
     def _subject(self, animals: float = 0.03) -> NounPhrase:
         """Draw who does it: an animal, a name, a pronoun or a person."""
-        if self._asking_who:
-            return _WHO
         if self._dice.chance(animals):
             return self._noun(lexicon.ANIMALS, lexicon.PERSON_ADJECTIVES, "nom")
         kind = self._dice.weighted((("person", 55), ("pronoun", 27), ("name", 18)))
@@ -399,7 +385,7 @@ class Speaker:
         without: Sequence[str] = (),
         tense: str = "",
     ) -> Clause:
-        """Add tense, negation and adverbials; `richness` scales how many, `without` names some."""
+        """Add tense, negation and adverbials; `richness` scales how many."""
         dice = self._dice
         if clause.verb is verbs.COST or _is_age(clause.complement):
             return self._with_front(clause, richness) if front else clause
@@ -412,9 +398,9 @@ class Speaker:
             self._lemmas.append(modal.infinitive)
             clause = clause._replace(modal=modal)
         clause = self._with_adverbs(clause, richness, without)
-        if "time" not in without and dice.chance(0.85 * richness):
+        if dice.chance(0.85 * richness):
             clause = clause._replace(time=self._time(tense))
-        if "place" not in without and clause.complement is None and dice.chance(0.09 * richness):
+        if clause.complement is None and dice.chance(0.09 * richness):
             clause = clause._replace(place=self._place())
         return self._with_front(clause, richness) if front else clause
 
