@@ -43,8 +43,9 @@ def test_layers_end_to_end(
 ) -> None:
     path, misses = tmp_path / "out.jsonl", tmp_path / "misses.md"
     both = ["--threads", "1", "--dtypes", "float32", "bfloat16"]
+    misses.write_text("")
     monkeypatch.setattr(goals, "GOALS", (EASY,))
-    assert run_layer(path, *both, "--check") == 0
+    assert run_layer(path, *both, "--check", "--misses", str(misses)) == 0
     table = capsys.readouterr().out
     assert "QRNN against nn.LSTM: cpu, bfloat16, forward+backward, eager, 1 thread" in table
     assert "2 of 2 measured goals met" in table
@@ -64,7 +65,6 @@ def test_layers_end_to_end(
     # The file alone gives the same tables and verdicts, and a miss needs its cause.
     monkeypatch.setattr(goals, "GOALS", (EASY, HARD))
     again = ["--table", str(path), "--check", "--misses", str(misses)]
-    misses.write_text("")
     assert bench_layer.main(again) == 1
     output = capsys.readouterr().out
     assert "QRNN against LoopQRNN: cpu, float32, forward, eager, 1 thread" in output
