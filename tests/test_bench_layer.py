@@ -8,6 +8,7 @@ import goals
 import pytest
 import results
 import torch
+from benching import make_brief
 from controls import LSTMTranslator
 from goals import Goal
 
@@ -18,12 +19,7 @@ from hf_qrnn.timing import Call
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of a megabyte, and as many rounds as it takes to see that there are rounds."""
-    copy, interleave = bench_layer.stream_copy, bench_layer.interleave
-    monkeypatch.setattr(bench_layer, "stream_copy", lambda device, *_: copy(device, 1 << 20))
-    monkeypatch.setattr(
-        bench_layer, "interleave", lambda calls, **_: interleave(calls, seconds=0.0, min_rounds=2)
-    )
+    make_brief(bench_layer, monkeypatch)
 
 
 WHERE = {"bench": "layer", "peer": "nn.LSTM", "threads": 1, "dtype": "float32", "hidden": 16}

@@ -12,6 +12,7 @@ import peers
 import pytest
 import results
 import torch
+from benching import make_brief
 
 from hf_qrnn import kernels
 from hf_qrnn.timing import Timing
@@ -21,12 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of a megabyte, and as many rounds as it takes to see that there are rounds."""
-    copy, interleave = bench_pooling.stream_copy, bench_pooling.interleave
-    monkeypatch.setattr(bench_pooling, "stream_copy", lambda device, *_: copy(device, 1 << 20))
-    monkeypatch.setattr(
-        bench_pooling, "interleave", lambda calls, **_: interleave(calls, seconds=0.0, min_rounds=2)
-    )
+    make_brief(bench_pooling, monkeypatch)
 
 
 SHAPE = (2, 35, 3)

@@ -1,0 +1,14 @@
+"""What the tests of the benchmarks share."""
+
+from types import ModuleType
+
+import pytest
+
+
+def make_brief(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of a megabyte, and as many rounds as it takes to see that there are rounds."""
+    copy, interleave = module.stream_copy, module.interleave
+    monkeypatch.setattr(module, "stream_copy", lambda device, *_: copy(device, 1 << 20))
+    monkeypatch.setattr(
+        module, "interleave", lambda calls, **_: interleave(calls, seconds=0.0, min_rounds=2)
+    )
