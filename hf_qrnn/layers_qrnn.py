@@ -220,9 +220,8 @@ class QRNNLayer(nn.Module):
         """How many rows of `x` go through the layer together."""
         batch, length, width = x.shape
         draws = self.training and self.zoneout > 0.0
-        if x.device.type != "cpu" or torch.is_grad_enabled() or draws:
-            return batch
-        if torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling()
+        if x.device.type != "cpu" or torch.is_grad_enabled() or traced or draws:
             return batch
         per_step = self.kernel_size * width + self.convolution.out_features
         return max(1, BLOCK_BYTES // max(1, length * per_step * x.element_size()))

@@ -115,8 +115,8 @@ def pool(
 def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
     """Run an operation: registered where something traces, else without torch.library's dispatch.
 
-    That dispatch takes a quarter of a millisecond in training: more than the pooling itself in a
-    small model, and ten times a decoding step.
+    That dispatch takes longer in training than the pooling itself of a small model, and many times
+    as long as a decoding step's pooling.
     """
     tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
     function, differentiable = _EAGER[name]

@@ -385,7 +385,7 @@ class Speaker:
         without: Sequence[str] = (),
         tense: str = "",
     ) -> Clause:
-        """Add tense, negation and adverbials; `richness` scales how many."""
+        """Add tense, negation and adverbials; `richness` scales how many, `without` names some."""
         dice = self._dice
         if clause.verb is verbs.COST or _is_age(clause.complement):
             return self._with_front(clause, richness) if front else clause
