@@ -25,7 +25,7 @@ from hf_qrnn.translation import Translator, load_translator
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/demo")
 LEAST_BLEU = 90.0
-NUM_BEAMS = 4
+NUM_BEAMS = 2
 NUM_TRAIN, NUM_VALID = 40_000, 300
 
 

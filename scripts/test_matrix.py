@@ -1,7 +1,8 @@
 """Run the tests with several versions of torch and transformers and write docs/test_matrix.md.
 
 Every pair gets an environment of its own under `.venv-matrix/`; pairs with the same torch share one
-copy of it. In each, the project's tests and then the whole of transformers' common tests run.
+copy of it. In each run the project's tests, the whole of transformers' common tests, and the tests
+of pooling and models once more on a wheel, the same one everywhere, in place of the checkout.
 
 What you should see: one line per pair, then the table. Without a CPU wheel of a torch release, pip
 installs the CUDA one: 4.6 GB of disk for torch 2.11.
@@ -33,7 +34,16 @@ SUITES = {
         "tests/test_transformers_models.py",
         "tests/test_transformers_tokenizers.py",
     ],
+    "wheel": ["tests/test_pooling.py", "tests/test_modeling.py", "tests/test_loading.py"],
 }
+# The package and its library come out of the wheel: argument 1 is where it lies unpacked.
+FROM_WHEEL = """
+import pathlib, sys, torch, hf_qrnn, hf_qrnn.kernels as kernels
+folder = pathlib.Path(sys.argv[1])
+reason = kernels.unavailable(torch.device("cpu"))
+files = pathlib.Path(hf_qrnn.__file__), kernels.find().path
+assert reason is None and all(file.is_relative_to(folder) for file in files), (files, reason)
+"""
 
 
 @dataclass
@@ -49,7 +59,7 @@ class Result:
 
 
 def run(*command: str | Path, **environment: str) -> int:
-    """Run `command` in the repository's root and return its exit status."""
+    """Run `command` in the repository's root, with `environment` added; its exit status."""
     words = [str(word) for word in command]
     return subprocess.run(
         words, cwd=ROOT, env={**os.environ, **environment}, check=False
@@ -74,8 +84,10 @@ def prepare(torch: str, transformers: str) -> Path:
     if transformers not in " ".join(pins):
         pins = [pin for pin in pins if pin.split("==")[0] not in FREE]
     FOLDER.mkdir(exist_ok=True)
-    constraints = FOLDER / f"constraints-{transformers}.txt"
-    pins = [pin for pin in pins if not pin.startswith("torch==")] + [f"torch=={torch}"]
+    constraints = FOLDER / f"constraints-{torch}-{transformers}.txt"
+    if f"torch=={torch}" not in pins:
+        pins = [pin for pin in pins if pin.split("==")[0] not in ("torch", "triton")]
+        pins.append(f"torch=={torch}")
     constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")
     install = ("-m", "pip", "install", "--quiet", "--constraint", constraints)
     done = (
@@ -98,6 +110,24 @@ def share(base: Path, python: Path) -> bool:
     return run(python, "-c", code, base / packages) == 0
 
 
+def unpack_wheel(torch: str, python: Path) -> Path:
+    """The folder in which the wheel lies unpacked; `python`, with `torch`, builds it if need be.
+
+    Built once, by the first pair: the others must be served by what that one's torch made.
+    """
+    folder = FOLDER / "wheel"
+    if folder.exists():
+        return folder
+    build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    unpack = ("-m", "pip", "install", "--quiet", "--no-deps", "--target", folder)
+    made = FOLDER / f"wheel-by-torch-{torch}"
+    if run(python, *build, "--wheel-dir", made, ".", HF_QRNN_BUILD="cpu") == 0:
+        run(python, *unpack, *made.glob("*.whl"))
+    if not folder.exists():
+        raise RuntimeError(f"The wheel was not built with torch {torch}.")
+    return folder
+
+
 def read(report: Path, torch: str, transformers: str, suite: str) -> Result:
     """Counts, names of failures and reasons of skips from a JUnit report."""
     result, skipped = Result(torch, transformers, suite), Counter[str]()
@@ -118,7 +148,15 @@ def test(python: Path, torch: str, transformers: str, suite: str, extra: list[st
     """Run one suite in one environment, `extra` being arguments of pytest."""
     report = FOLDER / f"torch-{torch}-transformers-{transformers}-{suite}.xml"
     report.unlink(missing_ok=True)
-    run(python, "-m", "pytest", "-q", f"--junitxml={report}", *SUITES[suite], *extra)
+    environment: dict[str, str] = {}
+    if suite == "wheel":
+        folder = unpack_wheel(torch, python)
+        # An empty cache: a library of the checkout would win over the wheel's.
+        environment = {"PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(FOLDER / "no-cache")}
+        if run(python, "-c", FROM_WHEEL, folder, **environment) != 0:
+            raise RuntimeError(f"The wheel does not work with torch {torch}.")
+    words = ("-q", f"--junitxml={report}", "--numprocesses=2", "--dist=loadfile")
+    run(python, "-m", "pytest", *words, *SUITES[suite], *extra, **environment)
     if not report.exists():
         raise RuntimeError(f"pytest wrote no report: torch {torch}, transformers {transformers}.")
     return read(report, torch, transformers, suite)
@@ -139,8 +177,10 @@ def page(results: list[Result]) -> str:
         "# Tests with several versions of torch and transformers",
         "",
         "Written by `make test-matrix`. The suite `project` is what `make test` runs, without",
-        "transformers' common tests; the suite `common` is all of those: see",
-        "[transformers_common_tests.md](transformers_common_tests.md).",
+        "transformers' common tests; `common` is all of those: see",
+        "[transformers_common_tests.md](transformers_common_tests.md). `wheel` is the tests",
+        "of pooling, models and loading on one wheel, built by the first pair, in place of the",
+        "checkout.",
         "",
         *table(results),
     ]

@@ -227,6 +227,8 @@ def run(
     data = load_translation_data(data_options)
     tokenizer = make_tokenizer(tokenizer_options, data.train)
     model = make_model(model_options, tokenizer)
+    # Saved with the model: whoever generates with it, generates as its test set was scored.
+    model.generation_config.no_repeat_ngram_size = options.no_repeat_ngram_size or None
     set_seed(options.seed, device_specific=True)  # dropout differs between processes
     checkpoints = CheckpointFolder(
         Path(options.output_dir) / "checkpoints", keep_last=loop.keep_last, keep_best=loop.keep_best

@@ -1,5 +1,6 @@
 """The training loop and script: optimisation, options, run folders, and that the model learns."""
 
+import itertools
 import json
 import math
 import random
@@ -196,6 +197,13 @@ def test_loop_options_are_checked(options: dict[str, object], message: str) -> N
         LoopOptions(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("name", "least"), [("num_beams", 1), ("no_repeat_ngram_size", 0)])
+def test_run_options_are_checked(name: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be at least {least}, but is {least - 1}."):
+        RunOptions(**{name: least - 1})  # type: ignore[arg-type]
+    assert getattr(RunOptions(**{name: least}), name) == least  # type: ignore[arg-type]
+
+
 def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("seed: 5\nhidden_size: 12\nencoder_kernel_sizes: [3, 2]\nlearning_rate: 1e-4\n")
@@ -268,6 +276,7 @@ def test_script_trains_leaves_a_loadable_folder_and_pushes(tmp_path: Path, hub: 
         *("--output_dir", "out", "--max_steps", "12", "--eval_every", "6", "--log_every", "3"),
         *("--decoder_layers", "1", "--max_tokens", "128", "--cpu", "--seed", "7", *sizes),
         *("--push_to_hub", "--hub_model_id", "someone/mine", "--data_name", "Letters and such"),
+        *("--no_repeat_ngram_size", "2"),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
@@ -298,8 +307,11 @@ def test_script_trains_leaves_a_loadable_folder_and_pushes(tmp_path: Path, hub: 
     assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     model = AutoModelForSeq2SeqLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
-    ids = model.generate(**tokenizer(["abc"], return_tensors="pt"), max_new_tokens=5)
-    assert isinstance(tokenizer.decode(ids[0], skip_special_tokens=True), str)
+    assert model.generation_config.no_repeat_ngram_size == 2
+    ids = model.generate(**tokenizer(["abc"], return_tensors="pt"), max_new_tokens=12)[0].tolist()
+    assert isinstance(tokenizer.decode(ids, skip_special_tokens=True), str)
+    pairs_of_ids = list(itertools.pairwise(ids))
+    assert len(set(pairs_of_ids)) == len(pairs_of_ids)
 
 
 def test_two_processes_end_together_and_leave_one_model(tmp_path: Path) -> None:

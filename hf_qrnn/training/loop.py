@@ -28,6 +28,7 @@ from hf_qrnn.training.checkpoint import (
     read_checkpoint,
 )
 from hf_qrnn.training.meter import Meter, peak_memory
+from hf_qrnn.training.options import check_at_least
 from hf_qrnn.training.processes import Processes
 from hf_qrnn.training.stopping import (
     DivergenceError,
@@ -110,10 +111,7 @@ class LoopOptions:
             "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0, "loss_limit": 0,
             "save_every": 0, "keep_last": 1, "keep_best": 0,
         }  # fmt: skip
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                value = getattr(self, name)
-                raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
+        check_at_least(self, least)
         choices_of = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "average": AVERAGES}
         for name, allowed in choices_of.items():
             if getattr(self, name) not in allowed:

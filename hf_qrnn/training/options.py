@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -101,6 +101,17 @@ class RunOptions:
     num_beams: int = field(
         default=5, metadata={"help": "beams for the test set; validation is greedy"}
     )
+    no_repeat_ngram_size: int = field(
+        default=0,
+        metadata={"help": "so many tokens in a row come once in a translation; 0 = no such rule"},
+    )
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_threads": 0, "num_workers": 0, "expect_world_size": 0, "eval_sentences": -1,
+            "eval_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0,
+        }  # fmt: skip
+        check_at_least(self, least)
 
 
 @dataclass
@@ -127,6 +138,14 @@ class PublishOptions:
             raise FileNotFoundError(
                 f"`card_about` must be an existing file, but is {self.card_about!r}."
             )
+
+
+def check_at_least(options: Any, least: Mapping[str, float]) -> None:
+    """Raise ValueError where a field of `options` is below its bound."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value < bound:
+            raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
 
 
 def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
