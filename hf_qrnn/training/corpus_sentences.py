@@ -119,8 +119,8 @@ class Speaker:
         self._lemmas, self._combinations = [], []
         kinds: tuple[tuple[Callable[[], Phrase], int], ...] = (
             (self._statement, 89),
-            (self._reported, 5),
-            (self._reasoned, 3),
+            (self._reported, 4),
+            (self._reasoned, 2),
         )
         kind = self._dice.weighted(kinds)
         self._adjective_rate = 0.2 if kind == self._statement else 0.08
