@@ -20,11 +20,13 @@ RowChange = Callable[[torch.Tensor], torch.Tensor]
 
 def _on_each(change: RowChange, tensors: Tensors) -> Tensors:
     """Change every tensor of a named tuple once, the same tensor under two names too."""
-    done: dict[int, torch.Tensor] = {}
-    for tensor in tensors:
-        if tensor is not None and id(tensor) not in done:
-            done[id(tensor)] = change(tensor)
-    changed: list[Any] = [None if x is None else done[id(x)] for x in tensors]
+    changed: list[Any] = []
+    for index, tensor in enumerate(tensors):
+        same = next((i for i in range(index) if tensors[i] is tensor), None)
+        if tensor is None or same is None:
+            changed.append(None if tensor is None else change(tensor))
+        else:
+            changed.append(changed[same])
     return type(tensors)(*changed)
 
 

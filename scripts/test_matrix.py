@@ -151,8 +151,9 @@ def test(python: Path, torch: str, transformers: str, suite: str, extra: list[st
     environment: dict[str, str] = {}
     if suite == "wheel":
         folder = unpack_wheel(torch, python)
-        # An empty cache: a library of the checkout would win over the wheel's.
+        # With an empty cache no library of the checkout wins over the wheel's.
         environment = {"PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(FOLDER / "no-cache")}
+        environment["PYTHONSAFEPATH"] = "1"  # nor does the working directory
         if run(python, "-c", FROM_WHEEL, folder, **environment) != 0:
             raise RuntimeError(f"The wheel does not work with torch {torch}.")
     words = ("-q", f"--junitxml={report}", "--numprocesses=2", "--dist=loadfile")

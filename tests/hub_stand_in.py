@@ -174,7 +174,9 @@ class HubStandIn:
 
     @property
     def large_file_url(self) -> str:
-        return f"http://127.0.0.1:{self.servers[1].server_port}"
+        # Another host, as the Hub's storage is: a client follows no redirect to it when it asks
+        # for a file's metadata.
+        return f"http://localhost:{self.servers[1].server_port}"
 
     def __enter__(self) -> HubStandIn:
         for server in self.servers:
