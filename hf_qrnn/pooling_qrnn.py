@@ -15,6 +15,7 @@ Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +107,11 @@ def pool(
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        # ONNX knows no operation of ours.
+        options = (pooling, zoneout, reverse)
+        h, c, state = _pool_with(_scan_in_graph, arguments[:5], options)
+        return PoolOutput(h, c if return_c else None, state)
     # An exported program's number of tiles would tie it to short or to long rows.
     want_tiles = _wants_grad(gates, bias, initial_state) and not torch.compiler.is_exporting()
     h, c, state, _ = _run(_FORWARD, *arguments, want_tiles, backend)
@@ -350,25 +356,47 @@ _tanh_slope = torch.ops.aten.tanh_backward.default
 _sigmoid_slope = torch.ops.aten.sigmoid_backward.default
 
 
-def _pool_differentiable(
-    gates: torch.Tensor,
-    bias: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    options: tuple[str, float, bool],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`h`, `c`, final state, by operations that autograd follows to any order: for gradgrad."""
-    pooling, zoneout, reverse = options
-    z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
-    state = _first_state(initial_state, z)
-    write = i * z
+def _scan_differentiable(
+    f: torch.Tensor, write: torch.Tensor, state: torch.Tensor, reverse: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All states and the final one, by operations that autograd follows to any order."""
     states: list[torch.Tensor] = []
-    times = range(z.shape[1])
+    times = range(write.shape[1])
     for t in reversed(times) if reverse else times:
         state = f[:, t] * state + write[:, t]
         states.append(state)
-    c = torch.stack(states[::-1] if reverse else states, dim=1) if states else write
+    return torch.stack(states[::-1] if reverse else states, dim=1) if states else write, state
+
+
+def _scan_in_graph(
+    f: torch.Tensor, write: torch.Tensor, state: torch.Tensor, reverse: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All states and the final one, by one loop of an exported graph, of any length."""
+    from torch._higher_order_ops.scan import scan
+
+    def step(
+        state: torch.Tensor, now: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        f_t, write_t = now
+        state = f_t * state + write_t
+        return state, state.clone()
+
+    by_time = tuple((x.flip(1) if reverse else x).transpose(0, 1) for x in (f, write))
+    state, c = scan(step, state, by_time)
+    # Its length is T, which the exporter would not know of itself.
+    c = c.reshape(by_time[1].shape).transpose(0, 1)
+    return c.flip(1) if reverse else c, state
+
+
+def _pool_with(
+    scan: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    tensors: Sequence[Any],
+    options: tuple[str, float, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`h`, `c`, final state of gates, bias, initial state, mask and seed; `scan` recurs."""
+    (gates, bias, initial_state, mask, seed), (pooling, zoneout, reverse) = tensors, options
+    z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
+    c, state = scan(f, i * z, _first_state(initial_state, z), reverse)
     h = o * c if o is not None else _hide_pads(c, mask)
     return h.to(gates.dtype), c, state
 
@@ -474,7 +502,7 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     with torch.enable_grad():
         leaves = [None if x is None else x.detach().requires_grad_() for x in given]
         cotangents, causes = leaves[:3], leaves[3:]
-        outputs = _pool_differentiable(causes[0], causes[1], causes[2], mask, seed, ctx.options)  # type: ignore[arg-type]
+        outputs = _pool_with(_scan_differentiable, (*causes, mask, seed), ctx.options)
         pairs = [(out, g) for out, g in zip(outputs, cotangents, strict=True) if g is not None]
         wanted = [(x, g) for x, g in zip(causes, grads, strict=True) if x is not None]
         first = torch.autograd.grad(

@@ -59,7 +59,9 @@ def real_steps(
     if attention_mask is None:
         return None
     check_mask(name, attention_mask, length, batch, exact=exact)
-    mask = attention_mask[:, attention_mask.shape[1] - length :].bool()
+    if not exact:
+        attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
+    mask = attention_mask.bool()
     if torch.compiler.is_compiling() or mask.device.type == "meta":
         return mask
     if mask.device.type == "cpu" and bool(mask.all()):

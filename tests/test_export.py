@@ -1,4 +1,7 @@
-"""`torch.export` with dynamic batch and lengths: one graph, right at sizes it has not seen."""
+"""`torch.export` and ONNX, with dynamic batch and lengths: right at sizes they have not seen."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,13 +55,16 @@ def text_inputs(batch: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def exported(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> ExportedProgram:
+def dynamic_shapes(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     lengths = {"decoder": Dim("target"), "": Dim("source")}
-    shapes = {
+    return {
         name: {0: Dim("batch"), 1: lengths["decoder" if name.startswith("decoder") else ""]}
         for name in inputs
     }
-    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes)
+
+
+def exported(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> ExportedProgram:
+    program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic_shapes(inputs))
     operations = {str(node.target) for node in program.graph.nodes}
     # The recurrence is one node, not a loop unrolled to the length of the example.
     assert "hf_qrnn.pool_v2.default" in operations
@@ -100,3 +106,21 @@ def test_layer_exports_with_dynamic_sizes() -> None:
     for time, batch in [(5, 2), (12, 3)]:
         x = torch.randn(time, batch, 3)
         torch.testing.assert_close(run(x), layer(x))
+
+
+@pytest.mark.parametrize("name", ["paper", "modern"])
+@pytest.mark.filterwarnings("ignore")
+def test_translation_model_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = QRNNForConditionalGeneration(config(**VARIANTS[name])).eval()
+    inputs = seq2seq_inputs(4, 7, 5)
+    program = torch.onnx.export(model, (), kwargs=inputs, dynamic_shapes=dynamic_shapes(inputs))
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    for sizes in NEW_SIZES:
+        inputs = seq2seq_inputs(*sizes)
+        got = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        expected = model(**inputs).logits
+        torch.testing.assert_close(torch.from_numpy(got[0]), expected, rtol=1e-3, atol=1e-4)
