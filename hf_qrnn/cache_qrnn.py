@@ -22,9 +22,12 @@ def _on_each(change: RowChange, tensors: Tensors) -> Tensors:
     """Change every tensor of a named tuple once, the same tensor under two names too."""
     changed: list[Any] = []
     for index, tensor in enumerate(tensors):
+        # By `is`: torch 2.11 compiles no id() of a tensor.
         same = next((i for i in range(index) if tensors[i] is tensor), None)
-        if tensor is None or same is None:
-            changed.append(None if tensor is None else change(tensor))
+        if tensor is None:
+            changed.append(None)
+        elif same is None:
+            changed.append(change(tensor))
         else:
             changed.append(changed[same])
     return type(tensors)(*changed)
