@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -212,6 +213,8 @@ def main() -> int:
     kept = FOLDER / "results.json"
     before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     results = {(r["torch"], r["transformers"], r["suite"]): Result(**r) for r in before}
+    for old in FOLDER.glob("wheel*"):  # of an earlier run, perhaps of other sources
+        shutil.rmtree(old)
     for torch in options.torch:
         for transformers in options.transformers:
             python = prepare(torch, transformers)

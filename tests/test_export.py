@@ -117,6 +117,9 @@ def test_translation_model_runs_in_onnx_runtime(name: str, tmp_path: Path) -> No
     inputs = seq2seq_inputs(4, 7, 5)
     program = torch.onnx.export(model, (), kwargs=inputs, dynamic_shapes=dynamic_shapes(inputs))
     assert program is not None
+    # One loop for each direction of each layer: nothing is unrolled to the example's length.
+    loops = [node for node in program.model.graph if node.op_type == "Scan"]
+    assert len(loops) == (6 if name == "modern" else 4)
     program.save(tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     for sizes in NEW_SIZES:
