@@ -76,9 +76,11 @@ def sentence(record: Record) -> str:
         return _environment(record)
     where = [record["bench"], *(str(record[x]) for x in _TABLE_FIELDS[1:] if x in record)]
     if "batch" in record:
-        where.append(f"{record['batch']}x{record['length']}")
+        sizes = ("batch", "length", *(("hidden", "kernel_size") if "way" in record else ()))
+        where.append("x".join(str(record[name]) for name in sizes))
     shown = (
         "backend",
+        "way",
         "ms",
         "peer_ms",
         "ratio",
@@ -113,6 +115,7 @@ def markdown(records: list[Record]) -> str:
     if peers:
         names = ("peer", "mode", "peer_gb_per_second", "gb_per_second", "ratio")
         parts.append(_rows(peers, {name: name.replace("_", " ") for name in names}))
+    parts += _convolutions([x for x in measured if x["bench"] == "convolution"])
     models = [x for x in measured if x["bench"] == "translation"]
     if models:
         names = ("device", "dtype", "threads", "peer", "characters_per_second")
@@ -145,6 +148,25 @@ def _grids(records: list[Record]) -> Iterator[str]:
         # The floor is what a layer cannot beat: there the ratio says how far above it is.
         title = "QRNN over" if fields["bench"] == "gemm" else "QRNN against"
         yield f"{title} {fields['peer']}: {', '.join(words)}\n\n" + "\n".join(lines)
+
+
+def _convolutions(records: list[Record]) -> Iterator[str]:
+    """A line for each size, a column for each way; how many times as fast as over windows."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        key = tuple(record[name] for name in ("device", "dtype", "mode", "threads"))
+        groups.setdefault(key, []).append(record)
+    for (device, dtype, mode, threads), group in groups.items():
+        names = list(dict.fromkeys(x["way"] for x in group))
+        lines: dict[str, Record] = {}
+        for x in group:
+            shape = f"{x['batch']} x {x['length']} x {x['hidden']}, {x['kernel_size']}"
+            lines.setdefault(shape, {"B x T x H, K": shape, "windows, ms": x["peer_ms"]})
+            lines[shape][x["way"]] = f"{x['ratio']:.2f}"
+        columns = {name: name for name in ("B x T x H, K", "windows, ms", *names)}
+        where = [device, dtype, mode, *([f"threads {threads}"] if device == "cpu" else [])]
+        title = f"Convolutions against one product over windows: {', '.join(where)}"
+        yield f"{title}\n\n{_rows(list(lines.values()), columns)}"
 
 
 def _cell(record: Record | None) -> str:

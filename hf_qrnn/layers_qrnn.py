@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .convolution_qrnn import GateConvolution, convolve
 from .pooling_qrnn import NUM_GATES, pool
 
 RMS_NORM_EPS = 1e-6
 
 # On a CPU without gradients, windows and gates of so many bytes are made at a time: they stay in
 # the caches, and in memory that is already mapped.
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 32 * 2**20
 
 
 class LayerState(NamedTuple):
@@ -81,22 +82,6 @@ def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return x if mask is None else x.masked_fill(~mask[:, :, None], 0.0)
 
 
-def windows(padded: torch.Tensor, kernel_size: int, *, reverse: bool = False) -> torch.Tensor:
-    """The K inputs that each output of a convolution sees, first in processing order first.
-
-    Args:
-        padded: (B, T + K - 1, E), the inputs with the zeros or the past the edges need.
-        kernel_size: K.
-        reverse: Whether processing goes from the last timestep to the first.
-
-    Returns:
-        (B, T, K*E).
-    """
-    length = padded.shape[1] - kernel_size + 1
-    taps = [padded[:, j : j + length] for j in range(kernel_size)]
-    return torch.cat(taps[::-1] if reverse else taps, dim=-1)  # (B, T, K*E)
-
-
 def last_inputs(padded: torch.Tensor, mask: torch.Tensor | None, num: int) -> torch.Tensor:
     """The last `num` real rows of `padded` (B, num + T, E), whose first `num` rows came before.
 
@@ -122,17 +107,6 @@ def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = Fal
     # At a row without a real step any index does: h is zero there.
     index = ((mask * (length - times)) if reverse else (mask * (times + 1))).argmax(dim=1)
     return h.gather(1, index[:, None, None].expand(-1, 1, h.shape[2]))[:, 0]
-
-
-class GateConvolution(nn.Linear):
-    """The convolution of all gates as one matrix over the window, (B, T, K*E) to (B, T, G*H).
-
-    Taps from first to last in processing order, gates in order z, f, o, i.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int, kernel_size: int, num_gates: int) -> None:
-        super().__init__(kernel_size * input_size, num_gates * hidden_size)
-        self.hidden_size = hidden_size
 
 
 class QRNNLayer(nn.Module):
@@ -248,8 +222,11 @@ class QRNNLayer(nn.Module):
             padded = nn.functional.pad(
                 x, (0, 0, *((right, left) if self.reverse else (left, right)))
             )
-        gates = self.convolution(windows(padded, self.kernel_size, reverse=self.reverse))
-        h, c, final = pool(  # gates: (B, T, G*H)
+        # gates: (B, T, G*H)
+        gates, bias = convolve(self.convolution, padded, self.kernel_size, reverse=self.reverse)
+        if bias is not None:
+            gate_bias = bias.expand(x.shape[0], -1) if gate_bias is None else gate_bias + bias
+        h, c, final = pool(
             gates,
             pooling=self.pooling,
             bias=gate_bias,

@@ -28,8 +28,9 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape, check_token_ids, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
+from .convolution_qrnn import GateConvolution
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
-from .layers_qrnn import GateConvolution, last_step
+from .layers_qrnn import last_step
 from .losses_qrnn import shift_tokens_right, token_loss
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 

@@ -1,5 +1,6 @@
 """hf_qrnn.layers_qrnn: pads, directions, windows and steps change nothing; Eqs. 1, 7 and 8."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+from hf_qrnn import convolution_qrnn
 from hf_qrnn.layers_qrnn import (
     AttentionBlock,
     Connection,
@@ -23,14 +25,24 @@ from hf_qrnn.layers_qrnn import (
     last_inputs,
     last_step,
     split_heads,
-    windows,
 )
 from hf_qrnn.pooling_qrnn import NUM_GATES, pool
 
-pytestmark = pytest.mark.usefixtures("nan_memory")
+pytestmark = pytest.mark.usefixtures("nan_memory", "products")
 
 KINDS = ("f", "fo", "ifo")
 E, H = 3, 4
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["windows", "pairs"])
+def products(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test with either way to convolve, where the width of the filter allows it."""
+    with pytest.MonkeyPatch.context() as patch:
+        least = 1 if request.param else 2**62
+        for name in ("LEAST_STEPS", "LEAST_PAIRS", "LEAST_INPUTS", "LEAST_OUTPUTS"):
+            patch.setattr(convolution_qrnn, name, least)
+        yield
+
 
 kinds = st.sampled_from(KINDS)
 widths = st.integers(1, 6)
@@ -282,13 +294,6 @@ def test_layer_is_conv1d_then_pool(
     got = layer(x, want_c=True)
     close(got.h, wanted.h.flip(1) if reverse else wanted.h)
     close(got.c, wanted.c.flip(1) if reverse else wanted.c)
-
-
-def test_windows_are_the_taps_in_processing_order() -> None:
-    padded = torch.tensor([[[0.0], [1], [2], [3]]])
-    assert windows(padded, 2).tolist() == [[[0, 1], [1, 2], [2, 3]]]
-    assert windows(padded, 2, reverse=True).tolist() == [[[1, 0], [2, 1], [3, 2]]]
-    assert windows(padded, 4).tolist() == [[[0, 1, 2, 3]]]
 
 
 @pytest.mark.parametrize("pooling", KINDS)
