@@ -10,7 +10,7 @@ from pooling_loop import gradients, in_double, inputs, largest_difference, loop,
 
 from hf_qrnn import kernels, use_backend
 from hf_qrnn.backends_qrnn import unavailable
-from hf_qrnn.pooling_qrnn import PoolOutput, pool
+from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -286,6 +286,18 @@ def test_activations_of_any_number(backend: str, dtype: torch.dtype) -> None:
         row = torch.zeros(1, 1, 3, dtype=dtype)
         row[..., gate] = torch.nan
         assert pool(row, pooling="fo").h.isnan().all()
+
+
+@all_backends
+@pytest.mark.parametrize("pooling", ["fo", "ifo"])
+def test_a_nan_in_an_output_gate_concerns_one_output(backend: str, pooling: str) -> None:
+    gates = torch.randn(1, 6, NUM_GATES[pooling] * 20, generator=torch.Generator().manual_seed(0))
+    whole = pool(gates, pooling=pooling, return_c=True)
+    gates[0, 2, 2 * 20 + 3] = torch.nan
+    got = pool(gates, pooling=pooling, return_c=True)
+    assert got.h[0, 2, 3].isnan()
+    got.h[0, 2, 3] = whole.h[0, 2, 3]
+    torch.testing.assert_close(tuple(got), tuple(whole), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])

@@ -12,10 +12,11 @@ namespace {
 
 // Channels whose state is kept at once. Backward also keeps states and gates of a tile, which
 // should stay in the second-level cache.
-constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 256;
+constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 512;
 
-// Steps between fetching a row and using it.
-constexpr int64_t kAhead = 2;
+// Steps between fetching a row and using it. Rows to be written are fetched too: a store that waits
+// for its line is what both passes would wait for most.
+constexpr int64_t kAhead = 4;
 
 // What one step (b, t) reads beside the gates.
 template <typename T>
@@ -77,7 +78,8 @@ QRNN_INLINE Gates<S> activate(const Step<T>& step, int64_t channel, int64_t coun
   const Logistic<S> f(gate<kTail, T, S>(step, 1, channel, count));
   const Logistic<S> o(kWithO ? gate<kTail, T, S>(step, 2, channel, count) : zero);
   const Logistic<S> i(kIfo ? gate<kTail, T, S>(step, 3, channel, count) : zero);
-  V of_z = z.below, of_f = f.below, of_o = o.below, of_i = i.below;
+  // What o is must not reach the state: one division for all spreads what is no number.
+  V of_z = z.below, of_f = f.below, of_o = largest<S>(o.below, one), of_i = i.below;
   if constexpr (kWithO && kIfo) {
     invert(of_z, of_f, of_o, of_i);
   } else if constexpr (kWithO) {
@@ -107,11 +109,13 @@ QRNN_INLINE void set_state(S* state, const S* from, int64_t count) {
 
 // ---------------------------------------------------------------- forward
 
+// `h_ahead` lies in the row of a later step.
 template <bool kTail, Pooling kPooling, typename T, typename S>
 QRNN_INLINE void forward_lanes(const Step<T>& step, int64_t channel, int64_t count, S* state, T* h,
-                               S* c) {
+                               const T* h_ahead, S* c) {
   using V = typename Simd<S>::V;
   constexpr bool kWithO = kPooling != Pooling::f;
+  __builtin_prefetch(h_ahead, 1, 2);
   const Gates<S> g = activate<kTail, kWithO, kPooling, T, S>(step, channel, count);
   const V value = g.f * load<false, S>(state, count) + g.write * g.z;
   store<false, S>(state, value, count);
@@ -141,14 +145,16 @@ void forward_block(const PoolInputs<T, S>& in, const ForwardOutputs<T, S>& out, 
       if (c) memcpy(c, state, count * sizeof(S));
       continue;
     }
-    const Step<T> step = step_at(kPooling, in, b, t, t + direction * kAhead);
+    const int64_t later = t + direction * kAhead;
+    const Step<T> step = step_at(kPooling, in, b, t, later);
+    const T* h_ahead = later < 0 || later >= length ? h : h + (later - t) * hidden;
     int64_t k = 0;
     for (; k + kLanes <= count; k += kLanes) {
-      forward_lanes<false, kPooling>(step, first + k, kLanes, state + k, h + k,
+      forward_lanes<false, kPooling>(step, first + k, kLanes, state + k, h + k, h_ahead + k,
                                      c ? c + k : nullptr);
     }
     if (k < count) {
-      forward_lanes<true, kPooling>(step, first + k, count - k, state + k, h + k,
+      forward_lanes<true, kPooling>(step, first + k, count - k, state + k, h + k, h_ahead + k,
                                     c ? c + k : nullptr);
     }
   }
@@ -236,11 +242,15 @@ void backward_pad(int64_t hidden, int64_t channel, int64_t count, const S* grad_
 template <Pooling kPooling, typename T, typename S>
 QRNN_INLINE void fetch_for_backward(const Step<T>& step, const BackwardArguments<T, S>& out,
                                     int64_t row, int64_t first, int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(T);
+  constexpr int64_t kLine = 64 / sizeof(T), kGates = num_gates(kPooling);
   const int64_t hidden = step.hidden;
   for (int64_t k = first; k < first + count; k += kLine) {
     if (kPooling != Pooling::f) __builtin_prefetch(step.gates + 2 * hidden + k, 0, 2);
     if (out.grad_h) __builtin_prefetch(out.grad_h + row * hidden + k, 0, 2);
+    T* grad_gates = out.grad_gates + row * kGates * hidden + k;
+    for (int64_t index = 0; index < kGates; ++index) {
+      __builtin_prefetch(grad_gates + index * hidden, 1, 2);
+    }
   }
 }
 

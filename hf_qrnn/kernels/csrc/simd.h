@@ -160,9 +160,9 @@ struct Logistic {
   V x, e, below;
 
   explicit QRNN_INLINE Logistic(V x_) : x(x_), e(decay<S>(x_).value), below(S(1) + e) {}
-  // With `r` for 1 / below.
-  QRNN_INLINE V plus(V r) const { return r * (x < V{} ? e : V{} + S(1)); }
-  QRNN_INLINE V minus(V r) const { return r * (x < V{} ? V{} + S(1) : e); }
+  // With `r` for 1 / below. Where x is not a number, e is none.
+  QRNN_INLINE V plus(V r) const { return r * (x >= V{} ? V{} + S(1) : e); }
+  QRNN_INLINE V minus(V r) const { return r * (x >= V{} ? e : V{} + S(1)); }
 };
 
 // tanh(x), in every digit, as a function of 1 / below.
