@@ -66,6 +66,14 @@ def convolve(
     return gates, bias
 
 
+def pad_time(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
+    """Zeros before and behind the steps of `x` (B, T, E): (B, left + T + right, E)."""
+    batch, _, width = x.shape
+    parts = [x.new_zeros(batch, left, width), x, x.new_zeros(batch, right, width)]
+    # One pass; functional.pad writes zeros everywhere first.
+    return torch.cat(parts, dim=1)
+
+
 def windows(padded: torch.Tensor, kernel_size: int, *, reverse: bool = False) -> torch.Tensor:
     """The K inputs that each output of a convolution sees, first in processing order first.
 
@@ -132,12 +140,17 @@ def _factors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x_0 - x_1, x_1 and x_2 - x_1 of every pair of steps and of taps, each (B*N, K/2*E).
 
-    N pairs hold T steps; a pair's second step may be one too many, and is zero then.
+    N pairs hold T steps; of an odd T the last pair's second step is none, and its x_2 - x_1 zero.
     """
-    if padded.shape[1] % 2 == 0:  # an odd T
-        padded = nn.functional.pad(padded, (0, 0, 0, 1))
     even, odd = padded[:, 0::2], padded[:, 1::2]
-    parts = (even[:, :-1] - odd, odd, even[:, 1:] - odd)
+    num = odd.shape[1]
+    if even.shape[1] == num:  # an odd T
+        after = odd.new_empty(odd.shape)
+        torch.sub(even[:, 1:], odd[:, :-1], out=after[:, :-1])
+        after[:, -1] = 0.0
+    else:
+        after = even[:, 1:] - odd
+    parts = (even[:, :num] - odd, odd, after)
     return tuple(  # type: ignore[return-value]
         windows(part, kernel_size // 2, reverse=reverse).flatten(0, 1) for part in parts
     )
@@ -174,7 +187,7 @@ class PairConvolution(torch.autograd.Function):
         y_1.copy_(y_0)
         y_0.addmm_(before, first.flatten(1).t())
         y_1.addmm_(after, second.flatten(1).t())
-        ctx.save_for_backward(padded, weight)
+        ctx.save_for_backward(padded, weight, total)
         ctx.kernel_size, ctx.reverse = kernel_size, reverse
         return pairs.view(batch, -1, weight.shape[0])[:, :length]
 
@@ -182,29 +195,33 @@ class PairConvolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of `padded` and `weight`, by three products each."""
         (grad,) = grads
-        padded, weight = ctx.saved_tensors
+        padded, weight, total = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*_plain_backward(ctx, padded, weight, grad), None, None)
         if grad.shape[1] % 2:
-            grad = nn.functional.pad(grad, (0, 0, 0, 1))
+            grad = pad_time(grad, 0, 1)
         pairs = grad.reshape(-1, 2, grad.shape[2])
         g_0, g_1 = pairs.unbind(1)
         both = g_0 + g_1
         of_padded = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_padded = _grad_padded(ctx, padded, weight, (g_0, both, g_1))
+            of_padded = _grad_padded(ctx, padded, weight, total, (g_0, both, g_1))
         if ctx.needs_input_grad[1]:
             of_weight = _grad_weight(ctx, padded, weight, (g_0, both, g_1))
         return of_padded, of_weight, None, None
 
 
 def _grad_padded(
-    ctx: Any, padded: torch.Tensor, weight: torch.Tensor, grads: tuple[torch.Tensor, ...]
+    ctx: Any,
+    padded: torch.Tensor,
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    grads: tuple[torch.Tensor, ...],
 ) -> torch.Tensor:
     """Gradient of `padded` from those of y_0, y_0 + y_1 and y_1, each (B*N, G*H)."""
     batch, kernel_size = padded.shape[0], ctx.kernel_size
     first, second = _taps(weight, kernel_size, ctx.reverse)
-    matrices = (first.flatten(1), (first + second).flatten(1), second.flatten(1))
+    matrices = (first.flatten(1), total, second.flatten(1))
     before, middle, after = (
         _sum_windows((grad @ matrix).unflatten(0, (batch, -1)), kernel_size // 2, ctx.reverse)
         for grad, matrix in zip(grads, matrices, strict=True)

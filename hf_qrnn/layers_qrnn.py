@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .convolution_qrnn import GateConvolution, convolve
+from .convolution_qrnn import GateConvolution, convolve, pad_time
 from .pooling_qrnn import NUM_GATES, pool
 
 RMS_NORM_EPS = 1e-6
@@ -219,9 +219,7 @@ class QRNNLayer(nn.Module):
         else:
             left = before if self.causal else before // 2
             right = before - left
-            padded = nn.functional.pad(
-                x, (0, 0, *((right, left) if self.reverse else (left, right)))
-            )
+            padded = pad_time(x, *((right, left) if self.reverse else (left, right)))
         # gates: (B, T, G*H)
         gates, bias = convolve(self.convolution, padded, self.kernel_size, reverse=self.reverse)
         if bias is not None:
