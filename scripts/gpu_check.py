@@ -445,8 +445,9 @@ STEPS = {
     "racecheck": 30,
     "initcheck": 30,
     "synccheck": 30,
-    "pooling": 60,
-    "layer": 80,
+    "pooling": 50,
+    "layer": 75,
+    "convolution": 14,
     "goals": 10,
     "profile": 20,
 }
@@ -467,6 +468,7 @@ def records_of(step: str, folder: Path) -> Iterator[Record]:
         "pytest": gpu_tests,
         "pooling": functools.partial(benchmark, "bench_pooling", *brief),
         "layer": functools.partial(benchmark, "bench_layer", *brief, "--grid", "goals"),
+        "convolution": functools.partial(benchmark, "bench_convolution", *brief),
     }
     if step in plain:
         return plain[step]()
