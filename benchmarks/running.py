@@ -6,10 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from goals import MISSES, check, listed_misses
 from results import Record, Results, markdown, read
 
+from hf_qrnn import kernels
 from hf_qrnn.bench import DTYPES
+
+SIMD = ("baseline", "avx2", "avx512")
 
 
 def add_options(parser: argparse.ArgumentParser, name: str, *, threads: list[int]) -> None:
@@ -18,11 +22,23 @@ def add_options(parser: argparse.ArgumentParser, name: str, *, threads: list[int
     add("--device", default="cpu", help="cpu or cuda")
     add("--dtypes", nargs="+", choices=DTYPES, help="float32; bfloat16 on a GPU")
     add("--threads", nargs="+", type=int, default=threads, help="numbers of threads of the CPU")
+    add("--simd", choices=SIMD, help="instructions of the compiled kernels (the best of this CPU)")
     add("--seconds", type=float, default=2.0, help="for each cell, and five rounds at least (2)")
     add("--output", type=Path, default=Path(f"runs/{name}.jsonl"), help="JSON lines")
     add("--table", type=Path, metavar="FILE", help="measure nothing: the tables of FILE")
     add("--check", action="store_true", help="exit with 1 at a missed goal that is not listed")
     add("--misses", type=Path, default=MISSES, help="missed goals (benchmarks/misses.md)")
+
+
+def choose_simd(parser: argparse.ArgumentParser, name: str) -> None:
+    """Make the compiled kernels use these instructions, or say why they cannot."""
+    reason = kernels.unavailable(torch.device("cpu"))
+    if reason is not None:
+        parser.error(f"--simd chooses among compiled kernels, but there are none: {reason}")
+    try:
+        torch.ops.hf_qrnn_kernels.simd(name)
+    except RuntimeError:
+        parser.error(f"--simd must be what this CPU has, but is {name}.")
 
 
 def run(
@@ -37,6 +53,8 @@ def run(
             listed_misses(options.misses.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             parser.error(str(error))
+    if options.simd:
+        choose_simd(parser, options.simd)
     if options.table is None:
         results = Results(options.output)
         for record in measure(options):

@@ -56,6 +56,22 @@ def test_poolings_end_to_end(
     assert "no goal was measured" in output
 
 
+def test_instructions_can_be_chosen(
+    brief: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--shapes", "2x5x3", "--megabytes", "1", "--output", str(tmp_path / "out.jsonl")]
+    if kernels.unavailable(CPU) is None:
+        try:
+            assert bench_pooling.main([*arguments, "--simd", "baseline"]) == 0
+            assert torch.ops.hf_qrnn_kernels.simd("") == "baseline"
+        finally:
+            torch.ops.hf_qrnn_kernels.simd("best")
+    monkeypatch.setattr(kernels, "unavailable", lambda device: "no compiler")
+    with pytest.raises(SystemExit):
+        bench_pooling.main([*arguments, "--simd", "avx2"])
+    assert "there are none: no compiler" in capsys.readouterr().err
+
+
 def test_bytes_are_those_of_the_issue() -> None:
     assert bench_pooling.bytes_per_element("forward", 2) == 8
     assert round(bench_pooling.bytes_per_element("backward", 2), 1) == 14.1
