@@ -98,15 +98,20 @@ def windows(padded: torch.Tensor, kernel_size: int, *, reverse: bool = False) ->
 def _is_open(convolution: nn.Module, padded: torch.Tensor) -> bool:
     """Whether its product may be computed without calling it, and is worth it: on a CPU.
 
-    A GPU's product adds the bias for nothing, and a compiler sees more of a plain product.
+    A GPU's product adds the bias for nothing. Whatever looks at operations, a compiler, a tracer, a
+    transform of torch.func or a tensor of another type, sees one product.
     """
     return (
         # First of all: to a compiler a size is not a number to compare.
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch._C._are_functorch_transforms_active()
+        and type(padded) is torch.Tensor
         and padded.device.type == "cpu"
         and padded.shape[0] * padded.shape[1] >= LEAST_STEPS
         # Else an adapter or a quantised layer took its place, or somebody listens.
         and type(convolution) is GateConvolution
+        and type(convolution.weight) is nn.Parameter
         and "forward" not in convolution.__dict__
         and not (
             convolution._forward_hooks

@@ -257,6 +257,62 @@ def test_whoever_listens_to_the_convolution_hears_it(ways: list[str], register: 
     assert ways[0] == "call"
 
 
+class Layer(nn.Module):
+    """What `torch.func` can call with other weights."""
+
+    def __init__(self, convolution: GateConvolution) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, padded: torch.Tensor) -> torch.Tensor:
+        return convolve(self.convolution, padded, 2)[0]
+
+
+def test_transforms_of_torch_func_see_one_product(ways: list[str]) -> None:
+    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    padded = torch.randn(2, LONG + 1, LEAST_INPUTS)
+
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        weights = {"convolution.weight": weight}
+        gates: torch.Tensor = torch.func.functional_call(layer, weights, (padded,))
+        return gates.square().sum()
+
+    layer, weight = Layer(convolution), convolution.weight.detach().clone()
+    got = torch.func.grad(loss)(weight)
+    rows = torch.func.vmap(lambda row: convolve(convolution, row[None], 2)[0][0])(padded)
+    assert set(ways) == {"call", "product"}
+    wanted, bias = convolve(convolution, padded, 2)
+    assert ways[-1] == "pairs"
+    assert bias is not None
+    torch.testing.assert_close(rows, wanted + bias, rtol=1e-4, atol=1e-4)
+    (of_call,) = torch.autograd.grad(
+        nn.Linear.forward(convolution, windows(padded, 2)).square().sum(), convolution.weight
+    )
+    torch.testing.assert_close(got, of_call, rtol=1e-4, atol=1e-2)
+
+
+class OtherTensor(torch.Tensor):
+    """What quantised and distributed weights are: of a type of their own."""
+
+
+def test_weights_and_inputs_of_another_type_go_by_a_call(ways: list[str]) -> None:
+    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    padded = torch.randn(1, LONG + 1, LEAST_INPUTS)
+    convolve(convolution, padded.as_subclass(OtherTensor), 2)
+    assert ways[0] == "call"
+    ways.clear()
+    weight = convolution.weight.detach().as_subclass(OtherTensor)
+    convolution.weight = nn.Parameter(weight)
+    convolve(convolution, padded, 2)
+    assert ways[0] == "call"
+
+
+def test_a_trace_keeps_one_product(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    gates_of(GateConvolution(LEAST_INPUTS, UNITS, 2, 3), LONG)
+    assert ways[0] == "call"
+
+
 def test_a_compiler_sees_one_product(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     gates_of(GateConvolution(LEAST_INPUTS, UNITS, 2, 3), LONG)
