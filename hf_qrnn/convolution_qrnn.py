@@ -24,8 +24,8 @@ from torch import nn
 # and to smaller products (benchmarks/results/bench_convolution_cpu.jsonl).
 LEAST_PAIRS, LEAST_INPUTS, LEAST_OUTPUTS = 256, 128, 256
 
-# With fewer steps, a decoder's, the product's own bias costs no more than another way round.
-LEAST_STEPS = 32
+# With fewer steps a row, a decoder's one above all, a bias of every row is as large as the gates.
+LEAST_STEPS = 8
 
 
 class GateConvolution(nn.Linear):
@@ -55,7 +55,7 @@ def convolve(
         (B, T, G*H), contiguous in its last dimension, and a bias (G*H) or None. Pooling adds it for
         less than a pass over all gates, and sums its gradient for less than another.
     """
-    if not _is_open(convolution, padded):
+    if not _is_open(convolution, padded, kernel_size):
         return convolution(windows(padded, kernel_size, reverse=reverse)), None
     assert isinstance(convolution, GateConvolution)
     weight, bias = convolution.weight, convolution.bias
@@ -63,7 +63,7 @@ def convolve(
         gates = PairConvolution.apply(padded, weight, kernel_size, reverse)
     else:
         gates = nn.functional.linear(windows(padded, kernel_size, reverse=reverse), weight)
-    return gates, bias
+    return gates, None if bias is None else bias.to(gates.dtype)
 
 
 def pad_time(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
@@ -95,20 +95,21 @@ def windows(padded: torch.Tensor, kernel_size: int, *, reverse: bool = False) ->
 # ------------------------------------------------------------------ two steps at a time
 
 
-def _is_open(convolution: nn.Module, padded: torch.Tensor) -> bool:
+def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> bool:
     """Whether its product may be computed without calling it, and is worth it: on a CPU.
 
     A GPU's product adds the bias for nothing. Whatever looks at operations, a compiler, a tracer, a
-    transform of torch.func or a tensor of another type, sees one product.
+    transform of torch.func, a dispatch mode or a tensor of another type, sees one product.
     """
     return (
         # First of all: to a compiler a size is not a number to compare.
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
         and type(padded) is torch.Tensor
         and padded.device.type == "cpu"
-        and padded.shape[0] * padded.shape[1] >= LEAST_STEPS
+        and padded.shape[1] - kernel_size + 1 >= LEAST_STEPS
         # Else an adapter or a quantised layer took its place, or somebody listens.
         and type(convolution) is GateConvolution
         and type(convolution.weight) is nn.Parameter
@@ -118,6 +119,7 @@ def _is_open(convolution: nn.Module, padded: torch.Tensor) -> bool:
             or convolution._forward_pre_hooks
             or convolution._backward_hooks
             or convolution._backward_pre_hooks
+            or nn.modules.module._has_any_global_hook()
         )
     )
 
@@ -128,7 +130,7 @@ def _by_pairs(padded: torch.Tensor, weight: torch.Tensor, kernel_size: int) -> b
     In fewer digits than float32 sums of inputs and of taps would be rounded before they are
     multiplied.
     """
-    num_pairs = padded.shape[0] * (padded.shape[1] - kernel_size + 1) // 2
+    num_pairs = padded.shape[0] * ((padded.shape[1] - kernel_size + 1) // 2)
     return (
         kernel_size % 2 == 0
         and num_pairs >= LEAST_PAIRS

@@ -20,8 +20,8 @@ from .pooling_qrnn import NUM_GATES, pool
 
 RMS_NORM_EPS = 1e-6
 
-# On a CPU without gradients, windows and gates of so many bytes are made at a time: they stay in
-# the caches, and in memory that is already mapped.
+# On a CPU without gradients, windows and gates of so many bytes are made at a time, in memory that
+# is already mapped. Smaller blocks cost more than they save.
 BLOCK_BYTES = 32 * 2**20
 
 

@@ -79,7 +79,7 @@ def pool(
     Args:
         gates: Pre-activations (B, T, G*H) in gate order z, f, o, i; any floating dtype.
         pooling: "f" (G = 2), "fo" (G = 3) or "ifo" (G = 4).
-        bias: Added to the gates of every timestep, (B, G*H): the decoder's `V h~` of Eq. 7.
+        bias: Added to the gates of every timestep, (B, G*H): the decoder's `V h~` of Eq. 7, say.
         initial_state: c before the first processed step, (B, H); zero when None.
         mask: (B, T), true or 1 where the step is real. At a pad the state is carried, h is zero.
         zoneout: Probability that a forget gate is set to 1 (Eq. 6: no rescaling), in [0, 1).

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_qrnn.convolution_qrnn import (
     LEAST_INPUTS,
@@ -169,13 +170,21 @@ def test_many_steps_go_by_pairs_and_few_by_a_call(ways: list[str]) -> None:
     for steps, way in (
         (LONG, "pairs"),
         (LONG - 2, "product"),
-        (LEAST_STEPS - 1, "product"),
-        (LEAST_STEPS - 2, "call"),
+        (LEAST_STEPS, "product"),
+        (LEAST_STEPS - 1, "call"),
         (1, "call"),
     ):
         ways.clear()
         gates_of(convolution, steps)
         assert ways[0] == way, steps
+
+
+def test_a_step_of_many_rows_is_a_call(ways: list[str]) -> None:
+    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    gates, bias = convolve(convolution, torch.randn(LONG, 2, LEAST_INPUTS), 2)
+    assert ways[0] == "call"
+    assert gates.shape == (LONG, 1, 3 * UNITS)
+    assert bias is None
 
 
 @pytest.mark.parametrize(
@@ -198,9 +207,12 @@ def test_other_layers_go_by_one_product(
 def test_no_bias_stays_none(ways: list[str]) -> None:
     convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
     convolution.register_parameter("bias", None)
-    for steps in (LONG, LONG - 2, 1):
+    for steps, way in ((LONG, "pairs"), (LONG - 2, "product"), (1, "call")):
+        ways.clear()
         gates_of(convolution, steps)
-    assert {"pairs", "product", "call"} <= set(ways)
+        assert ways[0] == way
+        padded = torch.randn(1, steps + 1, LEAST_INPUTS)
+        assert convolve(convolution, padded, 2)[1] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -212,9 +224,10 @@ def test_sums_are_not_rounded_to_half_precision(ways: list[str], dtype: torch.dt
 def test_autocast_computes_the_product(ways: list[str]) -> None:
     convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        gates, _ = convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
+        gates, bias = convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
     assert ways == ["product"]
-    assert gates.dtype == torch.bfloat16
+    assert bias is not None
+    assert gates.dtype == bias.dtype == torch.bfloat16
 
 
 class Adapter(nn.Linear):
@@ -305,6 +318,26 @@ def test_weights_and_inputs_of_another_type_go_by_a_call(ways: list[str]) -> Non
     convolution.weight = nn.Parameter(weight)
     convolve(convolution, padded, 2)
     assert ways[0] == "call"
+
+
+def test_flops_are_those_of_one_product(ways: list[str]) -> None:
+    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    with FlopCounterMode(display=False) as counter:
+        convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
+    assert ways[0] == "call"
+    assert counter.get_total_flops() == 2 * LONG * convolution.weight.numel()
+
+
+def test_hooks_on_all_modules_hear_the_convolution(ways: list[str]) -> None:
+    heard: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *call: heard.append(call[0]))
+    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    try:
+        convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
+    finally:
+        handle.remove()
+    assert ways[0] == "call"
+    assert heard == [convolution]
 
 
 def test_a_trace_keeps_one_product(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
