@@ -117,7 +117,7 @@ DIFFERENTIABLE: dict[str, Way] = {"pairs": by_pairs, "taps": by_taps, "conv2d": 
 FORWARD_ONLY: dict[str, Way] = {"phases": by_phases, "onednn": by_onednn}
 
 
-def ways(size: Size, dtype: str, device: str, backward: bool) -> dict[str, Way]:
+def ways(size: Size, device: str, backward: bool) -> dict[str, Way]:
     """What can be measured there, `windows` first."""
     found = {"windows": by_windows, **DIFFERENTIABLE, **({} if backward else FORWARD_ONLY)}
     lost = set()
@@ -175,7 +175,7 @@ def bench_size(
     """Every way but `windows` against it."""
     x = make_operands(size, dtype, device, backward)
     calls = {}
-    for name, way in ways(size, dtype, device, backward).items():
+    for name, way in ways(size, device, backward).items():
         check_values(way, x)
         calls[name] = make_call(way, x, backward)
     found = interleave(calls, device=device, seconds=seconds)

@@ -346,6 +346,14 @@ def test_a_trace_keeps_one_product(ways: list[str], monkeypatch: pytest.MonkeyPa
     assert ways[0] == "call"
 
 
+def test_an_exported_program_holds_one_product() -> None:
+    layer = Layer(GateConvolution(LEAST_INPUTS, UNITS, 2, 3))
+    program = torch.export.export(layer, (torch.randn(1, LONG + 1, LEAST_INPUTS),))
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    products = [name for name in names if "linear" in name or "mm" in name]
+    assert products == ["aten.linear.default"]
+
+
 def test_a_compiler_sees_one_product(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     gates_of(GateConvolution(LEAST_INPUTS, UNITS, 2, 3), LONG)

@@ -14,8 +14,8 @@ namespace {
 // should stay in the second-level cache.
 constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 512;
 
-// Steps between fetching a row and using it. Rows to be written are fetched too: a store that waits
-// for its line is what both passes would wait for most.
+// Steps between fetching a row and using it. Rows to be written are fetched too: the backward pass
+// would wait for their lines most of its time.
 constexpr int64_t kAhead = 4;
 
 // What one step (b, t) reads beside the gates.

@@ -160,7 +160,8 @@ struct Logistic {
   V x, e, below;
 
   explicit QRNN_INLINE Logistic(V x_) : x(x_), e(decay<S>(x_).value), below(S(1) + e) {}
-  // With `r` for 1 / below. Where x is not a number, e is none.
+  // With `r` for 1 / below. Where x is not a number, e is none,
+  // and `plus` must be none even if r is finite.
   QRNN_INLINE V plus(V r) const { return r * (x >= V{} ? V{} + S(1) : e); }
   QRNN_INLINE V minus(V r) const { return r * (x >= V{} ? e : V{} + S(1)); }
 };
