@@ -1,0 +1,158 @@
+"""Which code pools: the compiled library, Triton or torch; all give the results of the definition.
+
+The ladder, by device: CUDA takes the first of compiled, triton, torch that works there, the CPU
+compiled or torch, any other device torch. One of them is forced by `use_backend`, else by the
+environment variable HF_QRNN_BACKEND, else by a config's `pool_backend`; a forced one that does not
+work is an error.
+
+`triton_qrnn.py` is imported where it is first wanted: importing Triton takes half a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+BACKENDS = ("compiled", "triton", "torch")
+VARIABLE = "HF_QRNN_BACKEND"
+
+_LADDERS = {"cuda": ("compiled", "triton", "torch"), "cpu": ("compiled", "torch")}
+_KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Pool by backend `name` for the length of a `with` block, in the whole process.
+
+    Args:
+        name: "compiled", "triton", "torch", or "auto" for the first that works.
+
+    Raises:
+        ValueError: If `name` is none of these.
+    """
+    _check_name("name", name)
+    # The variable is what every copy of this file reads: the package's, a model folder's. It is
+    # read by the operations when they run, autograd's threads included, never while compiling.
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that pools gates of `dtype` on `device`, where `wanted` is a config's wish.
+
+    Raises:
+        ValueError: If `wanted` or the environment variable names no backend.
+        RuntimeError: If a forced backend does not work there; the sentence says why.
+    """
+    forced = os.environ.get(VARIABLE)
+    return _choose(VARIABLE if forced else "backend", forced or wanted, device, dtype)
+
+
+@functools.cache
+def _choose(source: str, name: str, device: torch.device, dtype: torch.dtype) -> str:
+    _check_name(source, name)
+    if name == "auto":
+        ladder = _LADDERS.get(device.type, ("torch",))
+        return _first_of(ladder if dtype in _KERNEL_DTYPES else ("torch",), device)
+    reason = unavailable(name, device)
+    if reason is not None:
+        raise RuntimeError(
+            f"`{source}` must be available on {device.type}, but {name!r} is not: {reason}."
+        )
+    return name
+
+
+def _first_of(ladder: tuple[str, ...], device: torch.device) -> str:
+    reasons = []
+    for name in ladder:
+        reason = unavailable(name, device)
+        if reason is None:
+            break
+        reasons.append(f"{name}: {reason}")
+    if reasons and name == "torch" and device.type == "cuda":
+        warnings.warn(
+            f"Pooling on {device} is slow, for want of a kernel. " + "; ".join(reasons),
+            stacklevel=2,
+        )
+    return name
+
+
+def _check_name(source: str, name: str) -> None:
+    if name not in ("auto", *BACKENDS):
+        names = ", ".join(repr(known) for known in ("auto", *BACKENDS))
+        raise ValueError(f"`{source}` must be one of {names}, but is {name!r}.")
+
+
+def unavailable(name: str, device: torch.device) -> str | None:
+    """Why backend `name` cannot pool on `device`, with the cure; None if it can."""
+    if name == "torch":
+        return None
+    if name == "triton":
+        from .triton_qrnn import why_unavailable
+
+        return why_unavailable(device)
+    module = _kernels()
+    reason: str | None = module if isinstance(module, str) else module.unavailable(device)
+    return reason
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The package's module of compiled kernels, or why there is none."""
+    try:
+        import hf_qrnn.kernels
+    except ImportError as error:
+        return f"the package hf_qrnn is not installed ({error})"
+    return hf_qrnn.kernels
+
+
+# ------------------------------------------------------------------ calls
+
+Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+Backward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def forward_of(name: str) -> Forward:
+    """(gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, want_c, want_tiles)."""
+    if name == "triton":
+        from .triton_qrnn import pool_forward
+
+        return pool_forward
+    return _compiled_forward
+
+
+def backward_of(name: str) -> Backward:
+    """(grad_h, grad_c, grad_state, gates, ..., seed, tiles, pooling, zoneout, reverse)."""
+    if name == "triton":
+        from .triton_qrnn import pool_backward
+
+        return pool_backward
+    return _compiled_backward
+
+
+def _compiled_forward(*arguments: Any) -> Any:
+    *tensors, pooling, zoneout, reverse, want_c, want_tiles = arguments
+    module = _kernels()
+    number = module.POOLING_NUMBERS[pooling]
+    operation = module.operation("pool_forward")
+    return operation(*tensors, number, zoneout, reverse, want_c, want_tiles)
+
+
+def _compiled_backward(*arguments: Any) -> Any:
+    *tensors, pooling, zoneout, reverse = arguments
+    module = _kernels()
+    number = module.POOLING_NUMBERS[pooling]
+    return module.operation("pool_backward")(*tensors, number, zoneout, reverse)

@@ -1,0 +1,295 @@
+"""The decoder's state between calls: constant in the target's length, unlike a key-value cache.
+
+Shapes: B batch, T time, E input channels, H units, K filter width, G gates, N heads, S source
+length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .layers_qrnn import LayerPast, LayerState, Memory
+
+Tensors = TypeVar("Tensors", LayerState, Memory, LayerPast)
+RowChange = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _on_each(change: RowChange, tensors: Tensors) -> Tensors:
+    """Change every tensor of a named tuple once, the same tensor under two names too."""
+    changed: list[Any] = []
+    for index, tensor in enumerate(tensors):
+        # By `is`: torch 2.11 compiles no id() of a tensor.
+        same = next((i for i in range(index) if tensors[i] is tensor), None)
+        if tensor is None:
+            changed.append(None)
+        elif same is None:
+            changed.append(change(tensor))
+        else:
+            changed.append(changed[same])
+    return type(tensors)(*changed)
+
+
+class QRNNCacheLayer(CacheLayerMixin):
+    """What one decoder layer remembers.
+
+    Attributes:
+        state: Its last K-1 inputs (B, K-1, E) and c (B, H); None before the first step.
+        memory: What it needs of the source: V h~ (B, G*H), keys and values (B, N, S, H/N).
+        record_past: Whether steps are kept so that `crop` can take them back.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: LayerState | None = None
+        self.memory: Memory | None = None
+        self.record_past = False
+        self._window: list[LayerPast] = []
+        self._num_steps = 0
+
+    def current_state(self) -> LayerState | None:
+        """The state to go on from, None before the first step."""
+        return self.state
+
+    def store(self, state: LayerState, num_steps: int, past: LayerPast | None = None) -> None:
+        """Replace the state after `num_steps` more steps, recorded in `past`."""
+        # A clone, since a state is a view of the call's tensors, which would all be kept with it.
+        self.state = _on_each(torch.clone, state)
+        self._num_steps += num_steps
+        self.is_initialized = True
+        if self.record_past:
+            assert past is not None, "a layer that records needs every step's state"
+            self._window.append(past)
+
+    def remember(self, memory: Memory) -> Memory:
+        """Keep `memory` and return what is kept."""
+        self.memory = memory
+        return memory
+
+    @property
+    def num_rows(self) -> int:
+        """B, or -1 before the first step."""
+        return self.state.c.shape[0] if self.is_initialized and self.state is not None else -1
+
+    def get_seq_length(self) -> Any:
+        """Steps taken so far, pads included."""
+        return self._num_steps
+
+    def get_mask_sizes(self, query_length: int) -> tuple[Any, int]:
+        """Length and offset of the mask of the next call."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """No limit (the name of `get_max_length` in older releases of transformers)."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything, whether to record excepted."""
+        self.state, self.memory = None, None
+        self._window = []
+        self._num_steps = 0
+        self.is_initialized = False
+
+    def _on_rows(self, change: RowChange) -> None:
+        if self.state is not None:
+            self.state = _on_each(change, self.state)
+        if self.memory is not None:
+            self.memory = _on_each(change, self.memory)
+        self._window = [_on_each(change, past) for past in self._window]
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row b becomes row `beam_idx[b]`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row becomes `repeats` equal neighbours."""
+        self._on_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`."""
+        self._on_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+
+    def activate_past_recording(self) -> None:
+        """Keep all steps from now on, until `crop` takes some back and forgets the others."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` steps and forget how the others were made.
+
+        What is left is the state of a cache that never saw the removed steps.
+
+        Raises:
+            ValueError: If those steps were not all recorded since the last `crop`.
+        """
+        recorded = sum(past.c.shape[1] for past in self._window)
+        if not -recorded <= tokens_to_remove <= 0:
+            rule = "0 unless the steps are recorded (`activate_past_recording`)"
+            if self.record_past:
+                rule = f"in [-{recorded}, 0], the steps recorded since the last `crop`"
+            raise ValueError(f"`tokens_to_remove` must be {rule}, but is {tokens_to_remove}.")
+        left = recorded + tokens_to_remove
+        for past in self._window:
+            if tokens_to_remove < 0 and left <= past.c.shape[1]:
+                self.state = _on_each(torch.clone, past.state_after(left))
+                break
+            left -= past.c.shape[1]
+        self._num_steps += tokens_to_remove
+        self._window = []
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to prepare: the first `store` fills the layer."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Refused: there are no keys and values of past targets.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "A QRNNCache must be given states by `store`, but is given keys and values."
+        )
+
+
+class QRNNStaticCacheLayer(QRNNCacheLayer):
+    """The same in tensors that keep their addresses, so that a compiled step needs no other graph.
+
+    No gradient flows from one call to the next, and steps cannot be recorded.
+    """
+
+    is_compileable = True
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._length: torch.Tensor | None = None
+        self._old_memory: Memory | None = None
+
+    def current_state(self) -> LayerState | None:
+        """The state to go on from, None before the first step."""
+        if self.state is None or not self.is_initialized:
+            return None
+        # A clone, since autograd may save what `store` will overwrite.
+        return LayerState(self.state.inputs, self.state.c.clone())
+
+    def store(self, state: LayerState, num_steps: int, past: LayerPast | None = None) -> None:
+        """Overwrite the state after `num_steps` more steps."""
+        if self.state is None or (not self.is_initialized and not _alike(self.state, state)):
+            self.state = _on_each(_fixed, state)
+            self._length = _fixed(torch.zeros((), dtype=torch.int64, device=state.c.device))
+        else:
+            _overwrite(self.state, state)
+        assert self._length is not None
+        self._length.add_(num_steps)
+        self.is_initialized = True
+
+    def remember(self, memory: Memory) -> Memory:
+        """Keep `memory` and return what is kept."""
+        if self._old_memory is not None and _alike(self._old_memory, memory):
+            self.memory = self._old_memory
+            _overwrite(self.memory, memory)
+        else:
+            self.memory = self._old_memory = _on_each(_fixed, memory)
+        # Not what is kept: gradients of this call reach the source.
+        return memory
+
+    def get_seq_length(self) -> Any:
+        """Steps taken so far, pads included: a 0-d tensor after the first."""
+        return self._length if self.is_initialized and self._length is not None else 0
+
+    def reset(self) -> None:
+        """Forget everything and keep the tensors for the next sequence."""
+        if self._length is not None:
+            self._length.zero_()
+        self.memory = None
+        self.is_initialized = False
+
+    def _on_rows(self, change: RowChange) -> None:
+        for name in ("state", "memory"):
+            old = getattr(self, name)
+            if old is None:
+                continue
+            new = _on_each(change, old)
+            if _alike(old, new):
+                _overwrite(old, new)
+            else:
+                setattr(self, name, _on_each(_fixed, new))
+        self._old_memory = self.memory
+
+    def activate_past_recording(self) -> None:
+        """Refused: a recording grows, a static cache does not.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "`past_key_values` must be a QRNNCache without `static` to take steps back, "
+            "as assisted decoding does, but is a static one."
+        )
+
+
+def _fixed(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy whose address compiled graphs may rely on."""
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if not torch.compiler.is_compiling():
+        torch._dynamo.mark_static_address(copy)
+    return copy
+
+
+def _alike(old: Tensors, new: Tensors) -> bool:
+    """Whether `new` fits into the tensors of `old`."""
+    for a, b in zip(old, new, strict=True):
+        if a is None or b is None:
+            if a is not b:
+                return False
+        elif (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+            return False
+    return True
+
+
+def _overwrite(old: Tensors, new: Tensors) -> None:
+    for a, b in zip(old, new, strict=True):
+        if a is not None and b is not None:
+            a.copy_(b.detach())
+
+
+class QRNNCache(Cache):
+    """Cache of a QRNN decoder, passed as `past_key_values`.
+
+    Its size does not depend on the length of the target, unless it records: after
+    `activate_past_recording()` it keeps every step until the next `crop`, which takes some back.
+
+    Args:
+        num_layers: Number of decoder layers.
+        static: Keep everything in tensors of fixed addresses, as a compiled decoding step likes it.
+    """
+
+    def __init__(self, num_layers: int, *, static: bool = False) -> None:
+        layer = QRNNStaticCacheLayer if static else QRNNCacheLayer
+        super().__init__(layers=[layer() for _ in range(num_layers)])
+
+    def layer(self, index: int) -> QRNNCacheLayer:
+        """What decoder layer `index` remembers."""
+        layer = self.layers[index]
+        assert isinstance(layer, QRNNCacheLayer)
+        return layer
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, or -1 before the first step."""
+        return self.layer(0).num_rows
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """Steps taken so far, pads included: an int, or a 0-d tensor in a static cache."""
+        return self.layer(layer_idx).get_seq_length()

@@ -1,0 +1,125 @@
+"""What the models ask of their inputs, said in one sentence each.
+
+Nothing here costs a device synchronisation, and nothing is looked at while a graph is traced:
+values are checked on the CPU only.
+
+Shapes: B batch, S source length, T target length, E embedding, H units, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def may_look(tensor: Any) -> bool:
+    """Whether `tensor` is one whose shape may decide what happens: not while tracing a graph."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    return type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter)
+
+
+def check_token_ids(
+    name: str, ids: torch.Tensor, vocab_size: int, shape: tuple[int, ...] | None = None
+) -> None:
+    """Token ids, or with a `shape` labels, where -100 stands for none.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If the shape is another or an id is not in [0, V).
+    """
+    if not may_look(ids):
+        return
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`{name}` must be int64 or int32, but is {ids.dtype}.")
+    if ids.dim() != 2 or (shape is not None and tuple(ids.shape) != shape):
+        raise ValueError(
+            f"`{name}` must have shape {shape or '(batch, length)'}, but has {tuple(ids.shape)}."
+        )
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low >= 0 and high < vocab_size:
+        return
+    wrong = (ids < 0) | (ids >= vocab_size)
+    rule = f"in [0, {vocab_size})"
+    if shape is not None:
+        wrong, rule = wrong & (ids != -100), "-100 or " + rule
+    if bool(wrong.any()):
+        raise ValueError(f"`{name}` must be {rule}, but holds {int(ids[wrong][0])}.")
+
+
+def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """A tensor of one exact shape.
+
+    Raises:
+        ValueError: If it has another.
+    """
+    if tensor is not None and may_look(tensor) and tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` must have shape {shape}, but has {tuple(tensor.shape)}.")
+
+
+def check_rows(name: str, tensor: torch.Tensor | None, batch: int) -> None:
+    """A tensor with one row for each of the batch.
+
+    Raises:
+        ValueError: If it has more or fewer.
+    """
+    if tensor is None or not may_look(tensor):
+        return
+    if tensor.dim() == 0 or tensor.shape[0] != batch:
+        rows = "none" if tensor.dim() == 0 else tensor.shape[0]
+        raise ValueError(f"`{name}` must have {batch} rows, as the inputs, but has {rows}.")
+
+
+def embed(
+    embedding: nn.Embedding,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    name: str,
+) -> torch.Tensor:
+    """Embeddings (B, T, E) of ids (B, T), or the ones given: exactly one of the two.
+
+    Raises:
+        TypeError: If the ids are no integers.
+        ValueError: If both or neither are given, a shape does not fit, an id is not in [0, V).
+    """
+    other = name.replace("input_ids", "inputs_embeds")
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"Exactly one of `{name}` and `{other}` must be given, but {given} is.")
+    if input_ids is not None:
+        check_token_ids(name, input_ids, embedding.num_embeddings)
+        embeds: torch.Tensor = embedding(input_ids)
+        return embeds
+    assert inputs_embeds is not None
+    width = embedding.embedding_dim
+    if may_look(inputs_embeds) and (inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != width):
+        raise ValueError(
+            f"`{other}` must be (batch, length, {width}), but is {tuple(inputs_embeds.shape)}."
+        )
+    return inputs_embeds
+
+
+def check_mask(
+    name: str, mask: torch.Tensor, length: int, batch: int | None = None, *, exact: bool = False
+) -> None:
+    """A mask (B, T) of zeros and ones; without `exact` it may be longer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not may_look(mask):
+        return
+    fits = mask.dim() == 2 and mask.shape[1] >= length
+    fits = fits and (batch is None or mask.shape[0] == batch)
+    if not fits or (exact and mask.shape[1] != length):
+        rule = f"({batch or 'batch'}, {length if exact else f'at least {length}'})"
+        raise ValueError(f"`{name}` must be {rule}, but is {tuple(mask.shape)}.")
+    if mask.device.type == "cpu" and mask.is_floating_point():
+        # Zero would be a real step for who adds masks to scores.
+        wrong = (mask != 0) & (mask != 1)
+        if bool(wrong.any()):
+            raise ValueError(f"`{name}` must be 0 or 1, but holds {float(mask[wrong][0])}.")
