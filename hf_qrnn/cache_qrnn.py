@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .layers_qrnn import LayerPast, LayerState, Memory
+from .attention_qrnn import Memory
+from .layers_qrnn import LayerPast, LayerState
 
 Tensors = TypeVar("Tensors", LayerState, Memory, LayerPast)
 RowChange = Callable[[torch.Tensor], torch.Tensor]

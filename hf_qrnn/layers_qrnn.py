@@ -1,4 +1,4 @@
-"""The quasi-recurrent layer, its stack and its attention (section 2 of arXiv 1611.01576).
+"""The quasi-recurrent layer and what stands around it (section 2 of arXiv 1611.01576).
 
 Nothing here knows a config: layers take plain numbers. State is an argument and a result.
 
@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention_qrnn import RMS_NORM_EPS, AttentionBlock, Memory, OutputAttention
 from .convolution_qrnn import GateConvolution, convolve, pad_time
 from .pooling_qrnn import NUM_GATES, pool
-
-RMS_NORM_EPS = 1e-6
 
 # On a CPU without gradients, windows and gates of so many bytes are made at a time, in memory that
 # is already mapped. Smaller blocks cost more than they save.
@@ -264,145 +263,6 @@ class FeedForward(nn.Module):
         """(B, T, H) to (B, T, H)."""
         gate, inner = self.gate_and_in(self.norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.out(nn.functional.silu(gate) * inner))
-
-
-def attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scale: float,
-    want_weights: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Soft attention over the source, by heads.
-
-    Args:
-        query: (B, N, T, H/N).
-        keys, values: (B, N, S, H/N).
-        mask: (B, S) boolean, true where the source is real. A row without a real step sees zeros,
-            since its values are zeros.
-        scale: Factor on the scores; 1 in the paper.
-        want_weights: Return the weights too, (B, N, T, S).
-
-    Returns:
-        Context (B, T, H) and the weights or None.
-    """
-    # The lowest finite number, not -inf: a row without a real step must not become NaN.
-    bias = None
-    if mask is not None:
-        lowest = torch.finfo(query.dtype).min
-        bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
-        bias = bias.masked_fill(~mask, lowest)[:, None, None]  # (B, 1, 1, S)
-    if want_weights:
-        scores = query @ keys.transpose(-1, -2) * scale  # (B, N, T, S)
-        weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-        if mask is not None:
-            weights = weights.masked_fill(~mask[:, None, None], 0.0)
-        context = weights @ values
-    else:
-        weights = None
-        context = nn.functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=bias, scale=scale
-        )
-    return context.transpose(1, 2).flatten(2), weights  # (B, T, H)
-
-
-def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """(B, T, H) to (B, N, T, H/N)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-class Memory(NamedTuple):
-    """What one decoder layer keeps of the source, computed once per source.
-
-    `gate_bias` is V h~ (B, G*H) of Eq. 7; `keys` and `values` (B, N, S, H/N) where it attends.
-    """
-
-    gate_bias: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-    values: torch.Tensor | None = None
-
-
-class OutputAttention(nn.Module):
-    """The attention of the paper, inside the last decoder layer (Eq. 8).
-
-        alpha_st = softmax_s(c_t . h~_s)
-        k_t = sum_s alpha_st h~_s
-        h_t = o_t . (W_k k_t + W_c c_t)
-
-    Paper: one head, no scale, o always there. Here: both are options, and f-pooling has no o.
-    """
-
-    def __init__(self, hidden_size: int, num_heads: int, *, scaling: bool) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = (hidden_size // num_heads) ** -0.5 if scaling else 1.0
-        self.context = nn.Linear(hidden_size, hidden_size, bias=False)  # W_k
-        self.cell = nn.Linear(hidden_size, hidden_size, bias=False)  # W_c
-
-    def keys_values(self, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder states (B, S, H) as keys and values (B, N, S, H/N)."""
-        heads = split_heads(encoder_states, self.num_heads)
-        return heads, heads
-
-    def forward(
-        self,
-        c: torch.Tensor,
-        o: torch.Tensor | None,
-        memory: Memory,
-        mask: torch.Tensor | None,
-        want_weights: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`c` and `o` (B, T, H) to the attended `h` (B, T, H) and the weights (B, N, T, S)."""
-        assert memory.keys is not None, "no source to attend to"
-        assert memory.values is not None
-        c = c.to(memory.keys.dtype)
-        k, weights = attend(
-            split_heads(c, self.num_heads),
-            memory.keys,
-            memory.values,
-            mask,
-            scale=self.scale,
-            want_weights=want_weights,
-        )
-        h = self.context(k) + self.cell(c)
-        return h if o is None else o * h, weights
-
-
-class AttentionBlock(nn.Module):
-    """Pre-norm residual multi-head attention over the encoder's states, behind a decoder layer."""
-
-    def __init__(self, hidden_size: int, num_heads: int, *, scaling: bool, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = (hidden_size // num_heads) ** -0.5 if scaling else 1.0
-        self.norm = nn.RMSNorm(hidden_size, eps=RMS_NORM_EPS)
-        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
-        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def keys_values(self, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder states (B, S, H) to keys and values (B, N, S, H/N)."""
-        keys, values = self.key_value(encoder_states).chunk(2, dim=-1)
-        return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        memory: Memory,
-        mask: torch.Tensor | None,
-        want_weights: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`x` (B, T, H) to (B, T, H) and the weights (B, N, T, S)."""
-        assert memory.keys is not None, "no source to attend to"
-        assert memory.values is not None
-        query = split_heads(self.query(self.norm(x)), self.num_heads)
-        context, weights = attend(
-            query, memory.keys, memory.values, mask, scale=self.scale, want_weights=want_weights
-        )
-        return x + self.dropout(self.out(context)), weights
 
 
 class Connection(nn.Module):

@@ -11,17 +11,14 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
+from .attention_qrnn import RMS_NORM_EPS, AttentionBlock, Memory, OutputAttention
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
 from .checks_qrnn import check_mask, check_rows
 from .configuration_qrnn import QRNNConfig
 from .layers_qrnn import (
-    RMS_NORM_EPS,
-    AttentionBlock,
     Connection,
     DecoderLayerOutput,
     FeedForward,
-    Memory,
-    OutputAttention,
     QRNNDecoderLayer,
     QRNNEncoderLayer,
     QRNNLayer,
