@@ -14,6 +14,25 @@ from torch import nn
 
 RMS_NORM_EPS = 1e-6
 
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def attention_implementation(given: object) -> str:
+    """`given`, or "sdpa" for None.
+
+    Raises:
+        ValueError: If there is no such implementation here.
+    """
+    if given is None:
+        return "sdpa"
+    if isinstance(given, str) and given in ATTENTION_IMPLEMENTATIONS:
+        return given
+    raise ValueError(
+        # So far as transformers says it too, whose own tests look for it.
+        f'Specified `attn_implementation="{given}"` is not supported: '
+        f"it must be 'sdpa' or 'eager', but is {given!r}."
+    )
+
 
 def attend(
     query: torch.Tensor,
@@ -23,6 +42,7 @@ def attend(
     *,
     scale: float,
     want_weights: bool,
+    explicit: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Soft attention over the source, by heads.
 
@@ -33,28 +53,33 @@ def attend(
             since its values are zeros.
         scale: Factor on the scores; 1 in the paper.
         want_weights: Return the weights too, (B, N, T, S).
+        explicit: Compute by products and a softmax, which can be differentiated twice, in place of
+            torch's fused attention.
 
     Returns:
         Context (B, T, H) and the weights or None.
     """
     # The lowest finite number, not -inf: a row without a real step must not become NaN.
-    bias = None
-    if mask is not None:
-        lowest = torch.finfo(query.dtype).min
-        bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
-        bias = bias.masked_fill(~mask, lowest)[:, None, None]  # (B, 1, 1, S)
-    if want_weights:
+    lowest = torch.finfo(query.dtype).min
+    weights = None
+    if want_weights or explicit:
         scores = query @ keys.transpose(-1, -2) * scale  # (B, N, T, S)
-        weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-        if mask is not None:
-            weights = weights.masked_fill(~mask[:, None, None], 0.0)
+        if mask is None:
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            pads = ~mask[:, None, None]  # (B, 1, 1, S)
+            weights = torch.softmax(scores.masked_fill(pads, lowest), dim=-1)
+            weights = weights.masked_fill(pads, 0.0)
         context = weights @ values
     else:
-        weights = None
+        bias = None
+        if mask is not None:
+            bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
+            bias = bias.masked_fill(~mask, lowest)[:, None, None]  # (B, 1, 1, S)
         context = nn.functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=bias, scale=scale
         )
-    return context.transpose(1, 2).flatten(2), weights  # (B, T, H)
+    return context.transpose(1, 2).flatten(2), weights if want_weights else None  # (B, T, H)
 
 
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -102,6 +127,7 @@ class OutputAttention(nn.Module):
         memory: Memory,
         mask: torch.Tensor | None,
         want_weights: bool,
+        explicit: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`c` and `o` (B, T, H) to the attended `h` (B, T, H) and the weights (B, N, T, S)."""
         assert memory.keys is not None, "no source to attend to"
@@ -114,6 +140,7 @@ class OutputAttention(nn.Module):
             mask,
             scale=self.scale,
             want_weights=want_weights,
+            explicit=explicit,
         )
         h = self.context(k) + self.cell(c)
         return h if o is None else o * h, weights
@@ -143,12 +170,19 @@ class AttentionBlock(nn.Module):
         memory: Memory,
         mask: torch.Tensor | None,
         want_weights: bool,
+        explicit: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x` (B, T, H) to (B, T, H) and the weights (B, N, T, S)."""
         assert memory.keys is not None, "no source to attend to"
         assert memory.values is not None
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         context, weights = attend(
-            query, memory.keys, memory.values, mask, scale=self.scale, want_weights=want_weights
+            query,
+            memory.keys,
+            memory.values,
+            mask,
+            scale=self.scale,
+            want_weights=want_weights,
+            explicit=explicit,
         )
         return x + self.dropout(self.out(context)), weights

@@ -147,6 +147,19 @@ class QRNNConfig(PreTrainedConfig):
         self.check()
         super().__post_init__(**kwargs)
 
+    @property
+    def output_attentions(self) -> bool | None:
+        """Whether attention weights are returned unless forward says otherwise."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None) -> None:
+        # transformers wants "eager" for weights; here they come with any `attn_implementation`.
+        self._output_attentions = value
+
+    def validate_output_attentions(self) -> None:
+        """Weights may be asked for, whatever computes attention without them."""
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The config of a saved one, with a warning about fields this release does not know."""

@@ -390,10 +390,12 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         state: LayerState | None,
         want_weights: bool,
         want_past: bool,
+        explicit: bool,
         *remembered: torch.Tensor | None,
     ) -> DecoderLayerOutput:
         """Run over `hidden_states` (B, T, E), from `state`; masks are (B, T) and (B, S) or None.
 
+        `want_weights` and `explicit` as in `attend`.
         `remembered` is a Memory, one tensor an argument: reentrant checkpointing looks into no
         tuple, neither here nor in what is returned (a plain tuple arrives).
         """
@@ -411,11 +413,11 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         weights = None
         if isinstance(self.attention, OutputAttention):
             assert c is not None, "attention reads c"
-            h, weights = self.attention(c, o, memory, source_mask, want_weights)
+            h, weights = self.attention(c, o, memory, source_mask, want_weights, explicit)
             h = hide_pads(h, mask)
         out = self.connection.after(hidden_states, h)  # (B, T, H)
         if isinstance(self.attention, AttentionBlock):
-            out, weights = self.attention(out, memory, source_mask, want_weights)
+            out, weights = self.attention(out, memory, source_mask, want_weights, explicit)
             out = hide_pads(out, mask)
         if self.feed_forward is not None:
             out = self.feed_forward(out)

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .attention_qrnn import attention_implementation
 from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape, check_token_ids, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
@@ -49,12 +50,25 @@ class QRNNPreTrainedModel(PreTrainedModel):
     config_class = QRNNConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _input_embed_layer = "shared"
     _no_split_modules = ["QRNNEncoderLayer", "QRNNDecoderLayer"]
 
     def __init__(self, config: QRNNConfig, *inputs: Any, **kwargs: Any) -> None:
         config.check()  # fields may have been assigned since it was made
         super().__init__(config, *inputs, **kwargs)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        # Before transformers looks, which would fetch the kernel that is asked for.
+        return attention_implementation(attn_implementation)
+
+    def get_correct_attn_implementation(
+        self, requested_attention: str | None, is_init_check: bool = False
+    ) -> str:
+        """The implementation of attention to use, "sdpa" unless "eager" is asked for."""
+        return attention_implementation(requested_attention)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -182,6 +196,7 @@ class QRNNModel(QRNNPreTrainedModel):
         """
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         weights = _wants(self.config, "output_attentions", output_attentions)
+        wants = (hidden, weights, self.config._attn_implementation == "eager")
         decoder_embeds = embed(
             self.shared, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids"
         )
@@ -198,8 +213,7 @@ class QRNNModel(QRNNPreTrainedModel):
             encoded,
             attention_mask,
             as_qrnn_cache(past_key_values),
-            hidden,
-            weights,
+            *wants,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoded.last_hidden_state,

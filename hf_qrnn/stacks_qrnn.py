@@ -174,8 +174,12 @@ class QRNNDecoder(nn.Module):
         past_key_values: QRNNCache | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        explicit_attention: bool = False,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Decode `inputs_embeds` (B, T, E), going on from `past_key_values` and filling it."""
+        """Decode `inputs_embeds` (B, T, E), going on from `past_key_values` and filling it.
+
+        `explicit_attention` is `explicit` of `attend`.
+        """
         batch, length = inputs_embeds.shape[:2]
         name = "decoder_attention_mask" if self.reads_source else "attention_mask"
         mask = real_steps(attention_mask, length, batch, name=name)
@@ -193,8 +197,9 @@ class QRNNDecoder(nn.Module):
             if state is not None:
                 check_rows("past_key_values", state.c, batch)
             records = cache is not None and cache.record_past
+            wants = (output_attentions, records, explicit_attention)
             output = DecoderLayerOutput(
-                *layer(hidden_states, mask, source_mask, state, output_attentions, records, *memory)
+                *layer(hidden_states, mask, source_mask, state, *wants, *memory)
             )
             hidden_states = output.hidden_states
             if cache is not None:

@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "generation_qrnn": {"configuration_qrnn", "cache_qrnn"},
     "modeling_qrnn": {
+        "attention_qrnn",
         "configuration_qrnn",
         "convolution_qrnn",
         "layers_qrnn",

@@ -295,10 +295,3 @@ def test_field_assigned_later_is_checked_when_a_model_is_made(
     setattr(config, name, value)
     with pytest.raises(ValueError, match=f"must be .*{re.escape(rule)}"):
         QRNNModel(config)
-
-
-@pytest.mark.parametrize("name", ["sdpa", "flash_attention_2", "flex_attention", "nonsense"])
-def test_attention_of_other_models_is_refused(name: str) -> None:
-    # One's own attention has the scale and the shapes of Eq. 8: there is nothing to choose.
-    with pytest.raises(ValueError, match=r"not support"):
-        AutoModelForSeq2SeqLM.from_config(small(), attn_implementation=name)
