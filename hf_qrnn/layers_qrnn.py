@@ -16,7 +16,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_qrnn import RMS_NORM_EPS, AttentionBlock, Memory, OutputAttention
-from .convolution_qrnn import GateConvolution, convolve, pad_time
+from .convolution_qrnn import convolve, gate_convolution, pad_time
 from .pooling_qrnn import NUM_GATES, pool
 
 # On a CPU without gradients, windows and gates of so many bytes are made at a time, in memory that
@@ -147,7 +147,7 @@ class QRNNLayer(nn.Module):
         self.pooling, self.zoneout, self.causal, self.reverse = pooling, zoneout, causal, reverse
         self.pool_backend = pool_backend
         num_gates = NUM_GATES[pooling]
-        self.convolution = GateConvolution(input_size, hidden_size, kernel_size, num_gates)
+        self.convolution = gate_convolution(input_size, hidden_size, kernel_size, num_gates)
         self.encoding: nn.Linear | None = None
         if encoding_size is not None:
             # V_z, V_f, V_o and V_i, one above the other.
@@ -196,7 +196,7 @@ class QRNNLayer(nn.Module):
         traced = torch.compiler.is_compiling()
         if x.device.type != "cpu" or torch.is_grad_enabled() or traced or draws:
             return batch
-        per_step = self.kernel_size * width + self.convolution.out_features
+        per_step = self.kernel_size * width + NUM_GATES[self.pooling] * self.hidden_size
         return max(1, BLOCK_BYTES // max(1, length * per_step * x.element_size()))
 
     def _run(

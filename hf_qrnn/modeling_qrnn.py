@@ -29,10 +29,10 @@ from .attention_qrnn import attention_implementation
 from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape, check_token_ids, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
-from .convolution_qrnn import GateConvolution
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import last_step
 from .losses_qrnn import shift_tokens_right, token_loss
+from .quantization_qrnn import check_quantized, leave_unpacked
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
 SEQ2SEQ_MAX_LENGTH = 512
@@ -78,19 +78,26 @@ class QRNNPreTrainedModel(PreTrainedModel):
         bend but do not saturate; and a forget gate that starts open, so that the state of a
         character model outlives a word from the first update.
         """
-        if isinstance(module, GateConvolution):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-            bias = torch.zeros_like(module.bias)
-            bias[module.hidden_size : 2 * module.hidden_size] = self.config.forget_bias
-            init.copy_(module.bias, bias)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
-                init.zeros_(module.bias)
+                bias = torch.zeros_like(module.bias)
+                # At the layer it would be too late: what is initialised is not written to again.
+                bias[getattr(module, "forget_rows", slice(0))] = self.config.forget_bias
+                init.copy_(module.bias, bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=float(self.config.initializer_range))
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The model of a folder or of the Hub, as for any model of transformers."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_quantized(model)
+        leave_unpacked(model)
+        return loaded
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any

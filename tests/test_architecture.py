@@ -39,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "attention_qrnn": set(),
     "layers_qrnn": {"attention_qrnn", "convolution_qrnn", "pooling_qrnn"},
     "losses_qrnn": set(),
+    "quantization_qrnn": set(),
     "cache_qrnn": {"attention_qrnn", "layers_qrnn"},
     "stacks_qrnn": {
         "attention_qrnn",
@@ -51,11 +52,11 @@ ARROWS: dict[str, set[str]] = {
     "modeling_qrnn": {
         "attention_qrnn",
         "configuration_qrnn",
-        "convolution_qrnn",
         "layers_qrnn",
         "losses_qrnn",
         "cache_qrnn",
         "checks_qrnn",
+        "quantization_qrnn",
         "stacks_qrnn",
         "generation_qrnn",
     },

@@ -13,9 +13,9 @@ from hf_qrnn.convolution_qrnn import (
     LEAST_OUTPUTS,
     LEAST_PAIRS,
     LEAST_STEPS,
-    GateConvolution,
     PairConvolution,
     convolve,
+    gate_convolution,
     windows,
 )
 
@@ -144,7 +144,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(PairConvolution, "apply", noted("pairs", PairConvolution.apply))
     monkeypatch.setattr(nn.functional, "linear", noted("product", nn.functional.linear))
-    monkeypatch.setattr(GateConvolution, "forward", noted("call", GateConvolution.forward))
+    monkeypatch.setattr(nn.Linear, "forward", noted("call", nn.Linear.forward))
     return gone
 
 
@@ -166,7 +166,7 @@ LONG = 2 * LEAST_PAIRS
 
 
 def test_many_steps_go_by_pairs_and_few_by_a_call(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     for steps, way in (
         (LONG, "pairs"),
         (LONG - 2, "product"),
@@ -180,7 +180,7 @@ def test_many_steps_go_by_pairs_and_few_by_a_call(ways: list[str]) -> None:
 
 
 def test_a_step_of_many_rows_is_a_call(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     gates, bias = convolve(convolution, torch.randn(LONG, 2, LEAST_INPUTS), 2)
     assert ways[0] == "call"
     assert gates.shape == (LONG, 1, 3 * UNITS)
@@ -200,12 +200,12 @@ def test_a_step_of_many_rows_is_a_call(ways: list[str]) -> None:
 def test_other_layers_go_by_one_product(
     ways: list[str], width: int, units: int, kernel_size: int
 ) -> None:
-    gates_of(GateConvolution(width, units, kernel_size, 3), LONG, width, kernel_size)
+    gates_of(gate_convolution(width, units, kernel_size, 3), LONG, width, kernel_size)
     assert ways[0] == "product"
 
 
 def test_no_bias_stays_none(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     convolution.register_parameter("bias", None)
     for steps, way in ((LONG, "pairs"), (LONG - 2, "product"), (1, "call")):
         ways.clear()
@@ -217,12 +217,12 @@ def test_no_bias_stays_none(ways: list[str]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_are_not_rounded_to_half_precision(ways: list[str], dtype: torch.dtype) -> None:
-    gates_of(GateConvolution(LEAST_INPUTS, UNITS, 2, 3).to(dtype), LONG)
+    gates_of(gate_convolution(LEAST_INPUTS, UNITS, 2, 3).to(dtype), LONG)
     assert ways[0] == "product"
 
 
 def test_autocast_computes_the_product(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         gates, bias = convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
     assert ways == ["product"]
@@ -234,8 +234,8 @@ class Adapter(nn.Linear):
     """What takes the place of a layer's product."""
 
 
-def hooked(register: str) -> GateConvolution:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+def hooked(register: str) -> nn.Linear:
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     getattr(convolution, register)(lambda *_: None)
     return convolution
 
@@ -248,7 +248,7 @@ def test_what_is_no_bare_convolution_is_called(ways: list[str]) -> None:
         calls += 1
         return nn.Linear.forward(replaced, x)
 
-    replaced = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    replaced = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     replaced.forward = forward  # type: ignore[method-assign]  # as accelerate's hooks do
     gates_of(replaced, LONG)
     assert calls == 1
@@ -273,7 +273,7 @@ def test_whoever_listens_to_the_convolution_hears_it(ways: list[str], register: 
 class Layer(nn.Module):
     """What `torch.func` can call with other weights."""
 
-    def __init__(self, convolution: GateConvolution) -> None:
+    def __init__(self, convolution: nn.Linear) -> None:
         super().__init__()
         self.convolution = convolution
 
@@ -282,7 +282,7 @@ class Layer(nn.Module):
 
 
 def test_transforms_of_torch_func_see_one_product(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     padded = torch.randn(2, LONG + 1, LEAST_INPUTS)
 
     def loss(weight: torch.Tensor) -> torch.Tensor:
@@ -309,7 +309,7 @@ class OtherTensor(torch.Tensor):
 
 
 def test_weights_and_inputs_of_another_type_go_by_a_call(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     padded = torch.randn(1, LONG + 1, LEAST_INPUTS)
     convolve(convolution, padded.as_subclass(OtherTensor), 2)
     assert ways[0] == "call"
@@ -321,7 +321,7 @@ def test_weights_and_inputs_of_another_type_go_by_a_call(ways: list[str]) -> Non
 
 
 def test_flops_are_those_of_one_product(ways: list[str]) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     with FlopCounterMode(display=False) as counter:
         convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
     assert ways[0] == "call"
@@ -331,7 +331,7 @@ def test_flops_are_those_of_one_product(ways: list[str]) -> None:
 def test_hooks_on_all_modules_hear_the_convolution(ways: list[str]) -> None:
     heard: list[nn.Module] = []
     handle = nn.modules.module.register_module_forward_hook(lambda *call: heard.append(call[0]))
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     try:
         convolve(convolution, torch.randn(1, LONG + 1, LEAST_INPUTS), 2)
     finally:
@@ -342,12 +342,12 @@ def test_hooks_on_all_modules_hear_the_convolution(ways: list[str]) -> None:
 
 def test_a_trace_keeps_one_product(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
-    gates_of(GateConvolution(LEAST_INPUTS, UNITS, 2, 3), LONG)
+    gates_of(gate_convolution(LEAST_INPUTS, UNITS, 2, 3), LONG)
     assert ways[0] == "call"
 
 
 def test_an_exported_program_holds_one_product() -> None:
-    layer = Layer(GateConvolution(LEAST_INPUTS, UNITS, 2, 3))
+    layer = Layer(gate_convolution(LEAST_INPUTS, UNITS, 2, 3))
     program = torch.export.export(layer, (torch.randn(1, LONG + 1, LEAST_INPUTS),))
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     products = [name for name in names if "linear" in name or "mm" in name]
@@ -356,5 +356,5 @@ def test_an_exported_program_holds_one_product() -> None:
 
 def test_a_compiler_sees_one_product(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    gates_of(GateConvolution(LEAST_INPUTS, UNITS, 2, 3), LONG)
+    gates_of(gate_convolution(LEAST_INPUTS, UNITS, 2, 3), LONG)
     assert ways[0] == "call"

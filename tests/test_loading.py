@@ -73,7 +73,7 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
     parts = "attention backends cache checks configuration convolution generation layers losses "
-    parts += "modeling pooling stacks triton"
+    parts += "modeling pooling quantization stacks triton"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 
