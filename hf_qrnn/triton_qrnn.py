@@ -1,4 +1,4 @@
-"""The pooling of `pooling_qrnn.py` as Triton kernels: one pass over memory each way, on a GPU.
+"""The equations of pooling as Triton kernels: one pass over memory each way, on a GPU.
 
 A model folder from the Hub carries this file, so that it runs fast where the package and its
 compiled library are not installed. The maths, to be read beside Eqs. 3 to 6 of arXiv 1611.01576:
@@ -56,7 +56,7 @@ def _mix(x):
 
 @_jit
 def _bits(seed, b, t, channel):
-    """24 random bits of (seed, b, t, channel), as `zoneout_keep` of pooling_qrnn.py draws them."""
+    """24 random bits of (seed, b, t, channel), as `zoneout_keep` draws them."""
     golden = 0x9E3779B97F4A7C15
     key = _mix(seed + ((b << 32) + t + 1).to(tl.uint64) * golden)
     return (_mix(key + (channel + 1).to(tl.uint64) * golden) >> 40).to(tl.int32)
