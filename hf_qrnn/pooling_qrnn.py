@@ -91,11 +91,6 @@ def pool(
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        # ONNX knows no operation of ours.
-        options = (pooling, zoneout, reverse)
-        h, c, state = pool_with(scan_in_graph, arguments[:5], options)
-        return PoolOutput(h, c if return_c else None, state)
     # An exported program's number of tiles would tie it to short or to long rows.
     want_tiles = _wants_grad(gates, bias, initial_state) and not torch.compiler.is_exporting()
     h, c, state, _ = _run(_FORWARD, *arguments, want_tiles, backend)
@@ -317,6 +312,17 @@ def _fake_backward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return gates.new_empty(gates.shape), grad_bias, tiles.new_empty(tiles.shape[0], tiles.shape[2])
 
 
+def _forward_in_graph(
+    *arguments: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The forward operation as operations that ONNX knows: one loop over time."""
+    *tensors, pooling, zoneout, reverse, want_c, want_tiles, _ = arguments
+    assert not want_tiles, "an exported program has no backward pass"
+    h, c, state = pool_with(scan_in_graph, tensors, (pooling, zoneout, reverse))
+    nothing = c.new_empty(0)
+    return h, c if want_c else nothing, state, nothing.clone()
+
+
 def _register() -> None:
     """Make the two operations one node each in compiled and exported graphs."""
     if hasattr(getattr(torch.ops, _NAMESPACE), _FORWARD):
@@ -343,4 +349,19 @@ def _register() -> None:
     backward.register_autograd(_backward_vjp, setup_context=_backward_context)
 
 
+def _register_decomposition() -> None:
+    """Say what the forward operation is made of, to exporters that know no operation of ours.
+
+    torch.onnx looks it up in torch's table when it translates an exported program, whoever made it.
+    """
+    register = getattr(torch._decomp, "register_decomposition", None)
+    operation = getattr(getattr(torch.ops, _NAMESPACE), _FORWARD).default
+    if register is None or operation in torch._decomp.decomposition_table:
+        return
+    register(operation)(_forward_in_graph)
+    # Else symbolic shapes would be found by the loop, not by the fake kernel.
+    register(operation, type="meta")(_fake_forward)
+
+
 _register()
+_register_decomposition()

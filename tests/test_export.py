@@ -13,6 +13,7 @@ from hf_qrnn import (
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
+    pool,
 )
 
 VARIANTS = {
@@ -108,11 +109,51 @@ def test_layer_exports_with_dynamic_sizes() -> None:
         torch.testing.assert_close(run(x), layer(x))
 
 
+def onnx_runtime() -> Any:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.filterwarnings("ignore")
+def test_exported_program_becomes_onnx_later(pooling: str, tmp_path: Path) -> None:
+    # As transformers' exporter does it, which knows no operation of ours. Zoneout and masks too.
+    runtime = onnx_runtime()
+
+    class Pool(torch.nn.Module):
+        def forward(
+            self, gates: torch.Tensor, mask: torch.Tensor, c0: torch.Tensor, seed: torch.Tensor
+        ) -> tuple[torch.Tensor | None, ...]:
+            options = {"zoneout": 0.4, "reverse": True, "return_c": True}
+            return tuple(
+                pool(gates, pooling=pooling, mask=mask, initial_state=c0, seed=seed, **options)
+            )
+
+    def given(batch: int, time: int) -> dict[str, torch.Tensor]:
+        gates = torch.randn(batch, time, 3 * {"f": 2, "fo": 3, "ifo": 4}[pooling])
+        mask, seed = rows(batch, time, 0)[1].bool(), torch.tensor(7)
+        return {"gates": gates, "mask": mask, "c0": torch.randn(batch, 3), "seed": seed}
+
+    batch, time = Dim("batch"), Dim("time")
+    shapes = {"gates": {0: batch, 1: time}, "mask": {0: batch, 1: time}, "c0": {0: batch}}
+    program = torch.export.export(Pool(), (), given(3, 5), dynamic_shapes={**shapes, "seed": None})
+    assert "hf_qrnn.pool_v2.default" in {str(node.target) for node in program.graph.nodes}
+    model = torch.onnx.export(program)
+    assert model is not None
+    assert [node.op_type for node in model.model.graph].count("Scan") == 1
+    model.save(tmp_path / "pool.onnx")
+    session = runtime.InferenceSession(tmp_path / "pool.onnx")
+    for sizes in [(3, 5), (2, 9), (1, 4), (4, 1)]:
+        inputs = given(*sizes)
+        got = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        for a, b in zip(got, Pool()(**inputs), strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["paper", "modern"])
 @pytest.mark.filterwarnings("ignore")
 def test_translation_model_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    runtime = onnx_runtime()
     model = QRNNForConditionalGeneration(config(**VARIANTS[name])).eval()
     inputs = seq2seq_inputs(4, 7, 5)
     program = torch.onnx.export(model, (), kwargs=inputs, dynamic_shapes=dynamic_shapes(inputs))
