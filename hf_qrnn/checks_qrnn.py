@@ -21,6 +21,11 @@ def may_look(tensor: Any) -> bool:
     return type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter)
 
 
+def may_read(tensor: torch.Tensor) -> bool:
+    """Whether its values may decide: a transform of torch.func shows none of a sample alone."""
+    return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+
+
 def check_token_ids(
     name: str, ids: torch.Tensor, vocab_size: int, shape: tuple[int, ...] | None = None
 ) -> None:
@@ -38,7 +43,7 @@ def check_token_ids(
         raise ValueError(
             f"`{name}` must have shape {shape or '(batch, length)'}, but has {tuple(ids.shape)}."
         )
-    if ids.device.type != "cpu" or ids.numel() == 0:
+    if not may_read(ids) or ids.numel() == 0:
         return
     low, high = (int(value) for value in ids.aminmax())
     if low >= 0 and high < vocab_size:
@@ -118,7 +123,7 @@ def check_mask(
     if not fits or (exact and mask.shape[1] != length):
         rule = f"({batch or 'batch'}, {length if exact else f'at least {length}'})"
         raise ValueError(f"`{name}` must be {rule}, but is {tuple(mask.shape)}.")
-    if mask.device.type == "cpu" and mask.is_floating_point():
+    if may_read(mask) and mask.is_floating_point():
         # Zero would be a real step for who adds masks to scores.
         wrong = (mask != 0) & (mask != 1)
         if bool(wrong.any()):

@@ -102,13 +102,15 @@ def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> 
     """Whether its product may be computed without calling it, and is worth it: on a CPU.
 
     A GPU's product adds the bias for nothing. Whatever looks at operations, a compiler, a tracer, a
-    transform of torch.func, a dispatch mode or a tensor of another type, sees one product.
+    transform of torch.func, forward-mode derivatives, a dispatch mode or a tensor of another type,
+    sees one product.
     """
     return (
         # First of all: to a compiler a size is not a number to compare.
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch._C._are_functorch_transforms_active()
+        and getattr(torch.autograd.forward_ad, "_current_level", -1) < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and type(padded) is torch.Tensor
         and padded.device.type == "cpu"

@@ -7,6 +7,8 @@ Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +93,11 @@ def pool(
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)
+    if _in_forward_mode() or (_is_transformed() and torch.compiler.is_compiling()):
+        # Neither forward-mode derivatives nor a compiled transform follow an operation of ours.
+        options = (pooling, zoneout, reverse)
+        h, c, state = pool_with(scan_differentiable, arguments[:5], options)
+        return PoolOutput(h, c if return_c else None, state)
     # An exported program's number of tiles would tie it to short or to long rows.
     want_tiles = _wants_grad(gates, bias, initial_state) and not torch.compiler.is_exporting()
     h, c, state, _ = _run(_FORWARD, *arguments, want_tiles, backend)
@@ -108,13 +115,28 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
     if torch.compiler.is_compiling() or any(type(x) not in _PLAIN_TENSORS for x in tensors):
         run = getattr(getattr(torch.ops, _NAMESPACE), name)
     else:
-        run = differentiable.apply if _wants_grad(*tensors) else function
+        run = differentiable.apply if _wants_grad(*tensors) or _is_transformed() else function
     results: tuple[torch.Tensor, ...] = run(*arguments)
     return results
 
 
 def _wants_grad(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    # Inside a vmap a tensor does not say what an outer transform wants of it.
+    return any(x is not None and x.requires_grad for x in tensors) or _is_transformed()
+
+
+# Whether a transform of torch.func is at work. Of what is not plain torch, only an autograd
+# function follows one.
+_is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_FORWARD_AD: Any = torch.autograd.forward_ad
+
+
+def _in_forward_mode() -> bool:
+    """Whether derivatives may go along with values: only the equations' own operations can."""
+    in_mode: bool = getattr(_FORWARD_AD, "_current_level", -1) >= 0
+    return in_mode
 
 
 def _check(
@@ -225,6 +247,8 @@ def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     given = grads[:3]  # of h, c and the state; nobody reads the tiles
     if all(grad is None for grad in given):
         return (None, None, None, *unused)
+    if _in_forward_mode():
+        return (*_equations_vjp(given, tensors, ctx.options), *unused)
     if not ctx.has_tiles:
         tiles = _run(_FORWARD, *tensors, *ctx.options, False, True, ctx.backend)[3]
     results = _run(_BACKWARD, *given, *tensors, tiles, *ctx.options, ctx.backend)
@@ -246,6 +270,8 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     The tiles are recomputed here from their own causes, so their gradient needs no path of its own.
     """
     *given, mask, seed, _ = ctx.saved_tensors  # grads of h, c, state; gates, bias, initial_state
+    if _is_transformed() or _in_forward_mode():
+        return (*_second_vjp(given, (mask, seed), ctx.options, grads), *(None,) * 7)
     with torch.enable_grad():
         leaves = [None if x is None else x.detach().requires_grad_() for x in given]
         cotangents, causes = leaves[:3], leaves[3:]
@@ -268,12 +294,91 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     return (*results, *(None,) * 7)
 
 
+def _equations_vjp(
+    cotangents: Sequence[torch.Tensor | None],
+    tensors: Sequence[torch.Tensor | None],
+    options: tuple[str, float, bool],
+) -> list[torch.Tensor | None]:
+    """First derivatives in gates, bias and initial state, by what every transform follows."""
+    *causes, mask, seed = tensors
+
+    def outputs(*present: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = _filled(causes, present)
+        h, c, state = pool_with(scan_differentiable, (*given, mask, seed), options)
+        return h, c, state
+
+    values, vjp = torch.func.vjp(outputs, *(x for x in causes if x is not None))
+    pairs = zip(values, cotangents, strict=True)
+    return _filled(causes, vjp(tuple(torch.zeros_like(y) if g is None else g for y, g in pairs)))
+
+
+def _second_vjp(
+    given: Sequence[torch.Tensor | None],
+    constants: tuple[torch.Tensor | None, torch.Tensor | None],
+    options: tuple[str, float, bool],
+    grads: Sequence[torch.Tensor],
+) -> list[torch.Tensor | None]:
+    """The same second derivatives inside a transform, where autograd's own calls are forbidden."""
+
+    def first(*present: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = _filled(given, present)
+        results = _equations_vjp(leaves[:3], (*leaves[3:], *constants), options)
+        return tuple(x for x in results if x is not None)
+
+    values, vjp = torch.func.vjp(first, *(x for x in given if x is not None))
+    wanted = [g for x, g in zip(given[3:], grads, strict=True) if x is not None]
+    return _filled(given, vjp(tuple(g.to(y.dtype) for y, g in zip(values, wanted, strict=True))))
+
+
+def _filled(
+    places: Sequence[torch.Tensor | None], present: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """`present` in order where `places` has a tensor, None elsewhere."""
+    rest = iter(present)
+    return [None if x is None else next(rest) for x in places]
+
+
+def _vmap_rows(
+    name: str, num_tensors: int, info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[tuple[torch.Tensor, ...], tuple[int | None, ...]]:
+    """Run an operation over a vmapped dimension: as more rows, since rows know nothing of another.
+
+    Zoneout's bits are a function of the row's number, so there each sample runs alone.
+    """
+    size, options = info.batch_size, arguments[num_tensors:]
+    pairs = list(zip(arguments[:num_tensors], in_dims, strict=False))
+    if options[1] > 0.0:
+        samples = []
+        for index in range(size):
+            own = (x if dim is None else x.select(dim, index) for x, dim in pairs)
+            samples.append(_run(name, *own, *options))
+        stacked = tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+        return stacked, (0,) * len(stacked)
+    rows = [_as_rows(x, dim, size) for x, dim in pairs]
+    results = _run(name, *rows, *options)
+    # What is not wanted is empty, and has no rows.
+    out_dims = tuple(0 if x.dim() > 1 else None for x in results)
+    return tuple(
+        x if dim is None else x.unflatten(0, (size, x.shape[0] // size))
+        for x, dim in zip(results, out_dims, strict=True)
+    ), out_dims
+
+
+def _as_rows(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor | None:
+    """A vmapped tensor (B, ...) as (size * B, ...); a seed nobody reads goes."""
+    if x is None or x.dim() == (0 if dim is None else 1):
+        return None
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.flatten(0, 1)
+
+
 class _PoolFunction(torch.autograd.Function):
     """The forward operation with the derivatives it is registered with, for eager training."""
 
     forward = staticmethod(_pool_forward)
     setup_context = staticmethod(_forward_context)
     backward = staticmethod(_forward_vjp)
+    vmap = staticmethod(functools.partial(_vmap_rows, _FORWARD, 5))
 
 
 class _PoolBackwardFunction(torch.autograd.Function):
@@ -282,6 +387,7 @@ class _PoolBackwardFunction(torch.autograd.Function):
     forward = staticmethod(_pool_backward)
     setup_context = staticmethod(_backward_context)
     backward = staticmethod(_backward_vjp)
+    vmap = staticmethod(functools.partial(_vmap_rows, _BACKWARD, 9))
 
 
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)

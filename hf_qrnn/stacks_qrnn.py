@@ -61,6 +61,8 @@ def real_steps(
     mask = attention_mask.bool()
     if torch.compiler.is_compiling() or mask.device.type == "meta":
         return mask
+    if torch._C._are_functorch_transforms_active():
+        return mask
     if mask.device.type == "cpu" and bool(mask.all()):
         return None
     capturing = mask.is_cuda and torch.cuda.is_current_stream_capturing()
