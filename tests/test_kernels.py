@@ -1,6 +1,9 @@
 """Every backend against the loop in float64, and what the compiled library promises besides."""
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -351,3 +354,62 @@ def test_library_checks_its_arguments(changes: dict[str, Any], sentence: str) ->
     assert kernels.load().path is not None
     with pytest.raises(RuntimeError, match=sentence):
         torch.ops.hf_qrnn_kernels.pool_forward(*arguments.values())
+
+
+# ------------------------------------------------------------------ where it runs
+
+IN_A_SMALL_THREAD = """
+import threading
+
+import torch
+
+from hf_qrnn import use_backend
+from hf_qrnn.pooling_qrnn import NUM_GATES, pool
+
+done = []
+
+
+def run():
+    for isa in ("baseline", "avx2", "avx512"):
+        try:
+            torch.ops.hf_qrnn_kernels.simd(isa)
+        except RuntimeError:
+            continue  # this CPU has none
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            for pooling, num_gates in NUM_GATES.items():
+                # Work enough for two threads.
+                gates = torch.randn(32, 40, num_gates * 128, dtype=dtype, requires_grad=True)
+                bias = torch.randn(32, num_gates * 128, dtype=dtype, requires_grad=True)
+                pool(gates, pooling=pooling, bias=bias).h.sum().backward()
+                assert gates.grad.isfinite().all() and bias.grad.isfinite().all()
+                done.append((isa, dtype, pooling))
+
+
+with use_backend("compiled"):
+    pool(torch.ones(1, 1, 2), pooling="f")  # loads the library, on the first thread's stack
+    threading.stack_size(128 * 1024)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+print(len(done) % 12 == 0 and len(done) > 0)
+"""
+
+
+@pytest.mark.skipif(unavailable("compiled", CPU) is not None, reason="the library is not built")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_runs_on_a_small_stack(threads: int) -> None:
+    """musl gives a thread 128 KiB, and OpenMP's threads have what OMP_STACKSIZE says."""
+    command = f"import torch; torch.set_num_threads({threads})\n{IN_A_SMALL_THREAD}"
+    environment = {**os.environ, "OMP_STACKSIZE": "128k"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\n"
+
+
+def test_build_command_says_only_what_it_did() -> None:
+    environment = {**os.environ, "HF_QRNN_BUILD": "off"}
+    command = [sys.executable, "-m", "hf_qrnn.kernels.build"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .build import INFO_NAME, LIBRARY_NAME, cache_folder, source_hash
-
 NAMESPACE = "hf_qrnn_kernels"
 CURE = "run `python -m hf_qrnn.kernels.build`"
 POOLING_NUMBERS = {"f": 0, "fo": 1, "ifo": 2}
@@ -29,6 +27,9 @@ class Loaded(NamedTuple):
 
 def find() -> Loaded:
     """The library of these very sources: beside this file, else in the user's cache."""
+    # Not above: `python -m hf_qrnn.kernels.build` would warn that its package has it already.
+    from .build import INFO_NAME, LIBRARY_NAME, cache_folder, source_hash
+
     wanted = source_hash()
     found: list[tuple[int, Path, dict[str, Any]]] = []
     candidates = [Path(__file__).resolve().parent / "lib"]

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -111,6 +112,20 @@ void check(const Tensor& tensor, const char* name, ScalarType type,
   STD_TORCH_CHECK(same, "`", name, "` has the wrong shape.");
 }
 
+// Memory of one thread for a while, in whole cache lines; none for no numbers.
+template <typename S>
+struct Scratch {
+  static constexpr std::align_val_t kLine{64};
+  S* data = nullptr;
+
+  explicit Scratch(int64_t count) {
+    if (count > 0) data = static_cast<S*>(::operator new(count * sizeof(S), kLine));
+  }
+  ~Scratch() { ::operator delete(data, kLine); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
 // The tensors behind PoolInputs' pointers, contiguous where they must be.
 struct Inputs {
   Tensor gates;
@@ -204,10 +219,11 @@ struct Inputs {
     }
   }
 
-  // Calls body(b, first, last) for every row and range of channels, on torch's threads. Channels
-  // are divided only where there are too few rows for them, in whole cache lines.
-  template <typename Body>
-  void for_each_task(const Body& body) const {
+  // Calls body(b, first, last, scratch) for every row and range of channels, on torch's threads,
+  // each with `num_scratch` numbers of its own. Channels are divided only where there are too few
+  // rows for them, in whole cache lines.
+  template <typename S, typename Body>
+  void for_each_task(int64_t num_scratch, const Body& body) const {
     constexpr int64_t kChannels = 64, kWorthAThread = 32768;
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t wanted = threads > 1 ? (4 * threads + batch - 1) / std::max<int64_t>(batch, 1) : 1;
@@ -217,9 +233,11 @@ struct Inputs {
     const int64_t work = std::max<int64_t>(1, length * std::min(width, hidden));
     const int64_t grain = std::max<int64_t>(1, kWorthAThread / work);
     torch::stable::parallel_for(0, batch * parts, grain, [&](int64_t begin, int64_t end) {
+      const Scratch<S> scratch(num_scratch);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = task % parts * width;
-        if (first < hidden) body(task / parts, first, std::min(hidden, first + width));
+        const int64_t last = std::min(hidden, first + width);
+        if (first < hidden) body(task / parts, first, last, scratch.data);
       }
     });
   }
@@ -248,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool_forward(
     out.state = static_cast<S*>(state.mutable_data_ptr());
     if (want_tiles) out.tiles = static_cast<S*>(tiles.mutable_data_ptr());
     const auto run = forward_function<T, S>();
-    x.for_each_task([&](int64_t b, int64_t first, int64_t last) {
+    x.for_each_task<S>(0, [&](int64_t b, int64_t first, int64_t last, S*) {
       run(x.pooling, in, out, b, first, last);
     });
   });
@@ -295,8 +313,8 @@ std::tuple<Tensor, Tensor, Tensor> pool_backward(
     if (bias) out.grad_bias = static_cast<S*>(grad_bias.mutable_data_ptr());
     out.grad_initial = static_cast<S*>(grad_initial.mutable_data_ptr());
     const auto run = backward_function<T, S>();
-    x.for_each_task([&](int64_t b, int64_t first, int64_t last) {
-      run(x.pooling, in, out, b, first, last);
+    x.for_each_task<S>(kScratch, [&](int64_t b, int64_t first, int64_t last, S* scratch) {
+      run(x.pooling, in, out, b, first, last, scratch);
     });
   });
   return {grad_gates, grad_bias, grad_initial};

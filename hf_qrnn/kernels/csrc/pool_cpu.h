@@ -14,14 +14,25 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Pool row `b`, channels [first, last).
+// Channels whose state is kept at once. Backward also keeps states and gates of a tile, which
+// should stay in the second-level cache.
+constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 512;
+
+// What backward needs beside its arguments: rows of a block of channels for a tile's states (one
+// more than its steps) and for its z, f and write, for the gradient of the state, and for the sums
+// over time of at most four gates' gradients. A thread's stack may be smaller: musl gives 128 KiB.
+constexpr int64_t kScratchRows = (4 * kTile + 1) + 1 + 4;
+constexpr int64_t kScratch = kScratchRows * kBackwardBlock;
+
+// Pool row `b`, channels [first, last). `scratch` has room for kScratch numbers, in whole cache
+// lines.
 template <typename T, typename S>
 using ForwardFunction = void (*)(Pooling, const PoolInputs<T, S>&, const ForwardOutputs<T, S>&,
                                  int64_t b, int64_t first, int64_t last);
 template <typename T, typename S>
 using BackwardFunction = void (*)(Pooling, const PoolInputs<T, S>&,
                                   const BackwardArguments<T, S>&, int64_t b, int64_t first,
-                                  int64_t last);
+                                  int64_t last, S* scratch);
 
 #define QRNN_DECLARE_CPU_KERNELS(isa)                                                            \
   namespace isa {                                                                                \
@@ -30,7 +41,7 @@ using BackwardFunction = void (*)(Pooling, const PoolInputs<T, S>&,
                int64_t b, int64_t first, int64_t last);                                          \
   template <typename T, typename S>                                                              \
   void backward(Pooling pooling, const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, \
-                int64_t b, int64_t first, int64_t last);                                         \
+                int64_t b, int64_t first, int64_t last, S* scratch);                             \
   }
 
 QRNN_DECLARE_CPU_KERNELS(baseline)

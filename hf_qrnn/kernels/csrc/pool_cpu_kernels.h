@@ -10,10 +10,6 @@
 namespace hf_qrnn {
 namespace {
 
-// Channels whose state is kept at once. Backward also keeps states and gates of a tile, which
-// should stay in the second-level cache.
-constexpr int64_t kForwardBlock = 1024, kBackwardBlock = 512;
-
 // Steps between fetching a row and using it. Rows to be written are fetched too: the backward pass
 // would wait for their lines most of its time.
 constexpr int64_t kAhead = 4;
@@ -163,9 +159,9 @@ void forward_block(const PoolInputs<T, S>& in, const ForwardOutputs<T, S>& out, 
 
 // ---------------------------------------------------------------- backward
 
-// A block's own memory. Of a tile: the states before its steps and the activated gates of the
-// recurrence, (kTile, kBackwardBlock); from step to step: the gradient of the state and the sums
-// over time of the gates' gradients, by gate and null without a bias.
+// A block's own memory, parts of its scratch. Of a tile: the states before its steps and the
+// activated gates of the recurrence, (kTile, kBackwardBlock); from step to step: the gradient of the
+// state and the sums over time of the gates' gradients, by gate and null without a bias.
 template <typename S>
 struct Workspace {
   S *c, *z, *f, *write;
@@ -310,17 +306,19 @@ void backward_step(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& ou
 
 template <Pooling kPooling, typename T, typename S>
 void backward_block(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, int64_t b,
-                    int64_t first, int64_t count) {
-  constexpr int64_t kGates = num_gates(kPooling), kWidth = kBackwardBlock;
-  alignas(64) S tile[4 * kTile + 1][kWidth];
-  alignas(64) S sums[kGates + 1][kWidth];
-  Workspace<S> work = {tile[3 * kTile], tile[0], tile[kTile], tile[2 * kTile], sums[kGates], {}};
+                    int64_t first, int64_t count, S* scratch) {
+  constexpr int64_t kGates = num_gates(kPooling);
+  const auto row = [scratch](int64_t index) { return scratch + index * kBackwardBlock; };
+  Workspace<S> work = {row(3 * kTile), row(0), row(kTile), row(2 * kTile), row(4 * kTile + 1), {}};
+  S* sums = row(4 * kTile + 2);
   const int64_t hidden = in.hidden, length = in.length;
   const int64_t num_tiles = (length + kTile - 1) / kTile;
   set_state(work.grad_state, out.grad_state ? out.grad_state + b * hidden + first : nullptr, count);
   if (out.grad_bias) {
-    memset(sums, 0, kGates * sizeof sums[0]);
-    for (int64_t index = 0; index < kGates; ++index) work.grad_bias[index] = sums[index];
+    memset(sums, 0, kGates * kBackwardBlock * sizeof(S));
+    for (int64_t index = 0; index < kGates; ++index) {
+      work.grad_bias[index] = sums + index * kBackwardBlock;
+    }
   }
   for (int64_t j = num_tiles - 1; j >= 0; --j) {
     const int64_t n = j * kTile;
@@ -335,7 +333,8 @@ void backward_block(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& o
   memcpy(out.grad_initial + b * hidden + first, work.grad_state, count * sizeof(S));
   if (out.grad_bias) {
     for (int64_t index = 0; index < kGates; ++index) {
-      memcpy(out.grad_bias + (b * kGates + index) * hidden + first, sums[index], count * sizeof(S));
+      memcpy(out.grad_bias + (b * kGates + index) * hidden + first, work.grad_bias[index],
+             count * sizeof(S));
     }
   }
 }
@@ -350,13 +349,13 @@ void forward_range(const PoolInputs<T, S>& in, const ForwardOutputs<T, S>& out, 
 
 template <Pooling kPooling, typename T, typename S>
 void backward_range(const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out, int64_t b,
-                    int64_t first, int64_t last) {
+                    int64_t first, int64_t last, S* scratch) {
   // Blocks of equal size, in whole cache lines.
   const int64_t count = last - first, num_blocks = (count + kBackwardBlock - 1) / kBackwardBlock;
   const int64_t lines = num_blocks ? (count / num_blocks + 31) / 32 : 1;
   const int64_t width = 32 * lines < kBackwardBlock ? 32 * lines : kBackwardBlock;
   for (int64_t k = first; k < last; k += width) {
-    backward_block<kPooling>(in, out, b, k, last - k < width ? last - k : width);
+    backward_block<kPooling>(in, out, b, k, last - k < width ? last - k : width, scratch);
   }
 }
 
@@ -374,17 +373,17 @@ void forward(Pooling pooling, const PoolInputs<T, S>& in, const ForwardOutputs<T
 
 template <typename T, typename S>
 void backward(Pooling pooling, const PoolInputs<T, S>& in, const BackwardArguments<T, S>& out,
-              int64_t b, int64_t first, int64_t last) {
-  if (pooling == Pooling::f) return backward_range<Pooling::f>(in, out, b, first, last);
-  if (pooling == Pooling::fo) return backward_range<Pooling::fo>(in, out, b, first, last);
-  return backward_range<Pooling::ifo>(in, out, b, first, last);
+              int64_t b, int64_t first, int64_t last, S* scratch) {
+  if (pooling == Pooling::f) return backward_range<Pooling::f>(in, out, b, first, last, scratch);
+  if (pooling == Pooling::fo) return backward_range<Pooling::fo>(in, out, b, first, last, scratch);
+  return backward_range<Pooling::ifo>(in, out, b, first, last, scratch);
 }
 
 #define QRNN_INSTANTIATE(T, S)                                                                 \
   template void forward<T, S>(Pooling, const PoolInputs<T, S>&, const ForwardOutputs<T, S>&,   \
                               int64_t, int64_t, int64_t);                                      \
   template void backward<T, S>(Pooling, const PoolInputs<T, S>&,                               \
-                               const BackwardArguments<T, S>&, int64_t, int64_t, int64_t);
+                               const BackwardArguments<T, S>&, int64_t, int64_t, int64_t, S*);
 QRNN_INSTANTIATE(float, float)
 QRNN_INSTANTIATE(double, double)
 QRNN_INSTANTIATE(Half, float)
