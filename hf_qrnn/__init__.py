@@ -25,7 +25,8 @@ from .modeling_qrnn import (
 )
 from .pipeline_qrnn import TASK, QRNNTranslationPipeline
 from .pooling_qrnn import pool
-from .recurrent import QRNN, QRNNState
+from .recurrent import QRNN
+from .recurrent_state import QRNNState
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,31 +16,9 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .layers_qrnn import LayerState, QRNNLayer, last_step
 from .pooling_qrnn import NUM_GATES
+from .recurrent_state import QRNNState, tell_of_lost_window
 
 _SUFFIXES = ("", "_reverse")
-
-
-class QRNNState(NamedTuple):
-    """Where a `QRNN` stands after its last step; the batch is dimension 1, as in `nn.LSTM`.
-
-    Attributes:
-        h_n: Output of every layer and direction at its last step, (L*D, B, H). It is a result
-            only: no gate reads the previous output, so as an initial state it has no effect.
-        c_n: Pooling state after that step, (L*D, B, H), in at least float32.
-        inputs: For every layer the last K-1 inputs of its forward direction, (K-1, B, E) in the
-            first layer: what the convolution of the next step still has to see.
-
-    Without a batch, the batch dimension is missing everywhere.
-    """
-
-    h_n: torch.Tensor
-    c_n: torch.Tensor
-    inputs: tuple[torch.Tensor, ...]
-
-    def detach(self) -> QRNNState:
-        """The same state without its graph, for truncated back-propagation through time."""
-        inputs = tuple(tensor.detach() for tensor in self.inputs)
-        return QRNNState(self.h_n.detach(), self.c_n.detach(), inputs)
 
 
 class QRNN(nn.Module):
@@ -66,11 +44,15 @@ class QRNN(nn.Module):
         pooling: "f", "fo" or "ifo".
         zoneout: Probability of Eq. 6, in training.
         dense: Concatenate every layer's input to its output, except in the last (section 2.2).
+        proj_size: 0. No output goes back into a gate, so there is nothing to project.
         device, dtype: Of the parameters.
 
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    # What `nn.LSTM` calls "LSTM", for code that asks which kind of layer it has.
+    mode = "QRNN"
 
     def __init__(
         self,
@@ -86,6 +68,7 @@ class QRNN(nn.Module):
         pooling: str = "fo",
         zoneout: float = 0.0,
         dense: bool = False,
+        proj_size: int = 0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -93,7 +76,7 @@ class QRNN(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.bidirectional, self.kernel_size, self.pooling = bidirectional, kernel_size, pooling
-        self.zoneout, self.dense = zoneout, dense
+        self.zoneout, self.dense, self.proj_size = zoneout, dense, proj_size
         self._check_options()
         if dropout > 0.0 and num_layers == 1:
             warnings.warn(
@@ -115,6 +98,7 @@ class QRNN(nn.Module):
         for name in ("bias", "batch_first", "bidirectional", "dense"):
             value = getattr(self, name)
             _require(name, "a boolean", value, isinstance(value, bool))
+        _require("proj_size", "0", self.proj_size, self.proj_size == 0)
         _require("dropout", "in [0, 1]", self.dropout, _is_number(self.dropout, closed=True))
         _require("zoneout", "in [0, 1)", self.zoneout, _is_number(self.zoneout, closed=False))
         kinds = ", ".join(map(repr, NUM_GATES))
@@ -142,14 +126,20 @@ class QRNN(nn.Module):
 
     def _directions(self) -> list[list[QRNNLayer]]:
         """The directions of every layer."""
-        layers = list(self.children())
-        num = 1 + self.bidirectional
-        return [layers[start : start + num] for start in range(0, len(layers), num)]  # type: ignore[misc]
+        suffixes = _SUFFIXES[: 1 + self.bidirectional]
+        return [
+            [self.get_submodule(f"l{layer}{suffix}") for suffix in suffixes]  # type: ignore[misc]
+            for layer in range(self.num_layers)
+        ]
+
+    def _layers(self) -> list[QRNNLayer]:
+        """Every layer and direction, in the order of `h_n`; not what others added here."""
+        return [layer for directions in self._directions() for layer in directions]
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of every layer and direction, in the order of `h_n`."""
-        return [list(layer.parameters()) for layer in self.children()]
+        return [list(layer.parameters()) for layer in self._layers()]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -160,8 +150,7 @@ class QRNN(nn.Module):
         (sigmoid(1) keeps 73 % of the state per step) lets gradients reach further back than the
         sigmoid(0) = 50 % of a zero bias.
         """
-        for layer in self.children():
-            assert isinstance(layer, QRNNLayer)
+        for layer in self._layers():
             convolution = layer.convolution
             nn.init.normal_(convolution.weight, std=convolution.in_features**-0.5)
             if self.bias:
@@ -202,9 +191,11 @@ class QRNN(nn.Module):
             input: (T, B, E), (B, T, E) when `batch_first`, (T, E) without a batch, or a
                 `PackedSequence` of any order.
             hx: The state to go on from, zeros when None: a `QRNNState`, or `(h_0, c_0)` of
-                (L*D, B, H) each. With `(h_0, c_0)` the first step sees no inputs before it, and
-                `h_0` has no effect. In a backward direction, c_0 is the state before the last
-                step, as in `nn.LSTM`.
+                (L*D, B, H) each. What is passed back whole goes on exactly. From a plain
+                `(h_0, c_0)` the window starts at zero: the first K-1 steps see zeros before them,
+                which a warning says once where `c_0` is not zero. `h_0` has no effect. In a
+                backward direction, c_0 is the state before the last step, as in `nn.LSTM`.
+                `(h_0, c_0, inputs)` is a whole state too, for code that takes tuples apart.
 
         Returns:
             The last layer's output, in the form of `input` with D*H features, and the state. A
@@ -222,8 +213,8 @@ class QRNN(nn.Module):
         self._check_input(input, batch_first=self.batch_first)
         if input.dim() == 2:
             x = input[None]  # (1, T, E)
-            output, (h_n, c_n, inputs) = self._run(x, None, self._starts(hx, x, has_batch=False))
-            return output[0], QRNNState(h_n[:, 0], c_n[:, 0], tuple(past[:, 0] for past in inputs))
+            output, state = self._run(x, None, self._starts(hx, x, has_batch=False))
+            return output[0], state.select(0)
         x = input if self.batch_first else input.transpose(0, 1)  # (B, T, E)
         output, state = self._run(x, None, self._starts(hx, x, has_batch=True))
         return output if self.batch_first else output.transpose(0, 1), state
@@ -275,17 +266,23 @@ class QRNN(nn.Module):
             raise TypeError(
                 f"`hx` must be a QRNNState or (h_0, c_0), but is a {type(hx).__name__}{given}."
             )
+        inputs = hx[2] if len(hx) == 3 else getattr(hx, "inputs", None)
         batch = (x.shape[0],) if has_batch else ()
         shape = (self.num_layers * num_directions, *batch, self.hidden_size)
         for name, tensor in zip(("h_0", "c_0"), hx[:2], strict=True):
             _require_shape(name, tensor, shape)
         c_0 = hx[1] if has_batch else hx[1][:, None]
-        past = self._past_inputs(hx[2] if len(hx) == 3 else None, x, batch)
+        if inputs is None:
+            tell_of_lost_window(c_0, self.kernel_size)
+        past = self._past_inputs(inputs or None, x, batch)
         return [
             # The backward direction begins at the end, with no inputs behind it.
-            LayerState(past[layer] if way == 0 else torch.zeros_like(past[layer]), c)
+            LayerState(
+                past[layer] if way == 0 else torch.zeros_like(past[layer]),
+                c_0[layer * num_directions + way],
+            )
             for layer in range(self.num_layers)
-            for way, c in enumerate(c_0[layer * num_directions : (layer + 1) * num_directions])
+            for way in range(num_directions)
         ]
 
     def _past_inputs(

@@ -3,16 +3,23 @@
 import copy
 import itertools
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from hf_qrnn import QRNN, QRNNState
+from hf_qrnn import QRNN, QRNNState, recurrent_state
 
 POOLINGS = ("f", "fo", "ifo")
 LENGTHS = torch.tensor([3, 7, 1, 5])
+
+
+@pytest.fixture(autouse=True)
+def _warns_again() -> None:
+    """What is said once in a process is said once in a test."""
+    recurrent_state._warn_of_lost_window.cache_clear()
 
 
 def make(num_layers: int = 2, **options: object) -> QRNN:
@@ -55,7 +62,7 @@ def test_shapes_are_those_of_lstm(form: str) -> None:
         shape = (rows, 6) if form == "no batch" else (rows, 4, 6)
         hx = (torch.randn(shape), torch.randn(shape)) if with_state else None
         expected, (h_n, c_n) = lstm(x, hx)
-        output, state = qrnn(x, hx)
+        output, state = qrnn(x, None if hx is None else QRNNState(*hx, ()))
         assert type(output) is type(expected)
         if isinstance(output, PackedSequence):
             assert torch.equal(output.batch_sizes, expected.batch_sizes)
@@ -72,7 +79,7 @@ def test_shapes_are_those_of_lstm(form: str) -> None:
 def test_attributes_are_those_of_lstm() -> None:
     arguments = (5, 6, 2, False, True, 0.25, True)
     lstm, qrnn = nn.LSTM(*arguments), QRNN(*arguments, device="cpu", dtype=torch.float64)
-    names = "input_size hidden_size num_layers bias batch_first dropout bidirectional"
+    names = "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     for name in names.split():
         assert getattr(qrnn, name) == getattr(lstm, name)
     assert qrnn.extra_repr() == (
@@ -81,6 +88,8 @@ def test_attributes_are_those_of_lstm() -> None:
     assert QRNN(5, 6, kernel_size=3, pooling="f", zoneout=0.1, dense=True).extra_repr() == (
         "5, 6, kernel_size=3, pooling='f', zoneout=0.1, dense=True"
     )
+    assert (lstm.mode, qrnn.mode) == ("LSTM", "QRNN")
+    assert QRNN(5, 6, proj_size=0).proj_size == 0
     assert qrnn.flatten_parameters() is None
     assert len(qrnn.all_weights) == len(lstm.all_weights) == 4
 
@@ -147,7 +156,7 @@ def test_reset_parameters_opens_the_forget_gate() -> None:
 def test_matches_the_equations(pooling: str, kernel_size: int) -> None:
     layer = make(pooling=pooling, kernel_size=kernel_size, bidirectional=True, dense=True)
     x, c_0 = batch(6, 1, 3), batch(4, 1, 4)
-    output, state = layer(x, (torch.zeros_like(c_0), c_0))
+    output, state = layer(x, QRNNState(torch.zeros_like(c_0), c_0, ()))
     row, h_n, c_n = x[:, 0], [], []
     for index in range(2):
         past = [torch.zeros(row.shape[1], dtype=row.dtype)] * (kernel_size - 1)
@@ -180,14 +189,14 @@ def test_packed_equals_padded_equals_alone(
     packed = pack_padded_sequence(padded, lengths, batch_first, enforce_sorted=enforce_sorted)
     size = (2 * (1 + layer.bidirectional), 4, 4)
     h_0, c_0 = batch(*size), batch(*size)
-    output, state = layer(packed, (h_0, c_0))
+    output, state = layer(packed, QRNNState(h_0, c_0, ()))
     output, given_back = pad_packed_sequence(output, batch_first)
     assert torch.equal(given_back, lengths)
     output = output if batch_first else output.transpose(0, 1)
     weights = batch(*output.shape)
     grads = torch.autograd.grad((output * weights).sum(), rows, retain_graph=True)
     for b, row in enumerate(rows):
-        alone, its = layer(row, (h_0[:, b], c_0[:, b]))
+        alone, its = layer(row, QRNNState(h_0[:, b], c_0[:, b], ()))
         torch.testing.assert_close(output[b, : len(row)], alone)
         assert not output[b, len(row) :].any()
         for name in ("h_n", "c_n"):
@@ -236,18 +245,23 @@ def test_packed_sequences_go_on_from_their_own_ends() -> None:
         torch.testing.assert_close(output[:, b], whole[length:])
 
 
-def test_pair_and_plain_tuple_are_states_too() -> None:
+def test_every_form_of_a_state_is_accepted() -> None:
     layer, x = make(), batch(5, 2, 3)
     _, state = layer(batch(4, 2, 3))
+    h_n, c_n = state
     output, _ = layer(x, state)
-    assert torch.equal(layer(x, tuple(state))[0], output)
-    assert torch.equal(layer(x, list(state))[0], output)
+    for whole in ((h_n, c_n, state.inputs), [h_n, c_n, list(state.inputs)]):
+        assert torch.equal(layer(x, whole)[0], output)
     # h_0 has no effect; without the inputs before it the first step sees zeros.
-    pair = layer(x, (state.h_n, state.c_n))[0]
-    assert torch.equal(layer(x, (batch(2, 2, 4), state.c_n))[0], pair)
     zeros = tuple(torch.zeros_like(past) for past in state.inputs)
-    assert torch.equal(layer(x, QRNNState(state.h_n, state.c_n, zeros))[0], pair)
-    assert not torch.allclose(pair, output)
+    expected = layer(x, QRNNState(h_n, c_n, zeros))[0]
+    assert not torch.allclose(expected, output)
+    assert torch.equal(layer(x, QRNNState(batch(2, 2, 4), c_n, ()))[0], expected)
+    assert torch.equal(layer(x, (h_n, c_n, ()))[0], expected)
+    with pytest.warns(UserWarning, match="plain"):
+        assert torch.equal(layer(x, (h_n, c_n))[0], expected)
+    assert torch.equal(layer(x, [h_n, c_n])[0], expected)
+    assert torch.equal(layer(x, QRNNState(h_n, c_n))[0], expected)
 
 
 def test_c_n_of_the_pair_is_where_lstm_code_expects_it() -> None:
@@ -258,17 +272,7 @@ def test_c_n_of_the_pair_is_where_lstm_code_expects_it() -> None:
         nn.init.zeros_(bias)
         bias.data[4:8] = 100.0
     c_0 = torch.arange(4.0 * 2 * 4, dtype=torch.float64).reshape(4, 2, 4)
-    assert torch.equal(layer(batch(5, 2, 3), (c_0, c_0))[1].c_n, c_0)
-
-
-def test_state_detach_cuts_the_graph() -> None:
-    layer = make()
-    _, state = layer(batch(5, 2, 3).requires_grad_())
-    assert state.c_n.requires_grad
-    cut = state.detach()
-    assert isinstance(cut, QRNNState)
-    assert not any(t.requires_grad for t in (cut.h_n, cut.c_n, *cut.inputs))
-    assert torch.equal(cut.c_n, state.c_n)
+    assert torch.equal(layer(batch(5, 2, 3), (c_0, c_0, ()))[1].c_n, c_0)
 
 
 def test_gradients_reach_input_state_and_parameters() -> None:
@@ -337,6 +341,7 @@ OPTIONS = {
     "dense": (2, "a boolean"),
     "dropout": (1.5, "in [0, 1]"),
     "zoneout": (1.0, "in [0, 1)"),
+    "proj_size": (3, "0"),
     "pooling": ("of", "one of 'f', 'fo', 'ifo'"),
 }
 
@@ -359,7 +364,12 @@ CALLS = {
     "h_0": (torch.ones(5, 2, 3), (torch.ones(1), torch.ones(1)), "`h_0` must have shape"),
     "c_0": (torch.ones(5, 3), (torch.ones(2, 4), torch.ones(2, 1, 4)), r"shape \(2, 4\), but has"),
     "tensor": (torch.ones(5, 2, 3), (torch.ones(2, 2, 4), 1), "`c_0` must be a tensor, but"),
-    "layers": (torch.ones(5, 3), (torch.ones(2, 4), torch.ones(2, 4), ()), "must be 2 tensors"),
+    "four": (torch.ones(5, 2, 3), (torch.ones(2, 2, 4),) * 4, r"but is a tuple of 4\."),
+    "layers": (
+        torch.ones(5, 3),
+        (torch.ones(2, 4), torch.ones(2, 4), (torch.ones(1, 3),)),
+        "`inputs` must be 2 tensors, but is 1",
+    ),
     "inputs": (
         torch.ones(5, 3),
         (torch.ones(2, 4), torch.ones(2, 4), (torch.ones(1, 3), torch.ones(1, 3))),
@@ -386,6 +396,65 @@ def test_compiles_in_one_graph(bidirectional: bool) -> None:
     _, state = layer(batch(4, 2, 3))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, state.detach()), layer(x, state))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_is_not_scripted() -> None:
+    # docs/recurrent.md says why; the day this passes, it must say so.
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only arguments"):
+        torch.jit.script(QRNN(3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm], ids=["hook", "module"]
+)
+def test_takes_weight_norm_of_all_submodules(norm: Callable[..., nn.Module]) -> None:
+    layer, x = make(bidirectional=True), batch(5, 2, 3)
+    expected = layer(x)[0]
+    normed = [m for m in layer.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
+    assert [type(norm(m)).__name__ for m in normed] == [type(m).__name__ for m in normed]
+    assert len(normed) == 4
+    output, (_, c) = layer(x)
+    torch.testing.assert_close(output, expected)
+    (output.sum() + c.sum()).backward()
+    assert len(list(layer.parameters())) == 12
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+    assert [len(weights) for weights in layer.all_weights] == [3] * 4
+    copied = make(bidirectional=True)
+    for m in list(copied.modules()):
+        if isinstance(getattr(m, "weight", None), nn.Parameter):
+            norm(m)
+    copied.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(copied(x)[0], expected)
+
+
+def test_other_submodules_are_not_layers() -> None:
+    layer, x = make(bidirectional=True), batch(5, 2, 3)
+    expected = layer(x)[0]
+    layer.register_module("extra", nn.Linear(3, 3))
+    assert torch.equal(layer(x)[0], expected)
+    assert len(layer.all_weights) == 4
+    layer.reset_parameters()
+    assert not torch.equal(layer(x)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.ao.quantization")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        lambda layer: torch.ao.quantization.quantize_dynamic(layer, {nn.LSTM, nn.Linear}),
+        copy.deepcopy,
+    ],
+    ids=["DataParallel", "quantize_dynamic", "deepcopy"],
+)
+def test_wrappers_of_lstm_leave_it_whole(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    layer, x = make(), batch(7, 2, 3)
+    wrapped, (expected, _) = wrap(layer), layer(x)
+    first, state = wrapped(x[:4])
+    second, _ = wrapped(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), expected)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, QRNN])
