@@ -193,7 +193,7 @@ class QRNNLayer(nn.Module):
         """How many rows of `x` go through the layer together."""
         batch, length, width = x.shape
         draws = self.training and self.zoneout > 0.0
-        traced = torch.compiler.is_compiling()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         if x.device.type != "cpu" or torch.is_grad_enabled() or traced or draws:
             return batch
         per_step = self.kernel_size * width + NUM_GATES[self.pooling] * self.hidden_size

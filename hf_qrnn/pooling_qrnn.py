@@ -112,7 +112,8 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
     """
     tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
     function, differentiable = _EAGER[name]
-    if torch.compiler.is_compiling() or any(type(x) not in _PLAIN_TENSORS for x in tensors):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if traced or any(type(x) not in _PLAIN_TENSORS for x in tensors):
         run = getattr(getattr(torch.ops, _NAMESPACE), name)
     else:
         run = differentiable.apply if _wants_grad(*tensors) or _is_transformed() else function
@@ -121,6 +122,8 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _wants_grad(*tensors: torch.Tensor | None) -> bool:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True  # one trace for training and for use
     if not torch.is_grad_enabled():
         return False
     # Inside a vmap a tensor does not say what an outer transform wants of it.

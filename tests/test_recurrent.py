@@ -398,6 +398,27 @@ def test_compiles_in_one_graph(bidirectional: bool) -> None:
     torch.testing.assert_close(compiled(x, state.detach()), layer(x, state))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
+def test_traces(options: dict[str, bool], grad: bool) -> None:
+    """One trace for every batch and length, for use and for training, with plain states."""
+    layer = make(**options)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(layer, (batch(5, 2, 3),))
+    x = batch(9, 4, 3)
+    output, (h_n, c_n) = traced(x)
+    expected, state = layer(x)
+    torch.testing.assert_close((output, h_n, c_n), (expected, *state))
+    weights = list(layer.parameters())
+    grads = torch.autograd.grad(output.sum(), weights)
+    torch.testing.assert_close(grads, torch.autograd.grad(expected.sum(), weights))
+    if not layer.bidirectional:
+        whole = (*layer(batch(4, 2, 3))[1].detach(), tuple(batch(1, 2, n) for n in (3, 4)))
+        traced = torch.jit.trace(layer, (batch(5, 2, 3), whole))
+        torch.testing.assert_close(traced(x[:, :2], whole)[0], layer(x[:, :2], whole)[0])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 def test_is_not_scripted() -> None:
     # docs/recurrent.md says why; the day this passes, it must say so.
