@@ -31,10 +31,11 @@ exactly N lines, best first."""
 
 _SCORE_TEXT = """\
 Print BLEU, chrF and TER of translations with sacrebleu's signatures, to the digit as the sacrebleu
-command, and the share of lines that equal their reference. The translations come from a file
-(--hypotheses), or a model makes them (--model and --source). --confidence adds 95 % intervals by
-bootstrap; --compare tests whether another system's translations differ by more than chance. Files
-may be .gz or .xz."""
+command; edits per character (CER) and per token between blanks (TokER) of the references; and the
+share of lines that equal a reference. The translations come from a file (--hypotheses), or a model
+makes them (--model and --source). --bleu_tokenize zh, char, ja-mecab ... is for languages without
+blanks. --confidence adds 95 % intervals by bootstrap; --compare tests whether another system's
+translations differ by more than chance. Files may be .gz or .xz."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +60,17 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+class _Once(argparse.Action):
+    """A flag whose second value would silently replace the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"`{option}` must be given once, but is given again with '{values}'")
+        setattr(namespace, self.dest, values)
 
 
 def _parser() -> _Parser:
@@ -110,12 +122,17 @@ def _add_score(commands: Any) -> None:
     )
     parser.set_defaults(run=_score)
     add = parser.add_argument
-    add("--references", metavar="FILE", required=True, help="the right translations")
-    add("--hypotheses", metavar="FILE", help="the translations to score")
-    add("--model", metavar="MODEL", help="folder or Hub name of a model that translates --source")
-    add("--source", metavar="FILE", help="the sentences to translate")
+    right = "the right translations; of several files, line i of each is right for line i"
+    add("--references", metavar="FILE", required=True, nargs="+", action="extend", help=right)
+    once: dict[str, Any] = {"action": _Once}
+    add("--hypotheses", metavar="FILE", help="the translations to score", **once)
+    translates = "folder or Hub name of a model that translates --source"
+    add("--model", metavar="MODEL", help=translates, **once)
+    add("--source", metavar="FILE", help="the sentences to translate", **once)
+    add("--bleu_tokenize", metavar="T", default="13a", help="sacrebleu's tokens for BLEU (13a)")
     add("--confidence", action="store_true", help="add 95 %% intervals by bootstrap")
-    add("--compare", metavar="FILE", help="translations of a baseline, for a paired bootstrap")
+    baseline = "translations of a baseline, for a paired bootstrap"
+    add("--compare", metavar="FILE", help=baseline, **once)
     add("--num_resamples", metavar="N", type=int, default=1000, help="test sets drawn (1000)")
     add("--json", action="store_true", help="print one JSON object")
     _add_decoding(add)
@@ -205,14 +222,8 @@ def _score(args: argparse.Namespace) -> None:
     from .training.data import read_lines
     from .training.scoring import compare_translations, score_translations
 
-    _check_decoding(args)
-    if args.num_resamples < 2:
-        raise ValueError(f"`--num_resamples` must be at least 2, but is {args.num_resamples}.")
-    if (args.hypotheses is None) == (args.model is None) or (
-        (args.model is None) != (args.source is None)
-    ):
-        raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
-    references = read_lines(args.references)
+    _check_score(args)
+    references = _read_references(args.references)
     baseline = None if args.compare is None else read_lines(args.compare)
     if args.hypotheses is not None:
         hypotheses = read_lines(args.hypotheses)
@@ -224,19 +235,51 @@ def _score(args: argparse.Namespace) -> None:
                 f"but have {len(source)} and {len(references)}."
             )
         hypotheses = _translate_all(source, args)
-    count = args.num_resamples
+    count, tokenize = args.num_resamples, args.bleu_tokenize
     scores: Any
     if baseline is not None:
-        scores = compare_translations(baseline, hypotheses, references, num_resamples=count)
+        scores = compare_translations(
+            baseline, hypotheses, references, num_resamples=count, bleu_tokenize=tokenize
+        )
     else:
         count = count if args.confidence else 0
-        scores = score_translations(hypotheses, references, num_resamples=count)
+        scores = score_translations(
+            hypotheses, references, num_resamples=count, bleu_tokenize=tokenize
+        )
     if args.json:
         import json
 
         print(json.dumps(scores.to_dict(), indent=2))
     else:
         print(scores)
+
+
+def _check_score(args: argparse.Namespace) -> None:
+    """What can be wrong before anything is read."""
+    from .metrics.table import check_bleu_tokenizer
+
+    _check_decoding(args)
+    if args.num_resamples < 2:
+        raise ValueError(f"`--num_resamples` must be at least 2, but is {args.num_resamples}.")
+    if (args.hypotheses is None) == (args.model is None) or (
+        (args.model is None) != (args.source is None)
+    ):
+        raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
+    check_bleu_tokenizer(args.bleu_tokenize)
+
+
+def _read_references(paths: Sequence[str]) -> list[list[str]]:
+    """The right translations of each line, one from each file."""
+    from .training.data import read_lines
+
+    streams = [read_lines(path) for path in paths]
+    for path, lines in zip(paths, streams, strict=True):
+        if len(lines) != len(streams[0]):
+            raise ValueError(
+                "All files of `--references` must have the same number of lines, but "
+                f"'{paths[0]}' has {len(streams[0])} and '{path}' has {len(lines)}."
+            )
+    return [list(several) for several in zip(*streams, strict=True)]
 
 
 def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:

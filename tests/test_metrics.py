@@ -13,7 +13,8 @@ import pytest
 
 from hf_qrnn.cli import main
 from hf_qrnn.metrics import METRIC_NAMES, metric_path
-from hf_qrnn.training.scoring import METRICS, compare_translations, score_translations
+from hf_qrnn.training.scoring import SACREBLEU_METRICS as METRICS
+from hf_qrnn.training.scoring import compare_translations, score_translations
 
 REFERENCES = [
     "Two young, White males are outside near many bushes.",
@@ -36,20 +37,28 @@ BASELINE = [
     "A man in a shirt is cleaning a window.",
     "Drei M\u00e4nner \u2013 \u00abGru\u00df\u00bb",
 ]
+OTHERS = [
+    "Two young men are outside, near bushes.",
+    "",
+    "A girl climbs into a playhouse.",
+    "A man cleans a window.",
+    "Zwei M\u00e4nner",
+]
 RESAMPLES = 60
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
-    for name, lines in (("ref", REFERENCES), ("system", SYSTEM), ("baseline", BASELINE)):
+    texts = {"ref": REFERENCES, "other": OTHERS, "system": SYSTEM, "baseline": BASELINE}
+    for name, lines in texts.items():
         (folder / name).write_bytes("".join(line + "\n" for line in lines).encode())
     return folder
 
 
-def sacrebleu(files: Path, *arguments: str) -> str:
+def sacrebleu(files: Path, *arguments: str, references: tuple[str, ...] = ("ref",)) -> str:
     """What the command prints for the metrics of `METRICS`, nine digits behind the point."""
-    command = [sys.executable, "-m", "sacrebleu", "ref", "-m", *METRICS, "-w", "9", "-q"]
+    command = [sys.executable, "-m", "sacrebleu", *references, "-m", *METRICS, "-w", "9", "-q"]
     done = subprocess.run(
         [*command, *arguments], cwd=files, capture_output=True, check=True, encoding="utf-8"
     )
@@ -88,6 +97,29 @@ def test_module_equals_the_command(
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_module_takes_several_references(name: str, tmp_path: Path, files: Path) -> None:
+    output = sacrebleu(files, "-i", "system", "-f", "json", references=("ref", "other"))
+    expected = json.loads(output)[METRICS.index(name)]
+    several = [list(pair) for pair in zip(REFERENCES, OTHERS, strict=True)]
+    found = load(name, tmp_path).compute(predictions=SYSTEM, references=several)
+    assert round(found["score"], 9) == expected["score"]
+    assert found["signature"] == expected["signature"]
+    assert found["signature"].startswith("nrefs:2|")
+
+
+def test_module_splits_as_it_is_told(tmp_path: Path) -> None:
+    texts = {
+        "predictions": ["\u4f60\u597d\u5417\u554a"],
+        "references": ["\u4f60\u597d\u5417\u554a"],
+    }
+    metric = load("bleu", tmp_path)
+    assert metric.compute(**texts)["score"] == 0.0
+    found = metric.compute(**texts, tokenize="zh")
+    assert round(found["score"], 9) == 100.0
+    assert "|tok:zh|" in found["signature"]
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_module_in_batches_is_the_module_at_once(name: str, tmp_path: Path) -> None:
     metric = load(name, tmp_path)
     for start in (0, 3):
@@ -116,12 +148,17 @@ def test_bits_per_character_counts_code_points(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
-        ("bleu", {"predictions": ["a"], "references": [["a", "b"]]}, "one text each.*holds 2"),
+        ("bleu", {"predictions": ["a"], "references": [[]]}, "a text for each, but one holds"),
+        (
+            "bleu",
+            {"predictions": ["a"], "references": ["a"], "tokenize": "jp"},
+            "`tokenize` must be one of none, zh, .*, but is 'jp'",
+        ),
         ("chrf", {"predictions": ["a"], "references": ["a"], "num_resamples": 1}, "0 or at least"),
         ("perplexity", {"predictions": [1.0], "references": [0]}, "numbers of tokens"),
         ("bits_per_character", {"predictions": [1.0], "references": [""]}, "all are empty"),
     ],
-    ids=["references", "resamples", "tokens", "characters"],
+    ids=["references", "tokenize", "resamples", "tokens", "characters"],
 )
 def test_module_names_mistakes(
     name: str, arguments: dict[str, Any], sentence: str, tmp_path: Path
@@ -169,6 +206,22 @@ def test_comparison_equals_the_command(files: Path) -> None:
         assert f"{pair.p_value:.4f}" == p_values[index]
 
 
+def test_comparison_with_several_references_equals_the_command(files: Path) -> None:
+    arguments = ["-i", "baseline", "system", "--paired-bs", "--paired-bs-n", str(RESAMPLES)]
+    output = sacrebleu(files, *arguments, "-f", "text", references=("ref", "other"))
+    numbers = re.findall(r"([\d.]+) \(([\d.]+) \u00b1 ([\d.]+)\)", output)
+    p_values = re.findall(r"\(p = ([\d.]+)\)", output)
+    several = [list(pair) for pair in zip(REFERENCES, OTHERS, strict=True)]
+    found = compare_translations(BASELINE, SYSTEM, several, num_resamples=RESAMPLES)
+    assert found.num_translations == 5
+    for index, metric in enumerate(METRICS):
+        pair = found.scores[metric]
+        assert f"{pair.baseline.score:.9f}" == numbers[index][0]
+        assert f"{pair.system.score:.9f}" == numbers[3 + index][0]
+        assert f"{pair.p_value:.4f}" == p_values[index]
+        assert pair.system.signature.startswith("nrefs:2|")
+
+
 def test_a_system_does_not_differ_from_itself() -> None:
     found = compare_translations(SYSTEM, SYSTEM, REFERENCES, metrics=("chrf",), num_resamples=9)
     assert list(found.scores) == ["chrf"]
@@ -198,14 +251,39 @@ def test_command_line_prints_both(files: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out) == found.to_dict()
 
 
+@pytest.mark.parametrize("flags", [["other"], ["--references", "other"]], ids=["one", "two"])
+def test_command_line_takes_several_references(
+    flags: list[str], files: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(files)
+    several = [list(pair) for pair in zip(REFERENCES, OTHERS, strict=True)]
+    arguments = ["score", "--hypotheses", "system", "--references", "ref", *flags]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{score_translations(SYSTEM, several)}\n"
+    assert main([*arguments, "--bleu_tokenize", "char", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == score_translations(SYSTEM, several, bleu_tokenize="char").to_dict()
+    output = sacrebleu(
+        files, "-i", "system", "-f", "json", "-tok", "char", references=("ref", "other")
+    )
+    bleu = json.loads(output)[0]
+    assert (round(found["bleu"]["score"], 9), found["bleu"]["signature"]) == (
+        bleu["score"], bleu["signature"],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--references", "short"], "'ref' has 5 and 'short' has 1."),
+        (["--hypotheses", "other"], "`--hypotheses` must be given once, but is given again with"),
+        (["--bleu_tokenize", "jp"], "`bleu_tokenize` must be one of none, zh,"),
+        (["--bleu_tokenize", "ko-mecab"], "it needs `pip install 'sacrebleu[ko]'`."),
         (["--num_resamples", "1"], "`--num_resamples` must be at least 2, but is 1."),
         (["--compare", "none"], "existing file, but is 'none'."),
         (["--compare", "short"], "`baseline` and `references` must have the same number"),
     ],
-    ids=["resamples", "missing", "length"],
+    ids=["references", "twice", "tokens", "package", "resamples", "missing", "length"],
 )
 def test_command_line_names_mistakes(
     arguments: list[str],

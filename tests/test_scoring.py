@@ -4,10 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hf_qrnn.training.scoring import METRICS, score_translations
+from hf_qrnn.training.scoring import (
+    METRICS,
+    SACREBLEU_METRICS,
+    compare_translations,
+    score_translations,
+)
 
 HYPOTHESES = [
     "Two young, White males are outside near many bushes.",
@@ -27,16 +33,87 @@ REFERENCES = [
 ]
 
 
-def test_scores_equal_the_command(tmp_path: Path) -> None:
-    for name, lines in (("hyp", HYPOTHESES), ("ref", REFERENCES)):
-        (tmp_path / name).write_bytes("".join(line + "\n" for line in lines).encode())
-    command = [sys.executable, "-m", "sacrebleu", "ref", "-i", "hyp", "-m", *METRICS, "-w", "9"]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, text=True)
-    scores = score_translations(HYPOTHESES, REFERENCES)
-    for metric, expected in zip(METRICS, json.loads(output.stdout), strict=True):
+CHINESE = [
+    "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u3002",
+    "\u4ed6\u57282024\u5e74\u4e70\u4e86\u4e00\u53f0iPhone\u3002",
+]
+CHINESE_REFERENCES = [
+    "\u4eca\u5929\u5929\u6c14\u771f\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u5427\u3002",
+    "\u4ed6\u57282024\u5e74\u4e70\u4e86\u4e00\u90e8iPhone\u3002",
+]
+
+
+def command_scores(
+    folder: Path, hypotheses: list[str], streams: list[list[str]], *arguments: str
+) -> dict[str, dict[str, Any]]:
+    """What the `sacrebleu` command says, by our name of the metric, nine digits."""
+    names = [f"ref{index}" for index in range(len(streams))]
+    for name, lines in zip(["hyp", *names], [hypotheses, *streams], strict=True):
+        (folder / name).write_bytes("".join(line + "\n" for line in lines).encode())
+    command = [sys.executable, "-m", "sacrebleu", *names, "-i", "hyp", "-w", "9"]
+    command += ["-m", *SACREBLEU_METRICS, *arguments]
+    output = subprocess.run(
+        command, cwd=folder, capture_output=True, check=True, encoding="utf-8"
+    ).stdout
+    return dict(zip(SACREBLEU_METRICS, json.loads(output), strict=True))
+
+
+def assert_equal(scores: object, expected: dict[str, dict[str, Any]]) -> None:
+    for metric, of_command in expected.items():
         found = getattr(scores, metric)
-        assert round(found.score, 9) == expected["score"]
-        assert found.signature == expected["signature"]
+        assert round(found.score, 9) == of_command["score"]
+        assert found.signature == of_command["signature"]
+
+
+def test_scores_equal_the_command(tmp_path: Path) -> None:
+    expected = command_scores(tmp_path, HYPOTHESES, [REFERENCES])
+    assert_equal(score_translations(HYPOTHESES, REFERENCES), expected)
+
+
+@pytest.mark.parametrize("tokenize", ["zh", "char", "intl", "none"])
+def test_bleu_of_chosen_tokens_equals_the_command(tmp_path: Path, tokenize: str) -> None:
+    expected = command_scores(tmp_path, CHINESE, [CHINESE_REFERENCES], "-tok", tokenize)
+    scores = score_translations(CHINESE, CHINESE_REFERENCES, bleu_tokenize=tokenize)
+    assert_equal(scores, expected)
+    assert scores.bleu is not None
+    assert f"|tok:{tokenize}|" in scores.bleu.signature
+    assert (scores.bleu.score > 20) == (tokenize in ("zh", "char"))
+
+
+def test_several_references_equal_the_command(tmp_path: Path) -> None:
+    others = [text.replace("a", "o") for text in HYPOTHESES]
+    several = [list(pair) for pair in zip(REFERENCES, others, strict=True)]
+    expected = command_scores(tmp_path, HYPOTHESES, [REFERENCES, others])
+    scores = score_translations(HYPOTHESES, several)
+    assert_equal(scores, expected)
+    assert scores.bleu is not None
+    assert scores.bleu.signature.startswith("nrefs:2|")
+    one = score_translations(HYPOTHESES, REFERENCES)
+    assert one.bleu is not None
+    assert scores.bleu.score > one.bleu.score
+    either = [
+        h.rstrip() in (r.rstrip(), o.rstrip())
+        for h, (r, o) in zip(HYPOTHESES, several, strict=True)
+    ]
+    assert scores.exact_match == pytest.approx(100 * sum(either) / 6)
+
+
+def test_numbers_of_references_may_vary() -> None:
+    scores = score_translations(["a b c d", "e f g h"], [["a b c d"], ["x", "e f g h"]])
+    assert scores.bleu is not None
+    assert (round(scores.bleu.score, 9), scores.exact_match) == (100.0, 100.0)
+    assert scores.bleu.signature.startswith("nrefs:var|")
+
+
+def test_error_rates_come_beside_sacrebleus() -> None:
+    scores = score_translations(["a b ", "c"], ["a", "c"])
+    assert scores.char_error_rate == pytest.approx(2 / 2)
+    assert scores.token_error_rate == pytest.approx(1 / 2)
+    assert str(scores).endswith(
+        "CER   100.00  % of the references' characters\n"
+        "TokER  50.00  % of the references' tokens between blanks\n"
+        "exact  50.00  % of 2 lines"
+    )
 
 
 def test_exact_match_ignores_only_white_space_at_the_end() -> None:
@@ -72,7 +149,8 @@ def test_to_dict_is_json() -> None:
 def test_text_has_a_line_for_each_score() -> None:
     scores = score_translations(HYPOTHESES, REFERENCES)
     lines = str(scores).split("\n")
-    assert [line.split()[0] for line in lines] == ["BLEU", "chrF", "TER", "exact"]
+    names = ["BLEU", "chrF", "TER", "CER", "TokER", "exact"]
+    assert [line.split()[0] for line in lines] == names
     assert scores.bleu is not None
     assert lines[0].split()[1:] == [f"{scores.bleu.score:.2f}", scores.bleu.signature]
 
@@ -87,12 +165,13 @@ def test_scoring_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     [
         (["a", "b"], ["a"], METRICS, "same number of lines, but have 2 and 1"),
         ([], [], METRICS, "at least one line, but is empty"),
-        (["a"], ["a"], ("bleu", "meteor"), "'bleu', 'chrf', 'ter', but has 'meteor'"),
+        (["a"], ["a"], ("bleu", "meteor"), "'bleu', 'chrf', 'ter', .*but has 'meteor'"),
+        (["a", "b"], [["a"], []], METRICS, "at least one text .* but has none for number 2"),
     ],
-    ids=["counts", "empty", "metric"],
+    ids=["counts", "empty", "metric", "no-reference"],
 )
 def test_mistakes_are_named(
-    hypotheses: list[str], references: list[str], metrics: tuple[str, ...], sentence: str
+    hypotheses: list[str], references: Any, metrics: tuple[str, ...], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         score_translations(hypotheses, references, metrics=metrics)
@@ -101,3 +180,17 @@ def test_mistakes_are_named(
 def test_one_string_is_no_list() -> None:
     with pytest.raises(TypeError, match="`references` must be a list of texts"):
         score_translations(["a"], "a", metrics=())
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("jp", r"`bleu_tokenize` must be one of none, zh, 13a, .*, but is 'jp'\.$"),
+        ("ja-mecab", r"here, but is 'ja-mecab': it needs `pip install 'sacrebleu\[ja\]'`\.$"),
+    ],
+)
+def test_tokenizers_that_cannot_be_are_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        score_translations(["a"], ["a"], bleu_tokenize=name)
+    with pytest.raises(ValueError, match=sentence):
+        compare_translations(["a"], ["a"], ["a"], bleu_tokenize=name)

@@ -1,4 +1,4 @@
-"""Scores of translations: BLEU, chrF and TER as the `sacrebleu` command gives them.
+"""Scores of translations: BLEU, chrF and TER as the `sacrebleu` command gives them, error rates.
 
 Every score comes with sacrebleu's signature, without which two numbers cannot be compared
 (Post 2018, arXiv 1804.08771). How far chance could move a score, and whether two systems differ by
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import Any
 
-if TYPE_CHECKING:
-    from sacrebleu.metrics.base import Metric
+from hf_qrnn.metrics.table import BY_NAME, TABLE, check_bleu_tokenizer
 
-METRICS = ("bleu", "chrf", "ter")
-"""The metrics in the order they are printed."""
+SACREBLEU_METRICS = tuple(metric.name for metric in TABLE if metric.scorer is not None)
+"""What sacrebleu computes, with signatures and intervals, in the order of printing."""
 
-_NAMES = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
+METRICS = (*SACREBLEU_METRICS, "char_error_rate", "token_error_rate")
+"""What can be asked for, in the order of printing; exact matches always come with it."""
+
+References = Sequence[str] | Sequence[Sequence[str]]
+"""The right translation of each text, or a list of several for each."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,13 @@ class TranslationScores:
 
     Attributes:
         num_translations: Number of translations scored.
-        exact_match: Translations equal to their reference, in per cent; white space at the end of
+        exact_match: Translations equal to a reference, in per cent; white space at the end of
             a line does not count, as everywhere in sacrebleu.
         bleu: BLEU (Papineni et al. 2002), up to 4-grams of words, or None where not asked for.
         chrf: chrF2 (Popovic 2015), up to 6-grams of characters, or None.
         ter: Translation edit rate (Snover et al. 2006), or None.
+        char_error_rate: Edits per character of the references, 0.07 is 7 %, or None.
+        token_error_rate: Edits per token between blanks, or None.
     """
 
     num_translations: int
@@ -72,56 +78,65 @@ class TranslationScores:
     bleu: Score | None = None
     chrf: Score | None = None
     ter: Score | None = None
+    char_error_rate: float | None = None
+    token_error_rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
         return _plain(self)
 
     def __str__(self) -> str:
-        """A line for each score with its signature, then the exact matches and the count."""
+        """A line for each metric, with its signature or with what it is in per cent of."""
         lines = []
-        for metric in METRICS:
-            score: Score | None = getattr(self, metric)
-            if score is not None:
-                lines.append(f"{_NAMES[metric]:<5} {score}")
-        lines.append(f"exact {self.exact_match:6.2f}  % of {self.num_translations} lines")
+        for metric in TABLE:
+            found: Score | float | None = getattr(self, metric.name, None)
+            if isinstance(found, Score):
+                lines.append(f"{metric.label:<5} {found}")
+            elif found is not None:
+                of = metric.of.format(lines=self.num_translations)
+                lines.append(f"{metric.label:<5} {metric.scale * found:6.2f}  % of {of}")
         return "\n".join(lines)
 
 
 def score_translations(
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: References,
     *,
     metrics: Sequence[str] = METRICS,
     num_resamples: int = 0,
+    bleu_tokenize: str = "13a",
 ) -> TranslationScores:
-    """Score translations against one reference each, to the digit as the `sacrebleu` command.
+    """Score translations against their references, to the digit as the `sacrebleu` command.
 
     The defaults are sacrebleu's: BLEU with case and its "13a" tokens, chrF without word n-grams,
     TER without case. The texts are plain sentences: neither lower-cased nor split into tokens.
 
     Args:
         hypotheses: Translations; those that are empty count as wrong.
-        references: Reference i belongs to hypothesis i.
-        metrics: Which of "bleu", "chrf" and "ter" to compute; TER takes far longer than the rest.
+        references: Reference i belongs to hypothesis i; or several, as a list, for each.
+        metrics: Which of `METRICS` to compute; TER takes far longer than the rest.
         num_resamples: Test sets drawn for the confidence intervals, as sacrebleu's
             `--confidence-n`; 0 for no intervals.
+        bleu_tokenize: sacrebleu's name of the tokenizer for BLEU, as "zh" or "char".
 
     Raises:
         TypeError: If one of the two is a single string.
-        ValueError: If the numbers of texts differ, there is no text, a metric is unknown, or
-            `num_resamples` is 1 or negative.
+        ValueError: If the numbers of texts differ, there is no text, a text has no reference, a
+            metric or tokenizer is unknown, or `num_resamples` is 1 or negative.
     """
-    hypotheses, references = _checked(hypotheses, references, metrics)
+    texts, right = _checked(hypotheses, references, metrics, METRICS)
+    check_bleu_tokenizer(bleu_tokenize)
     if num_resamples < 0 or num_resamples == 1:
         raise ValueError(f"`num_resamples` must be 0 or at least 2, but is {num_resamples}.")
-    num_equal = sum(map(str.__eq__, hypotheses, references))
-    scores = {
-        metric: _corpus_score(metric, hypotheses, references, num_resamples) for metric in metrics
-    }
-    return TranslationScores(
-        num_translations=len(hypotheses), exact_match=100.0 * num_equal / len(hypotheses), **scores
-    )
+    found: dict[str, Any] = {}
+    for name in (*metrics, "exact_match"):
+        rate = BY_NAME[name].rate
+        if rate is not None:
+            found[name] = rate(texts, right)
+        else:
+            scorer = _scorer(name, bleu_tokenize)
+            found[name] = _corpus_score(scorer, texts, _streams(right), num_resamples)
+    return TranslationScores(num_translations=len(texts), **found)
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ class Comparison:
         """Two lines for each metric, the baseline first, and what was drawn."""
         lines = []
         for metric, pair in self.scores.items():
-            name = f"{_NAMES[metric]:<5}"
+            name = f"{BY_NAME[metric].label:<5}"
             lines.append(f"{name} baseline {pair.baseline}")
             lines.append(f"{name} system   {pair.system}  p = {pair.p_value:.4f}")
         lines.append(
@@ -168,35 +183,38 @@ class Comparison:
 def compare_translations(
     baseline: Sequence[str],
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: References,
     *,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = SACREBLEU_METRICS,
     num_resamples: int = 1000,
+    bleu_tokenize: str = "13a",
 ) -> Comparison:
     """Test whether two systems differ, to the digit as `sacrebleu --paired-bs`.
 
     Args:
         baseline: Translations of the system to compare with.
         hypotheses: Translations of the system in question.
-        references: Reference i belongs to translation i of both.
+        references: Reference i belongs to translation i of both; or several, as a list.
         metrics: Which of "bleu", "chrf" and "ter" to compute.
         num_resamples: Test sets drawn with replacement from the lines.
+        bleu_tokenize: sacrebleu's name of the tokenizer for BLEU.
 
     Raises:
         TypeError: If one of the three is a single string.
-        ValueError: If the numbers of texts differ, there is no text, a metric is unknown, or
-            `num_resamples` is below 2.
+        ValueError: If the numbers of texts differ, there is no text, a text has no reference, a
+            metric or tokenizer is unknown, or `num_resamples` is below 2.
     """
     from sacrebleu.significance import PairedTest
 
-    baseline, _ = _checked(baseline, references, metrics, name="baseline")
-    hypotheses, references = _checked(hypotheses, references, metrics)
+    baseline, _ = _checked(baseline, references, metrics, SACREBLEU_METRICS, name="baseline")
+    hypotheses, right = _checked(hypotheses, references, metrics, SACREBLEU_METRICS)
+    check_bleu_tokenizer(bleu_tokenize)
     if num_resamples < 2:
         raise ValueError(f"`num_resamples` must be at least 2, but is {num_resamples}.")
     signatures, found = PairedTest(
         [("baseline", baseline), ("system", hypotheses)],
-        {metric: _make_scorer(metric) for metric in metrics},
-        [references],
+        {name: _scorer(name, bleu_tokenize) for name in metrics},
+        _streams(right),
         test_type="bs",
         n_samples=num_resamples,
     )()
@@ -214,7 +232,7 @@ def compare_translations(
             for result in results
         ]
         scores[metric] = PairedScore(both[0], both[1], float(results[1].p_value))
-    return Comparison(len(references), num_resamples, scores)
+    return Comparison(len(right), num_resamples, scores)
 
 
 def _plain(scores: Any) -> dict[str, Any]:
@@ -229,11 +247,12 @@ def _plain(scores: Any) -> dict[str, Any]:
 
 def _checked(
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: References,
     metrics: Sequence[str],
+    allowed: Sequence[str],
     name: str = "hypotheses",
-) -> tuple[list[str], list[str]]:
-    """Both texts as sacrebleu's command reads them."""
+) -> tuple[list[str], list[list[str]]]:
+    """The texts, and the references of each, as sacrebleu's command reads them."""
     for label, texts in ((name, hypotheses), ("references", references)):
         if isinstance(texts, str):
             raise TypeError(f"`{label}` must be a list of texts, but is one string.")
@@ -244,28 +263,36 @@ def _checked(
         )
     if not hypotheses:
         raise ValueError(f"`{name}` must have at least one line, but is empty.")
-    unknown = [metric for metric in metrics if metric not in METRICS]
+    unknown = [metric for metric in metrics if metric not in allowed]
     if unknown:
-        rule = ", ".join(map(repr, METRICS))
+        rule = ", ".join(map(repr, allowed))
         raise ValueError(f"`metrics` must be some of {rule}, but has {unknown[0]!r}.")
+    right = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
+    if not all(right):
+        raise ValueError(
+            "`references` must hold at least one text for each translation, "
+            f"but has none for number {right.index([]) + 1}."
+        )
     # The command drops the white space at the end of every line before anything else.
-    return [text.rstrip() for text in hypotheses], [text.rstrip() for text in references]
+    stripped = [[text.rstrip() for text in several] for several in right]
+    return [text.rstrip() for text in hypotheses], stripped
 
 
-def _make_scorer(metric: str) -> Metric:
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-    from sacrebleu.metrics.ter import TER
+def _streams(references: list[list[str]]) -> list[list[str | None]]:
+    """First references, second ones and so on, as sacrebleu wants them; None for none."""
+    return [list(stream) for stream in zip_longest(*references)]
 
-    # `force` only silences a warning about lines that end in " .", which a model may well write.
-    return BLEU(force=True) if metric == "bleu" else CHRF() if metric == "chrf" else TER()
+
+def _scorer(name: str, bleu_tokenize: str) -> Any:
+    make = BY_NAME[name].scorer
+    assert make is not None, "sacrebleu does not know this metric"
+    return make(bleu_tokenize)
 
 
 def _corpus_score(
-    metric: str, hypotheses: list[str], references: list[str], num_resamples: int
+    scorer: Any, hypotheses: list[str], streams: list[list[str | None]], num_resamples: int
 ) -> Score:
-    scorer = _make_scorer(metric)
-    found = scorer.corpus_score(hypotheses, [references], n_bootstrap=max(1, num_resamples))
+    found = scorer.corpus_score(hypotheses, streams, n_bootstrap=max(1, num_resamples))
     confidence = None
     if num_resamples:
         # sacrebleu keeps the interval under these names and shows it as text only.

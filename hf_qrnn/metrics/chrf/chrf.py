@@ -3,6 +3,7 @@
 Equal to the `sacrebleu` command to the last digit, white space at the end of a line included.
 """
 
+from itertools import zip_longest
 from typing import Any
 
 import datasets
@@ -11,7 +12,7 @@ import sacrebleu.metrics.chrf as sacrebleu_chrf
 
 _DESCRIPTION = """\
 chrF2 (Popovic 2015) as sacrebleu computes it.
-One reference each; plain text, neither lower-cased nor split into tokens."""
+Any number of references; plain text, neither lower-cased nor split into tokens."""
 
 _CITATION = """\
 @inproceedings{post-2018-call,
@@ -23,7 +24,7 @@ _CITATION = """\
 
 _INPUTS = """\
 predictions: translations.
-references: the right translation of each, or a list that holds it.
+references: the right translation of each, or a list of several right ones.
 num_resamples: test sets drawn by bootstrap for a 95 % interval; 0 for none."""
 
 
@@ -51,17 +52,17 @@ class ChrF(evaluate.Metric):
         """Score all predictions together: "score", "signature", and the interval asked for."""
         right = []
         for reference in references:
-            texts = [reference] if isinstance(reference, str) else list(reference)
-            if len(texts) != 1:
-                raise ValueError(
-                    f"`references` must hold one text each, but one holds {len(texts)}."
-                )
-            right.append(texts[0].rstrip())
+            texts = [reference] if isinstance(reference, str) else reference
+            if not texts:
+                raise ValueError("`references` must hold a text for each, but one holds none.")
+            right.append([text.rstrip() for text in texts])
         if num_resamples < 0 or num_resamples == 1:
             raise ValueError(f"`num_resamples` must be 0 or at least 2, but is {num_resamples}.")
         scorer = sacrebleu_chrf.CHRF()
         found = scorer.corpus_score(
-            [text.rstrip() for text in predictions], [right], n_bootstrap=max(1, num_resamples)
+            [text.rstrip() for text in predictions],
+            list(zip_longest(*right)),  # first references, second ones, ...
+            n_bootstrap=max(1, num_resamples),
         )
         result = {"score": float(found.score), "signature": str(scorer.get_signature())}
         if num_resamples:
