@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .metrics.table import VALIDATED, Metric
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -44,7 +46,8 @@ _CELL = 0.2  # inches
 _LONGEST_SIDE = 30.0  # inches; a longer text gets smaller cells, not a larger file
 _DPI = 150
 _INK, _FAINT = "#222222", "#808080"
-_TRAIN, _VALID, _BLEU, _CHRF = "#8fb3d9", "#1f4e86", "#b3432b", "#d9952f"
+_TRAIN, _VALID = "#8fb3d9", "#1f4e86"
+_SCORES = ("#b3432b", "#d9952f", "#6a4c93", "#3d8b6e", "#444444")  # in the table's order
 
 
 def attention_figure(
@@ -121,13 +124,14 @@ def hidden_states_figure(tokens: Sequence[str], states: Any, *, title: str | Non
 
 
 def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
-    """Loss, and where it was measured BLEU and chrF, over the steps of a training run.
+    """Loss, and the scores that were measured, over the steps of a training run.
 
     Args:
         records: The lines of `metrics.jsonl`: `{"kind": "train", "step": int, "loss": float, ...}`
             and `{"kind": "valid", "step": int, "loss": float, "bleu": float, "chrf": float}`.
-            The loss is in nats per target token, BLEU and chrF are in [0, 100]. Other kinds of
-            lines are skipped, as are values that are missing, None or not finite.
+            The loss is in nats per target token, BLEU and chrF are in [0, 100], error rates are
+            drawn in per cent; the best point of each is marked. Other kinds of lines are skipped,
+            as are values that are missing, None or not finite.
 
     Raises:
         ValueError: If no line has a loss.
@@ -138,8 +142,11 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
     losses = [(kind, _series(lines, kind, "loss")) for kind in ("train", "valid")]
     if not any(steps for _, (steps, _) in losses):
         raise ValueError("`records` must have a train or valid line with a loss, but has none.")
-    scores = [(name, _series(lines, "valid", name)) for name in ("bleu", "chrf")]
-    scores = [(name, series) for name, series in scores if series[0]]
+    scores = [
+        (metric, color, _series(lines, "valid", metric.name))
+        for metric, color in zip(VALIDATED, _SCORES, strict=True)
+    ]
+    scores = [found for found in scores if found[2][0]]
     figure = Figure(figsize=(7.5, 6.0 if scores else 3.6), facecolor="white")
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(hspace=0.1)
@@ -149,10 +156,11 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
             name = {"train": "training", "valid": "validation"}[kind]
             axes[0].plot(steps, values, color=color, marker=marker, markersize=4, label=name)
     axes[0].set_ylabel("loss [nats / target token]", color=_INK)
-    for name, (steps, values) in scores:
-        color, label = {"bleu": (_BLEU, "BLEU"), "chrf": (_CHRF, "chrF")}[name]
-        axes[1].plot(steps, values, color=color, marker="o", markersize=4, label=label)
-        _mark_best(axes[1], steps, values, color)
+    for metric, color, (steps, values) in scores:
+        shown = [metric.scale * value for value in values]
+        label = metric.label + (" [%]" if metric.of else "")
+        axes[1].plot(steps, shown, color=color, marker="o", markersize=4, label=label)
+        _mark_best(axes[1], steps, shown, metric, color)
     if scores:
         axes[1].set_ylabel("validation score", color=_INK)
         axes[1].margins(y=0.12)
@@ -314,8 +322,13 @@ def _series(
     return steps, [value if math.isfinite(value) else math.nan for _, value in points]
 
 
-def _mark_best(axes: Axes, steps: Sequence[int], values: Sequence[float], color: str) -> None:
-    best = max(range(len(values)), key=values.__getitem__)
+def _mark_best(
+    axes: Axes, steps: Sequence[int], values: Sequence[float], metric: Metric, color: str
+) -> None:
+    finite = [index for index, value in enumerate(values) if math.isfinite(value)]
+    if not finite:
+        return
+    best = max(finite, key=lambda index: metric.signed(values[index]))
     axes.annotate(
         f"{values[best]:.1f}",
         (steps[best], values[best]),

@@ -5,9 +5,10 @@
         --train_source train.de --train_target train.en \
         --valid_source val.de --valid_target val.en --output_dir runs/mine
 
-Leaves in `output_dir` the best model by validation score (weights, config, code, tokenizer), and
-`run.json`, `metrics.jsonl`, `training.json`, `learning_curve.png`, `attention.png`, the model card
-`README.md` and `checkpoints/`; with test data also `test.json` and `test.hypotheses.txt`.
+Leaves in `output_dir` the best model by `--metric` on the validation data (weights, config, code,
+tokenizer), and `run.json`, `metrics.jsonl`, `training.json`, `learning_curve.png`,
+`attention.png`, the model card `README.md` and `checkpoints/`; with test data also `test.json` and
+`test.hypotheses.txt`.
 `--push_to_hub --hub_model_id user/name` pushes the model at the end (docs/hub.md). Also runs under
 `accelerate launch` and `torchrun`; `--resume auto` goes on where any interruption left it
 (docs/training.md).
@@ -44,6 +45,7 @@ from hf_qrnn.training.batching import (
     hash_pairs,
     make_loader,
 )
+from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
 from hf_qrnn.training.cards import describe_data
 from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
@@ -125,6 +127,30 @@ def make_batches(
     return sampler, loader, encoded
 
 
+def num_shown(data: TranslationData, options: RunOptions) -> int:
+    """How many validation sentences, the first ones, are translated each time."""
+    wanted, there = options.eval_sentences, len(data.valid)
+    return there if wanted < 0 else min(wanted, there)
+
+
+def choose(
+    data: TranslationData,
+    options: RunOptions,
+    checkpoints: CheckpointFolder,
+    resumed: Path | None,
+) -> Choice:
+    """The metric of the best model and of the best checkpoints; a resumed run goes on with its."""
+    choice = choose_metric(
+        options.metric,
+        data.valid,
+        num_shown(data, options),
+        bleu_tokenize=options.bleu_tokenize,
+        before="" if resumed is None else read_marker(resumed).get("best_by", ""),
+    )
+    checkpoints.best_by = choice.best_by
+    return choice
+
+
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -134,8 +160,9 @@ def make_trainer(
     folder: RunFolder,
     accelerator: Accelerator,
     checkpoints: CheckpointFolder,
+    choice: Choice,
 ) -> Trainer:
-    """The trainer whose best model by validation BLEU, or loss without BLEU, ends in the folder."""
+    """The trainer whose best model, by the metric chosen, ends in the folder."""
     processes = Processes(accelerator)
     sampler, loader, encoded = make_batches(tokenizer, data, loop, options, processes)
     pad: int = tokenizer.pad_token_id
@@ -143,7 +170,7 @@ def make_trainer(
     valid = encode_pairs(tokenizer, data.valid)
     in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False, **share)
     valid_loader = make_loader(valid, in_order, pad_token_id=pad)
-    shown = data.valid if options.eval_sentences < 0 else data.valid[: options.eval_sentences]
+    shown = data.valid[: num_shown(data, options)]
 
     def log(record: dict[str, Any]) -> None:
         folder.log(record)
@@ -154,10 +181,12 @@ def make_trainer(
         loss = mean_loss(trainer.model, valid_loader, accelerator.device, processes)
         record: dict[str, Any] = {"loss": loss}
         if shown:
-            size = options.eval_batch_size
-            record.update(score_pairs(model, tokenizer, shown, processes, batch_size=size)[0])
+            size, tokens = options.eval_batch_size, options.bleu_tokenize
+            record |= score_pairs(
+                model, tokenizer, shown, processes, batch_size=size, bleu_tokenize=tokens
+            )[0]
         logger.info("update %d: %s", step, json.dumps(record))
-        return record.get("bleu", -record["loss"]), record
+        return choice.score(record), record
 
     trainer = Trainer(
         model,
@@ -199,6 +228,7 @@ def score_test(
         batch_size=options.eval_batch_size,
         num_beams=options.num_beams,
         num_resamples=1000,
+        bleu_tokenize=options.bleu_tokenize,
     )
     folder.write_json("test.json", record)
     if folder.is_main_process:
@@ -234,6 +264,7 @@ def run(
         Path(options.output_dir) / "checkpoints", keep_last=loop.keep_last, keep_best=loop.keep_best
     )
     resumed = open_checkpoints(options.resume, checkpoints, accelerator)
+    choice = choose(data, options, checkpoints, resumed)
     folder = RunFolder(
         Path(options.output_dir),
         is_main_process=accelerator.is_main_process,
@@ -243,15 +274,19 @@ def run(
     groups = (data_options, tokenizer_options, model_options, loop, options, publish)
     given = {name: value for group in groups for name, value in asdict(group).items()}
     counts = {**describe_data(data.train, data.valid, data.test), "filter": str(data.report)}
-    folder.describe(given, counts, model, accelerator.device, describe_processes(accelerator))
+    described = describe_processes(accelerator), choice.metric
+    folder.describe(given, counts, model, accelerator.device, *described)
     start_trackers(accelerator, given)
     logger.info("%s; %d parameters", data.report, model.num_parameters())
-    trainer = make_trainer(model, tokenizer, data, loop, options, folder, accelerator, checkpoints)
+    trainer = make_trainer(
+        model, tokenizer, data, loop, options, folder, accelerator, checkpoints, choice
+    )
     if resumed is not None:
         trainer.restore(resumed)
         if resumed.resolve().parent != checkpoints.path.resolve():
-            trainer.state.best = None  # that run's best model is not in this folder
+            forget_best(trainer.state)  # that run's best model is not in this folder
         logger.info("resumed from %s", resumed)
+    logger.info(order_by(trainer.state, choice))
     state = trainer.train()
     folder.write_json("training.json", {**asdict(state), "weights_sha256": trainer.weights_hash()})
     accelerator.wait_for_everyone()

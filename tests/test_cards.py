@@ -125,6 +125,31 @@ def test_model_index_is_valid_and_has_the_signatures(run: Path) -> None:
         assert (result.dataset_type, result.dataset_split) == ("some-data", "test")
 
 
+def test_card_tells_the_metric_that_chose_the_model(run: Path) -> None:
+    rates = {"char_error_rate": 0.01236, "token_error_rate": 0.0321}
+    (run / "run.json").write_text(json.dumps({**RUN, "metric": "char_error_rate"}))
+    (run / "test.json").write_text(json.dumps({**TEST, **rates}))
+    (run / "metrics.jsonl").write_text("".join(
+        json.dumps({**record, **changes}) + "\n"
+        for record, changes in zip(
+            RECORDS[2:] * 2, ({"char_error_rate": 0.5}, {"bleu": None, "step": 2400}), strict=True
+        )
+    ))  # fmt: skip
+    text = model_card(run)
+    for part in (
+        "- the best model of the run by char error rate in validation",
+        "- edits for every 100 characters of the references (CER): 1.24",
+        "- edits for every 100 tokens between blanks (TokER): 3.21",
+        "| update | minutes | nats per target token | BLEU | chrF | CER % |\n|---|---|",
+        "| 1,200 | 10 | 0.500 | 20.0 | 40.0 | 50.0 |",
+        "| 2,400 | 10 | 0.500 |  | 40.0 |  |",
+    ):
+        assert part in text
+    _, results = model_index_to_eval_results(ModelCard(text).data.to_dict()["model-index"])
+    found = {result.metric_type: result.metric_value for result in results}
+    assert found == {"bleu": 31.25, "chrf": 55.5, "cer": 0.0124}
+
+
 def test_card_of_a_bare_model_says_what_is_not_known(tmp_path: Path) -> None:
     save_model(tmp_path / "bare")
     text = model_card(tmp_path / "bare")

@@ -1,5 +1,6 @@
 """hf_qrnn.plots: figures show the numbers and labels given, in any script, without a warning."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,19 @@ def test_learning_curve_shows_every_number() -> None:
     assert np.asarray(chrf.get_xydata()).tolist() == [[2, 11], [4, 31]]
     assert [text.get_text() for text in scores.texts] == ["20.2", "31.0"]  # the best of each
     assert "nats / target token" in losses.get_ylabel()
+
+
+def test_learning_curve_marks_the_lowest_error_rate() -> None:
+    rates = [(2, 0.5, 1.0), (4, 0.125, 90.0), (6, 0.25, math.nan)]
+    records = [
+        {"kind": "valid", "step": step, "loss": 1.0, "char_error_rate": rate, "exact_match": exact}
+        for step, rate, exact in rates
+    ]
+    _, scores = learning_curve_figure(records).axes
+    errors, exact = scores.get_lines()
+    assert np.asarray(errors.get_xydata()).tolist() == [[2, 50], [4, 12.5], [6, 25]]
+    assert [errors.get_label(), exact.get_label()] == ["CER [%]", "exact [%]"]
+    assert [text.get_text() for text in scores.texts] == ["12.5", "90.0"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from ..hub import without_folders
+from ..metrics.table import BY_NAME, VALIDATED
 from .data import TextPair
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -100,7 +101,7 @@ def model_card(
     if about is None and about_file.is_file():
         about = about_file.read_text(encoding="utf-8").strip()
     fields = {
-        "card_data": _card_data(pipeline, title, options, test).to_yaml(),
+        "card_data": _card_data(pipeline, title, run, test).to_yaml(),
         "title": title,
         "pipeline": pipeline,
         "summary": _summary(pipeline, options),
@@ -181,14 +182,19 @@ def _data_name(options: dict[str, Any]) -> str:
 
 
 def _card_data(
-    pipeline: str, title: str, options: dict[str, Any], test: dict[str, Any]
+    pipeline: str, title: str, run: dict[str, Any], test: dict[str, Any]
 ) -> ModelCardData:
+    options = without_folders(run.get("options", {}))
     languages, results = _languages(options), []
     name = options.get("data_name") or options.get("dataset_name") or title
-    for metric, label in (("bleu", "BLEU"), ("chrf", "chrF")):
-        if test.get(metric) is None:
+    for metric in VALIDATED:
+        # Those of the table of results, and the one that the run was about.
+        is_told = metric.scorer is not None or metric.name == run.get("metric")
+        if test.get(metric.name) is None or not is_told:
             continue
-        arguments = {"signature": test[f"{metric}_signature"], "num_beams": test["num_beams"]}
+        arguments = {"num_beams": test["num_beams"]}
+        if metric.scorer is not None:
+            arguments["signature"] = test[f"{metric.name}_signature"]
         results.append(
             EvalResult(
                 task_type=pipeline,
@@ -196,9 +202,9 @@ def _card_data(
                 dataset_type=options.get("dataset_name") or _slug(name),
                 dataset_name=f"{name} ({test['sentences']} test sentences)",
                 dataset_split="test",
-                metric_type=metric,
-                metric_name=label,
-                metric_value=round(test[metric], 2),
+                metric_type=metric.hub_name,
+                metric_name=metric.label,
+                metric_value=round(test[metric.name], 2 if metric.scale == 1 else 4),
                 metric_args=arguments,
             )
         )
@@ -246,25 +252,27 @@ def _usage(pipeline: str, folder: Path, options: dict[str, Any]) -> str:
 
 
 def _results(test: dict[str, Any]) -> str:
-    rows, signatures = [], []
-    for metric, label in (("bleu", "BLEU"), ("chrf", "chrF")):
-        if test.get(metric) is None:
+    rows, notes = [], []
+    for metric in VALIDATED:
+        score = test.get(metric.name)
+        if score is None:
             continue
-        margin = (test.get(f"{metric}_confidence") or {}).get("margin")
+        if metric.scorer is None:
+            notes.append(f"- {metric.on_card.format(metric.scale * score)}")
+            continue
+        margin = (test.get(f"{metric.name}_confidence") or {}).get("margin")
         interval = "" if margin is None else f" +- {margin:.2f}"
         rows.append(
-            f"| {test['sentences']:,} sentences | {label} | {test[metric]:.2f}{interval} "
+            f"| {test['sentences']:,} sentences | {metric.label} | {score:.2f}{interval} "
             f"| {test['num_beams']} |"
         )
-        signatures.append(f"- {label} `{test[f'{metric}_signature']}`")
+        notes.append(f"- {metric.label} `{test[f'{metric.name}_signature']}`")
     if not rows:
         return ""
     head = "| test set | metric | score | beams |\n|---|---|---|---|\n"
-    exact = f"- {test['exact_match']:.1f} % of the translations equal their reference"
-    note = "- +- is half of the 95 % interval by bootstrap over the sentences"
-    has_interval = any(f"{metric}_confidence" in test for metric in ("bleu", "chrf"))
-    tail = [*signatures, exact, *([note] if has_interval else [])]
-    return head + "\n".join(rows) + "\n\n" + "\n".join(tail)
+    if any(name.endswith("_confidence") for name in test):
+        notes.append("- +- is half of the 95 % interval by bootstrap over the sentences")
+    return head + "\n".join(rows) + "\n\n" + "\n".join(notes)
 
 
 def _model(config: dict[str, Any], run: dict[str, Any]) -> str:
@@ -308,6 +316,8 @@ def _training(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     if records:
         seconds = max(record.get("seconds", 0.0) for record in records)
         lines.append(f"- {records[-1]['step']:,} updates in {seconds:,.0f} seconds of training")
+    if run.get("metric"):
+        lines.append(f"- the best model of the run by {_label(run['metric'])} in validation")
     rates = [record["chars_per_second"] for record in records if "chars_per_second" in record]
     if rates:
         lines.append(f"- {median(rates):,.0f} source and target characters per second, the median")
@@ -315,22 +325,27 @@ def _training(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
 
 
 def _curve(records: Sequence[dict[str, Any]], *, has_picture: bool) -> str:
-    rows = []
-    for record in records:
-        if record["kind"] != "valid":
-            continue
-        scores = [record.get(name) for name in ("bleu", "chrf")]
-        shown = " | ".join("" if score is None else f"{score:.1f}" for score in scores)
-        minutes = record["seconds"] / 60
-        rows.append(f"| {record['step']:,} | {minutes:.0f} | {record['loss']:.3f} | {shown} |")
-    if not rows:
+    lines = [record for record in records if record["kind"] == "valid"]
+    if not lines:
         return ""
+    shown = [metric for metric in VALIDATED if any(metric.name in record for record in lines)]
+    rows = []
+    for record in lines:
+        start = [f"{record['step']:,}", f"{record['seconds'] / 60:.0f}", f"{record['loss']:.3f}"]
+        scores = [(metric, record.get(metric.name)) for metric in shown]
+        cells = ["" if x is None else f"{metric.scale * x:.1f}" for metric, x in scores]
+        rows.append(f"| {' | '.join([*start, *cells])} |")
+    names = [metric.label + (" %" if metric.of else "") for metric in shown]
+    head = ["update", "minutes", "nats per target token", *names]
+    table = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
     picture = "![Loss and validation scores over the updates](learning_curve.png)\n\n"
-    head = "| update | minutes | nats per target token | BLEU | chrF |\n|---|---|---|---|---|\n"
     text = "Greedy search on the first validation sentences; minutes of training alone.\n\n"
-    return (
-        "## Learning curve\n\n" + (picture if has_picture else "") + text + head + "\n".join(rows)
-    )
+    return "## Learning curve\n\n" + (picture if has_picture else "") + text + "\n".join(table)
+
+
+def _label(name: str) -> str:
+    metric = BY_NAME.get(name)
+    return name.replace("_", " ") if metric is None or metric.scorer is None else metric.label
 
 
 def _licences(options: dict[str, Any]) -> str:

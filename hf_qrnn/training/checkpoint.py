@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hf_qrnn.training.best import Standing, is_same_order
+
 FORMAT = 1
 MARKER = "complete.json"
 _STATE = "state.json"
@@ -55,7 +57,11 @@ class CheckpointFolder:
     Args:
         path: The folder; made with the first checkpoint.
         keep_last: The newest so many stay, at least 1.
-        keep_best: The best so many by score stay too; ties go to the earlier.
+        keep_best: The best so many by score stay too; equal scores are ordered by the loss, then
+            the earlier is better.
+
+    Attributes:
+        best_by: The order that scores are by; those by another are no scores here.
     """
 
     def __init__(self, path: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:
@@ -63,6 +69,7 @@ class CheckpointFolder:
             if value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
         self.path, self.keep_last, self.keep_best = path, keep_last, keep_best
+        self.best_by = ""
 
     def complete(self) -> list[Path]:
         """Folders of whole checkpoints, oldest first."""
@@ -75,16 +82,24 @@ class CheckpointFolder:
 
     def best(self, count: int) -> list[Path]:
         """The best checkpoints by score, best first; those without a score are not among them."""
-        scores = {path: read_marker(path)["score"] for path in self.complete()}
-        scored = [path for path in scores if scores[path] is not None]
-        return sorted(scored, key=lambda path: -scores[path])[:count]
+        found = {path: self._standing(path) for path in self.complete()}
+        ranks = {path: standing.rank for path, standing in found.items() if standing is not None}
+        return sorted(ranks, key=ranks.__getitem__, reverse=True)[:count]
 
-    def is_among_best(self, score: float) -> bool:
-        """Whether a checkpoint of this score would be kept for its score."""
+    def is_among_best(self, score: float, loss: float | None = None) -> bool:
+        """Whether a checkpoint of this score and loss would be kept for them."""
         best = self.best(self.keep_best)
         return self.keep_best > 0 and (
-            len(best) < self.keep_best or score > read_marker(best[-1])["score"]
+            len(best) < self.keep_best or Standing(score, loss).beats(self._standing(best[-1]))
         )
+
+    def _standing(self, path: Path) -> Standing | None:
+        """Where a checkpoint stands; None without a score in our order."""
+        marker = read_marker(path)
+        score, by = marker["score"], marker.get("best_by", "")
+        if score is None or not is_same_order(by, score, self.best_by):
+            return None
+        return Standing(score, marker.get("loss"))
 
     def save(
         self,
@@ -93,6 +108,7 @@ class CheckpointFolder:
         state: Mapping[str, Any],
         *,
         score: float | None = None,
+        loss: float | None = None,
     ) -> Path:
         """Write a checkpoint, whole or not at all, then delete those that need not stay.
 
@@ -101,6 +117,7 @@ class CheckpointFolder:
             tensors: Tensors by name, by group.
             state: What JSON can hold.
             score: Validation score of these weights, higher is better; None = not validated.
+            loss: Their validation loss.
 
         Raises:
             CheckpointError: If it cannot be written; the others are untouched.
@@ -116,7 +133,8 @@ class CheckpointFolder:
             files = {path.name: _describe(path) for path in sorted(aside.iterdir())}
             for path in aside.iterdir():
                 _flush(path)
-            _write_json(aside / MARKER, {"step": step, "score": score, "files": files})
+            judged = {"score": score, "loss": loss, "best_by": self.best_by}
+            _write_json(aside / MARKER, {"step": step, **judged, "files": files})
             _flush(aside / MARKER)
             _flush(aside)
             if final.exists():

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.metrics.table import VALIDATED
 from hf_qrnn.tokenization import decode_batch, encode_batch
 from hf_qrnn.training.batching import Batch
 from hf_qrnn.training.data import TextPair
 from hf_qrnn.training.processes import Processes
-from hf_qrnn.training.scoring import score_translations
+from hf_qrnn.training.scoring import METRICS, Score, score_translations
 
 
 @torch.no_grad()
@@ -81,8 +82,9 @@ def score_pairs(
     batch_size: int,
     num_beams: int = 1,
     num_resamples: int = 0,
+    bleu_tokenize: str = "13a",
 ) -> tuple[dict[str, Any], list[str]]:
-    """Translate the sources; scores with their signatures, and the translations.
+    """Translate the sources; all scores but slow ones, with signatures, and the translations.
 
     With `num_resamples` test sets drawn by bootstrap, the scores have confidence intervals too.
     """
@@ -94,15 +96,23 @@ def score_pairs(
         batch_size=batch_size,
         num_beams=num_beams,
     )
-    references, metrics = [pair.target for pair in pairs], ("bleu", "chrf")
-    scores = score_translations(texts, references, metrics=metrics)
-    record: dict[str, Any] = {"exact_match": scores.exact_match, "sentences": len(pairs)}
-    record["num_beams"] = num_beams
-    for name in ("bleu", "chrf"):
-        score = getattr(scores, name)
-        record[name], record[f"{name}_signature"] = score.score, score.signature
+    references = [pair.target for pair in pairs]
+    metrics = [metric.name for metric in VALIDATED if metric.name in METRICS]
+    scores = score_translations(texts, references, metrics=metrics, bleu_tokenize=bleu_tokenize)
+    record: dict[str, Any] = {"sentences": len(pairs), "num_beams": num_beams}
+    for metric in VALIDATED:
+        found: Score | float = getattr(scores, metric.name)
+        if isinstance(found, Score):
+            record[metric.name] = found.score
+            record[f"{metric.name}_signature"] = found.signature
+        else:
+            record[metric.name] = found
     if num_resamples:
-        drawn = score_translations(texts, references, metrics=metrics, num_resamples=num_resamples)
+        metrics = [metric.name for metric in VALIDATED if metric.scorer is not None]
+        drawn = score_translations(
+            texts, references, metrics=metrics, num_resamples=num_resamples,
+            bleu_tokenize=bleu_tokenize,
+        )  # fmt: skip
         for name in metrics:
             score = getattr(drawn, name)
             record[f"{name}_confidence"] = {

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from hf_qrnn.training import snapshot
 from hf_qrnn.training.batching import Batch
+from hf_qrnn.training.best import Standing, best_standing
 from hf_qrnn.training.checkpoint import (
     CheckpointError,
     CheckpointFolder,
@@ -27,7 +28,7 @@ from hf_qrnn.training.checkpoint import (
     hash_tensors,
     read_checkpoint,
 )
-from hf_qrnn.training.meter import Meter, peak_memory
+from hf_qrnn.training.meter import Meter, negative_log_likelihood, peak_memory
 from hf_qrnn.training.options import check_at_least
 from hf_qrnn.training.processes import Processes
 from hf_qrnn.training.stopping import (
@@ -136,7 +137,9 @@ class TrainState:
         epoch: Passes begun, from 0.
         batch: Batches of this pass already used.
         seconds: Time spent training, validation not counted.
-        best: Best validation score so far, or None.
+        best: Best validation score so far, higher is better, or None.
+        best_loss: Validation loss of that model.
+        best_by: The order that found it (best.py).
         since_best: Validations since then.
         finished: Why training ended: "budget", "patience", or "" while it goes on.
     """
@@ -146,6 +149,8 @@ class TrainState:
     batch: int = 0
     seconds: float = 0.0
     best: float | None = None
+    best_loss: float | None = None
+    best_by: str = ""
     since_best: int = 0
     finished: str = ""
 
@@ -207,8 +212,8 @@ class Trainer:
             characters per second.
         log: Called with every record for metrics.jsonl.
         validate: Called with the step; returns the validation score (higher is better) and its
-            record, the same on every process.
-        save_best: Called on every process when the validation score improved.
+            record, the same on every process. The record's "loss" orders equal scores.
+        save_best: Called on every process when a model is the best so far.
         checkpoints: Where checkpoints go; None = nowhere.
         identity: What a checkpoint must have been written with for this run to go on from it.
     """
@@ -352,10 +357,10 @@ class Trainer:
             self.meter = Meter()
         elif self.accelerator.device.type == "cpu":
             self._look()
-        score = None
+        found = None
         if validates:
             self._stop_if_diverged()
-            score = self._evaluate()
+            found = self._evaluate()
             if options.patience and state.since_best >= options.patience:
                 state.finished = "patience"
         saves = options.save_every > 0 and state.step % options.save_every == 0
@@ -363,9 +368,9 @@ class Trainer:
             saves
             or state.finished
             or self._interrupted
-            or (score is not None and self._is_among_best(score))
+            or (found is not None and self._is_among_best(found))
         ):
-            self._save(score)
+            self._save(found)
             return True
         return validates
 
@@ -418,7 +423,8 @@ class Trainer:
                     label_smoothing=options.label_smoothing,
                 )
                 accelerator.backward(output.loss * weight)
-            meter.add(batch, _negative_log_likelihood(output, inputs["labels"], total, options))
+            smoothed = options.label_smoothing > 0.0
+            meter.add(batch, negative_log_likelihood(output, inputs["labels"], total, smoothed))
         norm = accelerator.clip_grad_norm_(
             self.model.parameters(), options.max_grad_norm or math.inf
         )
@@ -458,23 +464,31 @@ class Trainer:
         last = self.checkpoints.newest() if self.checkpoints else None
         raise diverged(self.processes.gather(self._trouble), self.watch.limit, last)
 
-    def _evaluate(self) -> float:
-        score, record = self.validate(self.state.step)
-        improved = self.state.best is None or score > self.state.best
-        common = {"kind": "valid", "step": self.state.step, "seconds": self.state.seconds}
-        self.log({**common, **record, "is_best": improved})
+    def _evaluate(self) -> Standing:
         self.state.since_best += 1
+        about = {"kind": "valid", "step": self.state.step, "seconds": self.state.seconds}
+        found, improved = self._judge(about)
         if improved:
-            self.state.best, self.state.since_best = score, 0
-            self.save_best()
-        return score
+            self.state.since_best = 0
+        return found
 
-    def _is_among_best(self, score: float) -> bool:
+    def _judge(self, about: dict[str, Any]) -> tuple[Standing, bool]:
+        """Validate the weights as they are; log it, and save them where they are the best."""
+        score, record = self.validate(self.state.step)
+        found = Standing(score, record.get("loss"))
+        improved = found.beats(best_standing(self.state))
+        self.log({**about, **record, "is_best": improved})
+        if improved:
+            self.state.best, self.state.best_loss = found
+            self.save_best()
+        return found, improved
+
+    def _is_among_best(self, found: Standing) -> bool:
         assert self.checkpoints is not None, "asked without checkpoints"
         is_main = self.processes.is_main  # the only one that may look while it writes
-        return bool(self.processes.gather(is_main and self.checkpoints.is_among_best(score))[0])
+        return bool(self.processes.gather(is_main and self.checkpoints.is_among_best(*found))[0])
 
-    def _save(self, score: float | None) -> None:
+    def _save(self, found: Standing | None) -> None:
         """Write a checkpoint; every process takes part, and all fail together."""
         self._stop_if_diverged()
         weights = snapshot.full_weights(self.model)
@@ -501,7 +515,8 @@ class Trainer:
         if self.processes.is_main:
             assert self.checkpoints is not None, "saved without checkpoints"
             try:
-                self.checkpoints.save(self.state.step, tensors, state, score=score)
+                known = {} if found is None else found._asdict()
+                self.checkpoints.save(self.state.step, tensors, state, **known)
             except CheckpointError as error:
                 fault = str(error)
         for text in self.processes.gather(fault):
@@ -516,15 +531,12 @@ class Trainer:
             paths = self.checkpoints.complete()[-self.options.keep_last :]
         else:
             paths = self.checkpoints.best(self.options.keep_best)
+        if not paths:  # all were scored by another metric
+            return
         own = {k: tensor.clone() for k, tensor in snapshot.full_weights(self.model).items()}
         snapshot.set_weights(self.model, average_weights(paths))
-        score, record = self.validate(self.state.step)
-        improved = self.state.best is None or score > self.state.best
-        common = {"kind": "average", "step": self.state.step, "of": [path.name for path in paths]}
-        self.log({**common, **record, "is_best": improved})
-        if improved:
-            self.state.best = score
-            self.save_best()
+        names = [path.name for path in paths]
+        self._judge({"kind": "average", "step": self.state.step, "of": names})
         snapshot.set_weights(self.model, own)
 
     def _record(self) -> dict[str, Any]:
@@ -564,14 +576,3 @@ def _first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
 def _synced(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Any:
     """Gradients travel between processes with the last batch of an update only."""
     return torch.enable_grad() if is_last else accelerator.no_sync(model)
-
-
-def _negative_log_likelihood(
-    output: Any, labels: torch.Tensor, total: float, options: LoopOptions
-) -> torch.Tensor:
-    """Nats of a batch without label smoothing, which the loss itself contains."""
-    if options.label_smoothing == 0.0:
-        nats: torch.Tensor = output.loss.detach() * total
-        return nats
-    logits = output.logits.detach().float().flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")

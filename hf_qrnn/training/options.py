@@ -11,6 +11,9 @@ from typing import Any, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from hf_qrnn.metrics.table import check_bleu_tokenizer
+from hf_qrnn.training.best import check_metric
+
 
 @dataclass
 class TokenizerOptions:
@@ -97,6 +100,17 @@ class RunOptions:
         default=200,
         metadata={"help": "validation sentences to translate each time; 0 = none, -1 = all"},
     )
+    metric: str = field(
+        default="auto",
+        metadata={
+            "help": "what chooses the best model: bleu, chrf, exact_match, char_error_rate, "
+            "token_error_rate, loss, or auto (BLEU where references are long enough, else chrF; "
+            "the loss without translations)"
+        },
+    )
+    bleu_tokenize: str = field(
+        default="13a", metadata={"help": "sacrebleu's tokens for BLEU, as zh, char, ja-mecab"}
+    )
     eval_batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     num_beams: int = field(
         default=5, metadata={"help": "beams for the test set; validation is greedy"}
@@ -112,6 +126,8 @@ class RunOptions:
             "eval_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0,
         }  # fmt: skip
         check_at_least(self, least)
+        check_metric(self.metric, self.eval_sentences)
+        check_bleu_tokenizer(self.bleu_tokenize)
 
 
 @dataclass

@@ -62,12 +62,23 @@ class RunFolder:
         model: PreTrainedModel,
         device: torch.device,
         processes: str = "",
+        metric: str = "",
     ) -> None:
-        """Write run.json: what another person needs to repeat the run."""
+        """Write run.json: what another person needs to repeat the run.
+
+        Args:
+            options: Every flag.
+            data: Numbers about the data.
+            model: The model.
+            device: Where it is trained.
+            processes: What there is of them, in a line.
+            metric: What chooses the best model, whoever decided it.
+        """
         modules = (torch, transformers, accelerate)
         description = {
             "command": shlex.join(sys.argv),
             "options": options,
+            "metric": metric,
             "data": data,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "date": time.strftime("%Y-%m-%d"),

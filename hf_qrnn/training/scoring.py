@@ -278,7 +278,7 @@ def _checked(
     return [text.rstrip() for text in hypotheses], stripped
 
 
-def _streams(references: list[list[str]]) -> list[list[str | None]]:
+def _streams(references: list[list[str]]) -> list[Any]:
     """First references, second ones and so on, as sacrebleu wants them; None for none."""
     return [list(stream) for stream in zip_longest(*references)]
 
@@ -290,7 +290,7 @@ def _scorer(name: str, bleu_tokenize: str) -> Any:
 
 
 def _corpus_score(
-    scorer: Any, hypotheses: list[str], streams: list[list[str | None]], num_resamples: int
+    scorer: Any, hypotheses: list[str], streams: list[Any], num_resamples: int
 ) -> Score:
     found = scorer.corpus_score(hypotheses, streams, n_bootstrap=max(1, num_resamples))
     confidence = None
