@@ -286,9 +286,20 @@ def test_a_resume_with_another_metric_forgets_the_best_and_saves_again(
     found, best_by, text = resume(max_steps=10, metric="char_error_rate", average="best")
     assert (found[-1], best_by.split("|")[0]) == (True, "char_error_rate")
     assert text.count("it is forgotten") == 1
-    # Nothing is left to train, and no checkpoint has a score by this metric to average.
+    # Nothing is left to train, and no checkpoint has a score by this metric to average: what
+    # there is becomes the best of this metric, which run.json names.
     found, best_by, text = resume(max_steps=10, metric="token_error_rate", average="best")
-    assert best_by.startswith("token_error_rate|")
+    assert (found[-1], best_by.split("|")[0]) == (True, "token_error_rate")
+    assert ended(out)["best"] == -valid_lines(out)[-1]["token_error_rate"]  # type: ignore[operator]
+
+
+def test_a_finished_run_of_another_folder_leaves_a_model_here(tmp_path: Path) -> None:
+    script, there, here = load_script(), tmp_path / "there", tmp_path / "here"
+    test = {"test_source": tmp_path / "a", "test_target": tmp_path / "b", "num_beams": 1}
+    assert script.main(flags(tmp_path, output_dir=there, max_steps=2)) == 0
+    assert script.main(flags(tmp_path, output_dir=here, resume=there, max_steps=2, **test)) == 0
+    assert (here / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
+    assert (here / "test.json").is_file()
 
 
 def make_older(out: Path) -> None:

@@ -184,7 +184,7 @@ def _fitting(references: Sequence[str], bleu_tokenize: str) -> tuple[str, str]:
     if 2 * enough >= len(references):
         return "bleu", counted
     if any(text.strip() for text in references):
-        return "chrf", f"only {counted}"
+        return "chrf", f"{counted}, --bleu_tokenize gives others"
     return "loss", "every validation reference is empty"
 
 

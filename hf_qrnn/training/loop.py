@@ -309,6 +309,8 @@ class Trainer:
         state, options = self.state, self.options
         is_patient = options.patience == 0 or state.since_best < options.patience
         if state.finished and (self.progress() >= 1.0 or not is_patient):
+            if state.best is None:  # another folder's, or by another metric
+                self._evaluate()
             self._try_average()
             return state
         state.finished = ""
@@ -465,23 +467,20 @@ class Trainer:
         raise diverged(self.processes.gather(self._trouble), self.watch.limit, last)
 
     def _evaluate(self) -> Standing:
-        self.state.since_best += 1
-        about = {"kind": "valid", "step": self.state.step, "seconds": self.state.seconds}
-        found, improved = self._judge(about)
-        if improved:
-            self.state.since_best = 0
-        return found
+        state = self.state
+        state.since_best += 1
+        return self._judge({"kind": "valid", "step": state.step, "seconds": state.seconds})
 
-    def _judge(self, about: dict[str, Any]) -> tuple[Standing, bool]:
+    def _judge(self, about: dict[str, Any]) -> Standing:
         """Validate the weights as they are; log it, and save them where they are the best."""
         score, record = self.validate(self.state.step)
         found = Standing(score, record.get("loss"))
         improved = found.beats(best_standing(self.state))
         self.log({**about, **record, "is_best": improved})
         if improved:
-            self.state.best, self.state.best_loss = found
+            (self.state.best, self.state.best_loss), self.state.since_best = found, 0
             self.save_best()
-        return found, improved
+        return found
 
     def _is_among_best(self, found: Standing) -> bool:
         assert self.checkpoints is not None, "asked without checkpoints"
