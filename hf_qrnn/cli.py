@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .cli_bench import add_bench
 from .cli_hub import add_push, add_verify
+from .flags import typed
 
 if TYPE_CHECKING:
     from .translation import Translation, Translator
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `hf-qrnn` with the arguments `argv` (None: those of the process); the exit status."""
     try:
         args = _parser().parse_args(argv)
-        args.run(args)
+        with typed(_names(args)):
+            args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()
@@ -53,6 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _names(args: argparse.Namespace) -> dict[str, str]:
+    """What the user typed for the names in the sentences of errors."""
+    flags = {name: f"--{name}" for name in vars(args)}
+    return {**flags, "model": "MODEL", "repo": "REPO", **getattr(args, "typed", {})}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,7 +106,7 @@ def _add_translate(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=_translate)
+    parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL"})
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder with a saved model, or its name on the Hub")
     add("-i", "--input", metavar="FILE", help="read FILE (text, .gz, .xz), not standard input")
@@ -120,7 +128,8 @@ def _add_score(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=_score)
+    by_model = {"model": "--model", "name_or_path": "--model"}
+    parser.set_defaults(run=_score, typed={**by_model, "baseline": "--compare"})
     add = parser.add_argument
     right = "the right translations; of several files, line i of each is right for line i"
     add("--references", metavar="FILE", required=True, nargs="+", action="extend", help=right)
@@ -219,16 +228,15 @@ def _check_decoding(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from .training.data import read_lines
     from .training.scoring import compare_translations, score_translations
 
     _check_score(args)
     references = _read_references(args.references)
-    baseline = None if args.compare is None else read_lines(args.compare)
+    baseline = None if args.compare is None else _lines(args.compare, "compare")
     if args.hypotheses is not None:
-        hypotheses = read_lines(args.hypotheses)
+        hypotheses = _lines(args.hypotheses, "hypotheses")
     else:
-        source = read_lines(args.source)
+        source = _lines(args.source, "source")
         if len(source) != len(references):
             raise ValueError(
                 "`--source` and `--references` must have the same number of lines, "
@@ -265,14 +273,13 @@ def _check_score(args: argparse.Namespace) -> None:
         (args.model is None) != (args.source is None)
     ):
         raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
-    check_bleu_tokenizer(args.bleu_tokenize)
+    with typed(bleu_tokenize="--bleu_tokenize"):
+        check_bleu_tokenizer(args.bleu_tokenize)
 
 
 def _read_references(paths: Sequence[str]) -> list[list[str]]:
     """The right translations of each line, one from each file."""
-    from .training.data import read_lines
-
-    streams = [read_lines(path) for path in paths]
+    streams = [_lines(path, "references") for path in paths]
     for path, lines in zip(paths, streams, strict=True):
         if len(lines) != len(streams[0]):
             raise ValueError(
@@ -280,6 +287,14 @@ def _read_references(paths: Sequence[str]) -> list[list[str]]:
                 f"'{paths[0]}' has {len(streams[0])} and '{path}' has {len(lines)}."
             )
     return [list(several) for several in zip(*streams, strict=True)]
+
+
+def _lines(path: str, flag: str) -> list[str]:
+    """The lines of the file that `--flag` gives."""
+    from .training.data import read_lines
+
+    with typed(path=f"--{flag}"):
+        return read_lines(path)
 
 
 def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:

@@ -77,8 +77,11 @@ def train_character_tokenizer(
         counts.update(text if normalizer is None else normalizer.normalize_str(text))
     characters = sorted(character for character, count in counts.items() if count >= min_count)
     if not characters:
+        if not counts:
+            raise ValueError("`texts` must hold a character, but are empty.")
         raise ValueError(
-            f"`texts` must hold a character that occurs {min_count} times, but holds none."
+            f"`min_count` must be at most {max(counts.values())}, the count of the most frequent "
+            f"character, but is {min_count}."
         )
     tokenizer = _bare_tokenizer(characters)
     tokenizer.decoder = decoders.Fuse()

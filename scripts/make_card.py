@@ -15,8 +15,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from hf_qrnn.flags import typed
 from hf_qrnn.publishing import write_card
 from hf_qrnn.training.data import read_lines
+from hf_qrnn.training.stopping import exit_status
 
 
 def main() -> int:
@@ -29,22 +31,30 @@ def main() -> int:
     parser.add_argument("--sources", type=Path, help="sentences to translate as samples")
     parser.add_argument("--sentence", help="draw attention.png of its translation")
     parser.add_argument("--num_beams", type=int, default=5, help="beams for the samples")
-    args = parser.parse_args()
-    write_card(
-        args.run,
-        sentence=args.sentence,
-        title=args.title,
-        about=None if args.about is None else args.about.read_text(encoding="utf-8").strip(),
-        sources=[] if args.sources is None else read_lines(args.sources),
-        num_beams=args.num_beams,
-    )
+    return exit_status(lambda: make_card(parser.parse_args()))
+
+
+def make_card(args: argparse.Namespace) -> None:
+    """Write and copy the card as the command line says."""
+    with typed(path="--about"):
+        about = None if args.about is None else "\n".join(read_lines(args.about)).strip()
+    with typed(path="--sources"):
+        sources = [] if args.sources is None else read_lines(args.sources)
+    with typed(folder="--run", name_or_path="--run", num_beams="--num_beams"):
+        write_card(
+            args.run,
+            sentence=args.sentence,
+            title=args.title,
+            about=about,
+            sources=sources,
+            num_beams=args.num_beams,
+        )
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         copied = ("test.json", "metrics.jsonl", "learning_curve.png", "attention.png", "README.md")
         for name in copied:
             if (args.run / name).is_file():
                 shutil.copyfile(args.run / name, args.output / name)
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
+from hf_qrnn.flags import typed
 from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.publishing import check_publishing, publish_run
 from hf_qrnn.tokenization import (
@@ -56,6 +57,7 @@ from hf_qrnn.training.options import (
     PublishOptions,
     RunOptions,
     TokenizerOptions,
+    flag_names,
     parse_options,
 )
 from hf_qrnn.training.processes import (
@@ -71,6 +73,7 @@ from hf_qrnn.training.stopping import exit_status
 from hf_qrnn.training.streaming import StreamBatches, encode_stored
 
 logger = logging.getLogger("train_translation")
+KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions, PublishOptions)
 
 
 def make_tokenizer(options: TokenizerOptions, train: list[TextPair]) -> PreTrainedTokenizerBase:
@@ -301,8 +304,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 after a mistake, 3 after divergence, 75 after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    kinds = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions, PublishOptions)
-    return exit_status(lambda: run(*parse_options(kinds, argv)))
+
+    def work() -> None:
+        with typed(flag_names(KINDS)):
+            run(*parse_options(KINDS, argv))
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

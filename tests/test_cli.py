@@ -295,10 +295,31 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
         (["translate", "M", "-i", "none"], "`--input` must be an existing file, but is 'none'."),
         (["translate", "M", "-i", "a", "-o", "./a"], "must not be the input, but is './a' too."),
         (["translate", "M", "-i", "a", "--interactive"], "must be left out with --interactive"),
+        (["translate", "no/such/M"], "`MODEL` must be a folder with a saved translation model"),
         (["translate", "no/such/M"], "but 'no/such/M' is not there."),
+        (["translate", "r", "--device", "tpu9"], "`--device` must be a device of this machine"),
         (["score", "--references", "r"], "Either `--hypotheses` or `--model` with `--source`"),
         (["score", "--references", "r", "--model", "M"], "Either `--hypotheses` or `--model`"),
-        (["score", "--references", "none", "--hypotheses", "r"], "existing file, but is 'none'."),
+        (
+            ["score", "--references", "none", "--hypotheses", "r"],
+            "`--references` must be an existing file, but is 'none'.",
+        ),
+        (
+            ["score", "--references", "r", "--hypotheses", "none"],
+            "`--hypotheses` must be an existing file, but is 'none'.",
+        ),
+        (
+            ["score", "--references", "r", "--hypotheses", "r", "--compare", "latin"],
+            "`--compare` must be UTF-8 text, but 'latin' has an invalid byte in line 1.",
+        ),
+        (
+            ["score", "--references", "r", "--hypotheses", "r", "--compare", "two"],
+            "`--compare` and `--references` must have the same number of lines",
+        ),
+        (
+            ["score", "--references", "r", "--model", "no/M", "--source", "r"],
+            "`--model` must be a folder with a saved translation model or the name of one",
+        ),
         (["score", "--references", "one", "--hypotheses", "two"], "but have 2 and 1."),
         (["score", "--references", "one", "--model", "M", "--source", "two"], "have 2 and 1."),
     ],
@@ -314,6 +335,7 @@ def test_mistakes_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     for name, content in (("r", "a\n"), ("one", "a\n"), ("two", "a\nb\n")):
         Path(name).write_text(content)
+    Path("latin").write_bytes(b"\xfc\n")
     assert main(arguments) == 2
     assert sentence in _error(capsysbinary)
     assert capsysbinary.readouterr().out == b""

@@ -1,6 +1,8 @@
 """hf_qrnn.training.data: every source of pairs gives the same pairs, every fault one sentence."""
 
+import csv
 import gzip
+import io
 import json
 import lzma
 import re
@@ -192,6 +194,62 @@ def test_read_pairs_file_reads_tsv_without_quoting(tmp_path, suffix, content):
     assert read_pairs_file(write(tmp_path / f"a{suffix}", content), **LANGUAGES) == PAIRS
 
 
+CSV_PAIRS = [
+    TextPair("Ein Hund, gro\u00df", "A dog, big"),
+    TextPair('"Ja", sagt er', 'He says "yes"'),
+    TextPair("zwei\nZeilen", "two\r\nlines"),
+    TextPair("  Gr\u00fc\u00dfe\u2028\x85 ", "tab\there"),
+    TextPair("", "empty side"),
+]
+
+
+def csv_text(rows, end="\n"):
+    """Rows as Python's own writer writes them."""
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator=end).writerows(rows)
+    return file.getvalue()
+
+
+CSV_ROWS = [(pair.source, pair.target) for pair in CSV_PAIRS]
+CSV_FILES = {
+    "bare": csv_text(CSV_ROWS),
+    "windows": csv_text(CSV_ROWS, "\r\n"),
+    "bom": "\ufeff" + csv_text([("de", "en"), *CSV_ROWS]),
+    "header": csv_text([("de", "en"), *CSV_ROWS]),
+    "blank_lines": "\n" + csv_text([("de", "en"), *CSV_ROWS], "\n\n"),
+    "more": csv_text([("id", "en", "x", "de"), *((7, t, "", s) for s, t in CSV_ROWS)]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.xz", ".CSV"])
+@pytest.mark.parametrize("content", CSV_FILES.values(), ids=CSV_FILES.keys())
+def test_read_pairs_file_reads_csv(tmp_path, suffix, content):
+    assert read_pairs_file(write(tmp_path / f"a{suffix}", content), **LANGUAGES) == CSV_PAIRS
+
+
+def test_a_newline_in_a_field_is_text_in_csv_as_in_json(tmp_path):
+    rows = [{"de": pair.source, "en": pair.target} for pair in CSV_PAIRS]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_pairs_file(path, **LANGUAGES) == CSV_PAIRS
+    path = write(tmp_path / "a.csv", CSV_FILES["header"])
+    flags = {"train_file": path, "valid_file": path, **LANGUAGES}
+    assert load_translation_data(DataOptions(**flags)).train == CSV_PAIRS[:4]
+    flags = {"dataset_name": path, "valid_file": path, **LANGUAGES}
+    assert load_translation_data(DataOptions(**flags)).valid == CSV_PAIRS
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))] * 2)
+    )
+)
+def test_csv_gives_back_what_was_written(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    path.write_bytes(csv_text([("de", "en"), *rows], "\r\n").encode())
+    assert read_pairs_file(path, **LANGUAGES) == [TextPair(*row) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
@@ -212,7 +270,14 @@ def test_read_pairs_file_reads_tsv_without_quoting(tmp_path, suffix, content):
         ("a.tsv", "a\tb\tc\n", ["line 1", "2 columns", "has 3"]),
         ("a.tsv", "id\tde\ten\n1\ta\tb\n2\ta\n", ["line 3", "3 columns", "has 2"]),
         ("a.parquet", "no parquet", ["must be a parquet file"]),
-        ("a.csv", "a,b\n", ["must end in .jsonl"]),
+        ("a.csv", "a,b\n\na\n", ["line 3", "2 columns", "commas", "has 1"]),
+        ("a.csv", '"a\nb",c\nd;e\n', ["line 3", "2 columns", "has 1"]),
+        ("a.csv", "id,de,en\n1,a,b\n2,a,b,c\n", ["line 3", "3 columns", "has 4"]),
+        ("a.csv", 'a,b\nc,"d\ne,f\n', ["line 2", "quote closed", "unexpected end"]),
+        ("a.csv", 'a,b\n"c"d,e\n', ["line 2", "quote closed", "expected after"]),
+        ("a.csv", "a,b\n" + "c" * 200_000 + ",d\n", ["line 2", "field limit"]),
+        ("a.csv", b"a,b\nc,\xfc\n", ["UTF-8", "line 2"]),
+        ("a.csv.gz.csv.txt", "a,b\n", ["must end in .jsonl"]),
         ("a", "a\n", ["must end in .jsonl"]),
         ("a.parquet.gz", "a\n", ["must end in .jsonl"]),
     ],
@@ -281,14 +346,17 @@ def test_load_translation_data_mixes_kinds_of_files(tmp_path):
         ({"train_target": "T"}, "`train_source` must be given together with `train_target`"),
         (
             {"train_source": "T", "train_target": "T", "train_file": "J"},
-            "`train_file` must be None",
+            "`train_file` must be left out",
         ),
         ({"train_source": "T", "train_target": "T"}, "`valid_source` and `valid_target`"),
         ({"train_file": "J"}, "`source_lang` must be the key"),
         ({"train_file": "J", "source_lang": "de"}, "`target_lang` must be the key"),
         ({"train_file": "J", **LANGUAGES}, "`valid_source` and `valid_target`"),
         ({"dataset_name": "J", **LANGUAGES}, "`valid_source` and `valid_target`"),
-        ({"train_source": "T", "train_target": "T", "max_chars": 1}, "`train` must hold a pair"),
+        (
+            {"train_source": "T", "train_target": "T", "max_chars": 1},
+            "`train_source` and `train_target` must hold a pair",
+        ),
         ({"train_source": "T", "train_target": "T", "limit": 0}, "`limit` must be at least 1"),
         ({"train_source": "T", "train_target": "E"}, "same number of lines"),
     ],

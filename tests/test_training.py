@@ -338,7 +338,7 @@ def test_two_processes_end_together_and_leave_one_model(tmp_path: Path) -> None:
 def test_script_mistakes_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
     result = run_script("--train_source", "nowhere.de", "--output_dir", "out", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.strip().split("\n")[-1].startswith("error: `train_")
+    assert result.stderr.strip().split("\n")[-1].startswith("error: `--train_")
 
 
 def test_model_learns_to_reverse_unseen_strings() -> None:

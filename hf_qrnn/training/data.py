@@ -1,12 +1,14 @@
-"""Sentence pairs from text files, JSON lines, TSV, parquet, local folders and the Hub.
+"""Sentence pairs from text files, JSON lines, TSV, CSV, parquet, local folders and the Hub.
 
 Everything a file or a data set can get wrong is said in one sentence that names the file and the
 line. Only a newline ends a line (U+2028, NEL and form feed are text), so line i of one file stays
 the translation of line i of the other. `datasets` and `pyarrow` are imported only when asked for.
 """
 
+import csv
 import gzip
 import importlib
+import io
 import json
 import lzma
 import re
@@ -17,15 +19,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hf_qrnn.flags import typed
+
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".parquet", *_OPENERS)
+_FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *_OPENERS)
 _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # Of a stream, what teaches the tokenizer its characters and the log its characters per token.
 _STREAM_SAMPLE = 20_000
 _VALID_SPLITS = ("validation", "valid", "dev", "val")
 _LOCAL_FILES = (
-    "use local files: --train_source and --train_target (text), or --train_file (JSON lines, TSV)"
+    "use local files: --train_source and --train_target (text), or --train_file (JSON lines, TSV, "
+    "CSV)"
 )
 
 
@@ -80,7 +85,7 @@ class DataOptions:
         valid_target: their translations.
         test_source: test sentences.
         test_target: their translations.
-        train_file: training pairs (.jsonl, .tsv, .parquet; the first two also .gz, .xz).
+        train_file: training pairs (.jsonl, .tsv, .csv, .parquet; all but the last also .gz, .xz).
         valid_file: validation pairs.
         test_file: test pairs.
         dataset_name: a name on the Hub, a local folder, or one file of training pairs.
@@ -145,15 +150,7 @@ def read_lines(path: str | Path) -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not valid UTF-8 (names the line) or not a valid .gz or .xz file.
     """
-    content = _read_bytes(Path(path))
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"`path` must be UTF-8 text, but '{path}' has an invalid byte in line {line}."
-        ) from None
-    lines = text.removeprefix("\ufeff").split("\n")
+    lines = _read_text(Path(path)).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
@@ -166,7 +163,10 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> list[Text
         FileNotFoundError: one of the files does not exist.
         ValueError: the files have different numbers of lines, or one is not valid UTF-8.
     """
-    sources, targets = read_lines(source_path), read_lines(target_path)
+    with typed(path="source_path"):
+        sources = read_lines(source_path)
+    with typed(path="target_path"):
+        targets = read_lines(target_path)
     if len(sources) != len(targets):
         raise ValueError(
             "`source_path` and `target_path` must have the same number of lines, but "
@@ -176,14 +176,16 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> list[Text
 
 
 def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> list[TextPair]:
-    """Reads a file of pairs: JSON lines, TSV or parquet, told apart by the file's suffix.
+    r"""Reads a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
 
-    A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV has
-    no quoting (a quote is a character); it has two columns, source then target, or a first line
-    that names the languages among its columns.
+    A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV and
+    CSV have two columns, source then target, or a first line that names the languages among the
+    columns. TSV has no quoting (a quote is a character). CSV has commas and the quotes of Python's
+    `csv` module, strictly: in quotes a comma, a doubled quote and a newline are text, as "\n" is
+    in JSON; a quote that is never closed is an error; blank lines are skipped.
 
     Args:
-        path: .jsonl, .json (one object a line) or .tsv, each also with .gz or .xz; .parquet.
+        path: .jsonl, .json (one object a line), .tsv or .csv, each also with .gz or .xz; .parquet.
         source_lang: key or column of the source, as "de".
         target_lang: key or column of the target, as "en".
 
@@ -200,11 +202,14 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
     if kind in (".jsonl", ".json"):
         return list(_pairs(_json_rows(path), source_lang, target_lang, where, "line"))
     if kind == ".tsv":
-        return _tsv_pairs(path, source_lang, target_lang)
+        rows = enumerate((line.split("\t") for line in read_lines(path)), 1)
+        return _table_pairs(rows, path, source_lang, target_lang, separators="tabs")
+    if kind == ".csv":
+        return _table_pairs(_csv_rows(path), path, source_lang, target_lang, separators="commas")
     if kind == ".parquet" and path.suffix.lower() == ".parquet":
         return list(_pairs(_parquet_rows(path), source_lang, target_lang, where, "row"))
     raise ValueError(
-        "`path` must end in .jsonl, .json, .tsv (each also with .gz or .xz) or .parquet, "
+        "`path` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz) or .parquet, "
         f"but is '{path}'."
     )
 
@@ -279,7 +284,7 @@ class PairStream:
 
     def __init__(self, options: DataOptions) -> None:
         if options.dataset_name is None:
-            raise ValueError("`dataset_name` must be given for `streaming`, but is None.")
+            raise ValueError("`dataset_name` must be given for `streaming`, but is not.")
         self._options, self._name = options, options.dataset_name
         self._languages = _languages(options)
 
@@ -317,8 +322,9 @@ def load_translation_data(options: DataOptions) -> TranslationData:
     train, report = filter_pairs(pairs, max_chars=options.max_chars)
     if not train:
         raise ValueError(
-            "`train` must hold a pair with text on both sides of at most "
-            f"{options.max_chars} characters, but holds none of its {report.total}."
+            f"{_places(options, 'train')} must hold a pair with text on both sides of at most "
+            f"{options.max_chars} characters (`max_chars`), but {report.kept} of the "
+            f"{report.total} pairs are such."
         )
     return TranslationData(
         train=train[: options.limit],
@@ -338,29 +344,47 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
     if (source is None) != (target is None):
         given, missing = ("source", "target") if target is None else ("target", "source")
         raise ValueError(
-            f"`{split}_{missing}` must be given together with `{split}_{given}`, but is None."
+            f"`{split}_{missing}` must be given together with `{split}_{given}`, but is not."
         )
     if source is not None and target is not None:
         if file is not None:
             raise ValueError(
-                f"`{split}_file` must be None when `{split}_source` is given, but is '{file}'."
+                f"`{split}_file` must be left out when `{split}_source` is given, but is '{file}'."
             )
-        return read_parallel(source, target)
+        with typed(source_path=f"{split}_source", target_path=f"{split}_target"):
+            return _not_empty(read_parallel(source, target), options, split)
     if file is not None:
-        return read_pairs_file(file, **_languages(options))
+        with typed(path=f"{split}_file"):
+            return _not_empty(read_pairs_file(file, **_languages(options)), options, split)
     name = options.dataset_name
     if name is not None and (Path(name).is_file() or Path(name).suffix.lower() in _FILE_SUFFIXES):
         if split == "train":
-            return read_pairs_file(name, **_languages(options))
+            with typed(path="dataset_name"):
+                return _not_empty(read_pairs_file(name, **_languages(options)), options, split)
         name = None
     if name is not None:
-        return _load_named_split(options, name, split)
+        pairs = _load_named_split(options, name, split)
+        return pairs if split == "test" else _not_empty(pairs, options, split)
     if split == "test":
         return []
     raise ValueError(
         f"`{split}_source` and `{split}_target`, `{split}_file` or a `dataset_name` with such a "
         "split must be given, but none is."
     )
+
+
+def _places(options: DataOptions, split: str) -> str:
+    """The options that name the pairs of a split, for a sentence."""
+    if getattr(options, f"{split}_source") is not None:
+        return f"`{split}_source` and `{split}_target`"
+    return "`dataset_name`" if getattr(options, f"{split}_file") is None else f"`{split}_file`"
+
+
+def _not_empty(pairs: list[TextPair], options: DataOptions, split: str) -> list[TextPair]:
+    """`pairs`, of which there must be one."""
+    if not pairs:
+        raise ValueError(f"{_places(options, split)} must hold at least one pair, but is empty.")
+    return pairs
 
 
 def _load_named_split(options: DataOptions, name: str, split: str) -> list[TextPair]:
@@ -388,7 +412,7 @@ def _split_pairs(
 def _languages(options: DataOptions) -> dict[str, str]:
     if options.source_lang is None or options.target_lang is None:
         missing = "source_lang" if options.source_lang is None else "target_lang"
-        raise ValueError(f"`{missing}` must be the key of a language like 'de', but is None.")
+        raise ValueError(f"`{missing}` must be the key of a language like 'de', but is not given.")
     return {"source_lang": options.source_lang, "target_lang": options.target_lang}
 
 
@@ -449,6 +473,18 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
+def _read_text(path: Path) -> str:
+    """The whole content of a UTF-8 file, without a byte order mark at its start."""
+    content = _read_bytes(path)
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"`path` must be UTF-8 text, but '{path}' has an invalid byte in line {line}."
+        ) from None
+
+
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """The objects of a file of JSON lines with their line numbers; blank lines are skipped."""
     for number, line in enumerate(read_lines(path), 1):
@@ -462,20 +498,45 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             ) from error
 
 
-def _tsv_pairs(path: Path, source_lang: str, target_lang: str) -> list[TextPair]:
-    """The pairs of a tab-separated file, with or without a first line that names the columns."""
-    rows = [line.split("\t") for line in read_lines(path)]
-    source_column, target_column, width, start = 0, 1, 2, 0
-    if rows and source_lang in rows[0] and target_lang in rows[0]:
-        source_column, target_column = rows[0].index(source_lang), rows[0].index(target_lang)
-        width, start = len(rows[0]), 1
-    for number, row in enumerate(rows[start:], start + 1):
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a file of comma-separated values, numbered by the line they begin in."""
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"the row in line {line} of '{path}' must be comma-separated values with every quote "
+            f"closed, but is not: {error}."
+        ) from error
+
+
+def _table_pairs(
+    rows: Iterable[tuple[int, list[str]]],
+    path: Path,
+    source_lang: str,
+    target_lang: str,
+    *,
+    separators: str,
+) -> list[TextPair]:
+    """The pairs of numbered rows, with or without a first row that names the columns."""
+    rows = list(rows)
+    names = rows[0][1] if rows else []
+    source_column, target_column, width = 0, 1, 2
+    if source_lang in names and target_lang in names:
+        source_column, target_column = names.index(source_lang), names.index(target_lang)
+        width, rows = len(names), rows[1:]
+    for number, row in rows:
         if len(row) != width:
             raise ValueError(
-                f"line {number} of '{path}' must have {width} columns (separated by tabs; a file "
-                f"of more than two names them in its first line), but has {len(row)}."
+                f"line {number} of '{path}' must have {width} columns (separated by {separators}; "
+                "a file of more than two names them in its first line, the languages among them), "
+                f"but has {len(row)}."
             )
-    return [TextPair(row[source_column], row[target_column]) for row in rows[start:]]
+    return [TextPair(row[source_column], row[target_column]) for _, row in rows]
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:

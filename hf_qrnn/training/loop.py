@@ -109,7 +109,7 @@ class LoopOptions:
         least = {
             "max_steps": 0, "epochs": 0, "max_minutes": 0, "max_tokens": 1, "warmup_steps": 0,
             "gradient_accumulation_steps": 1, "learning_rate": 0, "weight_decay": 0,
-            "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0, "loss_limit": 0,
+            "adam_epsilon": 0, "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0, "loss_limit": 0,
             "save_every": 0, "keep_last": 1, "keep_best": 0,
         }  # fmt: skip
         check_at_least(self, least)
@@ -118,8 +118,9 @@ class LoopOptions:
             if getattr(self, name) not in allowed:
                 choices, value = ", ".join(allowed), getattr(self, name)
                 raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}.")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"`label_smoothing` must be in [0, 1), but is {self.label_smoothing}.")
+        for name in ("label_smoothing", "adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1), but is {getattr(self, name)}.")
 
     def shaping(self) -> dict[str, Any]:
         """The options that shape every update: a resumed run must have the same."""

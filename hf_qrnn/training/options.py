@@ -6,13 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.training.best import check_metric
+
+_PRECISIONS = ("no", "bf16")
 
 
 @dataclass
@@ -122,10 +125,17 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         least = {
-            "num_threads": 0, "num_workers": 0, "expect_world_size": 0, "eval_sentences": -1,
-            "eval_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0,
+            "seed": 0, "num_threads": 0, "num_workers": 0, "expect_world_size": 0,
+            "eval_sentences": -1, "eval_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0,
         }  # fmt: skip
         check_at_least(self, least)
+        if self.seed >= 2**32:
+            raise ValueError(f"`seed` must be below 2**32, but is {self.seed}.")
+        if self.mixed_precision not in _PRECISIONS:
+            raise ValueError(
+                f"`mixed_precision` must be one of {', '.join(_PRECISIONS)}, "
+                f"but is {self.mixed_precision!r}."
+            )
         check_metric(self.metric, self.eval_sentences)
         check_bleu_tokenizer(self.bleu_tokenize)
 
@@ -160,7 +170,7 @@ def check_at_least(options: Any, least: Mapping[str, float]) -> None:
     """Raise ValueError where a field of `options` is below its bound."""
     for name, bound in least.items():
         value = getattr(options, name)
-        if value < bound:
+        if not value >= bound:  # NaN is not
             raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
 
 
@@ -177,7 +187,7 @@ def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> t
         ValueError: If the YAML file is not a mapping of known flags to values of their types.
         FileNotFoundError: If there is no such file.
     """
-    parser = HfArgumentParser(list(kinds))  # type: ignore[arg-type]
+    parser = _Parser(list(kinds), allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of flags; flags given here override it")
     known, _ = parser.parse_known_args(argv)
     if known.config is not None:
@@ -189,10 +199,28 @@ def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> t
     )
 
 
+def flag_names(kinds: Sequence[type]) -> dict[str, str]:
+    """What a user types for each field of the dataclasses, for `hf_qrnn.flags.typed`."""
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    return {name: f"--{name}" for name in (*names, "config")}
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose complaints are one sentence, not all of its flags and then the sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
 def _read_yaml(path: Path, kinds: Sequence[type]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"`config` must be a YAML file, but is {str(path)!r}.")
-    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"`config` must be a YAML file, but {str(path)!r} is not: {_yaml_fault(error)}."
+        ) from error
     if not isinstance(given, dict):
         raise ValueError(f"`config` must hold a mapping of flags, but {str(path)!r} does not.")
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
@@ -203,20 +231,35 @@ def _read_yaml(path: Path, kinds: Sequence[type]) -> dict[str, Any]:
     return given
 
 
+def _yaml_fault(error: Exception) -> str:
+    """What is wrong with a YAML file and where, in half a line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return str(error).split("\n", 1)[0].rstrip(".")
+
+
 def _as_type(name: str, value: Any, hint: Any) -> Any:
     """`value` as a field of type `hint` wants it: an int may stand for a float, nothing else."""
-    allowed = getattr(hint, "__args__", (hint,))
-    allowed = tuple(getattr(kind, "__origin__", kind) for kind in allowed)
-    if isinstance(hint, type) or not hasattr(hint, "__args__"):
-        allowed = (hint,)
-    if getattr(hint, "__origin__", None) is list:
-        allowed = (list,)
-    if float in allowed and str not in allowed and type(value) in (int, str):
-        try:
-            return float(value)  # YAML reads 1e-3, without a point, as a string
-        except ValueError:
-            pass
-    if type(value) not in allowed:
-        names = " or ".join(kind.__name__ for kind in allowed)
-        raise ValueError(f"`{name}` must be {names} in the YAML file, but is {value!r}.")
-    return value
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if kind is float and type(value) in (int, str):
+            try:
+                return float(value)  # YAML reads 1e-3, without a point, as a string
+            except ValueError:
+                continue
+        if get_origin(kind) is list and type(value) is list:
+            (item,) = get_args(kind)
+            if all(type(entry) is item for entry in value):
+                return value
+        elif type(value) is kind:
+            return value
+    rule = " or ".join(_kind_name(kind) for kind in kinds)
+    raise ValueError(f"`{name}` must be {rule} in the YAML file, but is {value!r}.")
+
+
+def _kind_name(kind: Any) -> str:
+    """The name of a type as one writes it."""
+    if get_origin(kind) is not None:
+        return str(kind)
+    return "null" if kind is type(None) else str(kind.__name__)
