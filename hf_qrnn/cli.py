@@ -149,6 +149,8 @@ def _add_score(commands: Any) -> None:
 
 def _add_decoding(add: Any) -> None:
     add("--num_beams", metavar="N", type=int, default=1, help="beams; 1 is greedy search (1)")
+    limit = "most tokens of a translation (as the model's training data had, with room)"
+    add("--max_new_tokens", metavar="N", type=int, help=limit)
     add("--batch_size", metavar="N", type=int, default=32, help="lines computed at once (32)")
     add("--device", metavar="D", help="as cpu or cuda:0 (the GPU if there is one, else the CPU)")
 
@@ -157,7 +159,7 @@ def _translate(args: argparse.Namespace) -> None:
     _check_translate(args)
     translator = _load(args.model, args.device)
     interactive = args.interactive
-    num_lines = num_characters = 0
+    num_lines = num_characters = num_cut = 0
     seconds = 0.0
     drawn = not (args.attention or args.hidden_states)
     with (
@@ -172,12 +174,14 @@ def _translate(args: argparse.Namespace) -> None:
                 window,
                 num_beams=args.num_beams,
                 num_return_sequences=args.n_best,
+                max_new_tokens=args.max_new_tokens,
                 batch_size=args.batch_size,
                 on_batch=progress.update,
             )
             seconds += time.perf_counter() - start
             num_lines += len(window)
             num_characters += sum(map(len, window))
+            num_cut += sum(found.is_cut for row in results for found in row)
             for translations in results:
                 target.write(_format(translations, scores=args.scores))
             target.flush()
@@ -187,6 +191,7 @@ def _translate(args: argparse.Namespace) -> None:
                 drawn = True
     if not interactive:
         print(_throughput(num_lines, num_characters, seconds), file=sys.stderr)
+    _tell_cut(num_cut, num_lines * args.n_best)
     if not drawn:
         raise ValueError("`--input` must have a line with text to make a picture of, but has none.")
 
@@ -221,9 +226,9 @@ def _check_folder(path: str) -> None:
 
 
 def _check_decoding(args: argparse.Namespace) -> None:
-    for name in ("num_beams", "batch_size"):
+    for name in ("num_beams", "batch_size", "max_new_tokens"):
         value = getattr(args, name)
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"`--{name}` must be at least 1, but is {value}.")
 
 
@@ -306,11 +311,13 @@ def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:
         results = translator.translate(
             source,
             num_beams=args.num_beams,
+            max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             on_batch=progress.update,
         )
     seconds = time.perf_counter() - start
     print(_throughput(len(source), sum(map(len, source)), seconds), file=sys.stderr)
+    _tell_cut(sum(best.is_cut for best, *_ in results), len(source))
     return [one_line(translations[0].text) for translations in results]
 
 
@@ -423,6 +430,16 @@ def _throughput(num_lines: int, num_characters: int, seconds: float) -> str:
     rate = f"{num_lines / max(seconds, 1e-9):.1f} lines/s, " if num_lines else "no lines, "
     rate += f"{num_characters / max(seconds, 1e-9):.0f} characters/s"
     return f"{num_lines} lines, {num_characters} characters in {seconds:.1f} s ({rate})"
+
+
+def _tell_cut(num_cut: int, total: int) -> None:
+    """Say how many translations may not be whole, on standard error; nothing where all are."""
+    if num_cut:
+        print(
+            f"{num_cut} of {total} translations reached the length limit and may be cut; "
+            "--max_new_tokens raises it",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteriaList
+
+from .limits_qrnn import RowLimits, end_ids, target_lengths, target_limits
 
 
 @dataclass(frozen=True)
@@ -19,26 +20,12 @@ class Hypothesis:
         ids: Target ids with neither the start nor the end token.
         score: Log-probability in nats, end token included: the sum for greedy search, the sum
             over the length for beam search (transformers' `length_penalty`).
+        is_cut: Whether it reached its length limit before an end token.
     """
 
     ids: list[int]
     score: float
-
-
-def target_limit(num_source_tokens: int) -> int:
-    """The most tokens a translation may have: a runaway loop must end."""
-    return 2 * num_source_tokens + 50
-
-
-class _RowLimits(StoppingCriteria):
-    """Ends each row at its own limit, so that a row's result does not depend on its neighbours."""
-
-    def __init__(self, limits: torch.Tensor) -> None:
-        self.limits = limits
-
-    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        limits = self.limits.repeat_interleave(input_ids.shape[0] // self.limits.shape[0])
-        return limits <= input_ids.shape[1] - 1  # the start token does not count
+    is_cut: bool = False
 
 
 @torch.no_grad()
@@ -48,6 +35,7 @@ def generate_hypotheses(
     *,
     num_beams: int = 1,
     num_return_sequences: int = 1,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Hypothesis]]:
@@ -60,6 +48,8 @@ def generate_hypotheses(
         sources: Source ids, each with its end token.
         num_beams: Beams; 1 is greedy search.
         num_return_sequences: Hypotheses a source, best first; at most `num_beams`.
+        max_new_tokens: The most tokens of a target, its end token included; None = what
+            `limits_qrnn.target_limits` says.
         batch_size: Sources a batch.
         on_batch: Called with the number of sources after every batch.
 
@@ -69,8 +59,9 @@ def generate_hypotheses(
     Raises:
         ValueError: If a number is out of range or the model computes NaN.
     """
-    for name, value in (("num_beams", num_beams), ("batch_size", batch_size)):
-        if value < 1:
+    given = {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    for name, value in given.items():
+        if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, but is {value}.")
     if not 1 <= num_return_sequences <= num_beams:
         raise ValueError(
@@ -84,9 +75,8 @@ def generate_hypotheses(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         rows = [sources[index] for index in indices]
-        for index, hypotheses in zip(
-            indices, _generate_batch(model, rows, num_beams, num_return_sequences), strict=True
-        ):
+        found = _generate_batch(model, rows, num_beams, num_return_sequences, max_new_tokens)
+        for index, hypotheses in zip(indices, found, strict=True):
             results[index] = hypotheses
         if on_batch is not None:
             on_batch(len(indices))
@@ -95,7 +85,11 @@ def generate_hypotheses(
 
 
 def _generate_batch(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], num_beams: int, num_return: int
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    num_beams: int,
+    num_return: int,
+    max_new_tokens: int | None,
 ) -> list[list[Hypothesis]]:
     width = max(len(row) for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -103,7 +97,10 @@ def _generate_batch(
     for index, row in enumerate(rows):
         input_ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         attention_mask[index, : len(row)] = 1
-    limits = torch.tensor([target_limit(len(row)) for row in rows], device=model.device)
+    limits = target_limits(model.generation_config, attention_mask.sum(1))  # (B,)
+    if max_new_tokens is not None:
+        limits.fill_(max_new_tokens)
+    limits = limits.to(model.device)
     output = model.generate(  # type: ignore[operator]
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
@@ -111,13 +108,14 @@ def _generate_batch(
         num_return_sequences=num_return,
         do_sample=False,
         max_length=None,
-        max_new_tokens=target_limit(width),
-        stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]),
+        max_new_tokens=int(limits.max()),
+        stopping_criteria=StoppingCriteriaList([RowLimits(limits)]),
         return_dict_in_generate=True,
         output_scores=True,
     )
     generated = output.sequences[:, 1:]
-    lengths = _lengths(generated, model, limits.repeat_interleave(num_return))
+    ends = end_ids(model.generation_config)
+    lengths, is_cut = target_lengths(generated, limits, ends)
     if num_beams == 1:
         chosen = model.compute_transition_scores(  # type: ignore[operator]
             output.sequences, output.scores, normalize_logits=True
@@ -131,23 +129,10 @@ def _generate_batch(
             "`model` must give numbers, but gives NaN: its weights are damaged, or too large for "
             f"{model.dtype}."
         )
-    ends = _end_ids(model)
     flat = []
-    for row, length, score in zip(generated.tolist(), lengths.tolist(), scores, strict=True):
+    for row, length, score, cut in zip(
+        generated.tolist(), lengths.tolist(), scores, is_cut.tolist(), strict=True
+    ):
         ids = [token for token in row[:length] if token not in ends]
-        flat.append(Hypothesis(ids, float(score)))
+        flat.append(Hypothesis(ids, float(score), cut))
     return [flat[start : start + num_return] for start in range(0, len(flat), num_return)]
-
-
-def _end_ids(model: PreTrainedModel) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return list(ends) if isinstance(ends, list) else [] if ends is None else [int(ends)]
-
-
-def _lengths(generated: torch.Tensor, model: PreTrainedModel, limits: torch.Tensor) -> torch.Tensor:
-    """Tokens of each row (B, T) up to its first end token, that included, or to its limit: (B,)."""
-    ended = torch.zeros_like(generated, dtype=torch.bool)
-    for token in _end_ids(model):
-        ended |= generated == token
-    before = (ended.long().cumsum(1) == 0).sum(1)
-    return torch.minimum(before + ended.any(1).long(), limits)

@@ -14,6 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .cache_qrnn import QRNNCache
 from .configuration_qrnn import QRNNConfig
+from .limits_qrnn import DEFAULT_MAX_LENGTH, length_rule, target_limits
 
 CACHE_KINDS = (None, "dynamic", "static")
 
@@ -98,7 +99,23 @@ class LanguageModelHead(GenerationMixin):
             prepared.max_length = None
         elif asked["max_length"] is not None and asked["max_new_tokens"] is None:
             prepared.max_new_tokens = None
+        prepared._has_no_length = asked["max_new_tokens"] is None and asked["max_length"] is None
         return prepared, model_kwargs
+
+    def _prepare_generated_length(
+        self, generation_config: GenerationConfig, *args: Any, inputs_tensor: Any, **kwargs: Any
+    ) -> GenerationConfig:
+        """Let the rule that training saved allow more than the default `max_length`."""
+        prepared: GenerationConfig = super()._prepare_generated_length(  # type: ignore[misc]
+            generation_config, *args, inputs_tensor=inputs_tensor, **kwargs
+        )
+        is_free = prepared._has_no_length  # type: ignore[attr-defined]
+        is_default = self.generation_config.max_length == DEFAULT_MAX_LENGTH
+        if self.config.is_encoder_decoder and is_free and is_default and length_rule(prepared):
+            width = torch.tensor([inputs_tensor.shape[1]])
+            limit = int(target_limits(self.generation_config, width))
+            prepared.max_length = max(DEFAULT_MAX_LENGTH, limit + 1)
+        return prepared
 
     def _prepare_cache_for_generation(
         self,

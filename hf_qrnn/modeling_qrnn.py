@@ -31,11 +31,11 @@ from .checks_qrnn import check_rows, check_shape, check_token_ids, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import last_step
+from .limits_qrnn import DEFAULT_MAX_LENGTH
 from .losses_qrnn import shift_tokens_right, token_loss
 from .quantization_qrnn import check_quantized, leave_unpacked
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
-SEQ2SEQ_MAX_LENGTH = 512
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
 
 
@@ -261,7 +261,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         self.post_init()
         if self.generation_config.max_length in (None, 20):
             # The general default of 20 cuts a sentence of characters after three words.
-            self.generation_config.max_length = SEQ2SEQ_MAX_LENGTH
+            self.generation_config.max_length = DEFAULT_MAX_LENGTH
 
     def get_encoder(self, modality: str | None = None) -> QRNNTextEncoder:
         """The encoder with its embedding."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Pipeline
+from transformers import GenerationConfig, Pipeline, StoppingCriteriaList
+
+from .limits_qrnn import RowLimits, end_ids, target_lengths, target_limits
 
 TASK = "qrnn-translation"
+_LENGTHS = ("max_length", "max_new_tokens", "generation_config")
 
 
 class QRNNTranslationPipeline(Pipeline):
@@ -18,7 +21,8 @@ class QRNNTranslationPipeline(Pipeline):
 
     Keywords that are not the pipeline's own (`batch_size`, `num_workers`), given at construction or
     at a call, go to `model.generate`: `num_beams`, `max_new_tokens`, `num_return_sequences`, ...
-    A text without anything but white space has empty translations.
+    A text without anything but white space has empty translations. Where no keyword says how long a
+    translation may be, the model's own rule does (`limits_qrnn.py`), row by row.
     """
 
     _load_tokenizer = True  # type: ignore[assignment]
@@ -70,9 +74,21 @@ class QRNNTranslationPipeline(Pipeline):
         """Sequences (B, N, T), N of each of the B texts."""
         names = ("input_ids", "attention_mask")
         inputs = {name: input_tensors[name] for name in names}
+        limits = None
+        if all(generate_kwargs.get(name) is None for name in _LENGTHS):
+            config = self.model.generation_config
+            limits = target_limits(config, inputs["attention_mask"].sum(1))  # (B,)
+            others = generate_kwargs.get("stopping_criteria") or []
+            generate_kwargs |= {
+                "max_length": None,
+                "max_new_tokens": int(limits.max()),
+                "stopping_criteria": StoppingCriteriaList([*others, RowLimits(limits)]),
+            }
         sequences = self.model.generate(**inputs, **generate_kwargs)  # type: ignore[operator]
         if not isinstance(sequences, torch.Tensor):  # return_dict_in_generate
             sequences = sequences.sequences
+        if limits is not None:
+            sequences = _cut(sequences, limits, self.model.generation_config)
         rows = inputs["input_ids"].shape[0]
         return {
             "sequences": sequences.reshape(rows, -1, sequences.shape[-1]),
@@ -89,6 +105,17 @@ class QRNNTranslationPipeline(Pipeline):
             clean_up_tokenization_spaces=False,
         )
         return [{"translation_text": "" if is_blank else text} for text in texts]
+
+
+def _cut(
+    sequences: torch.Tensor, limits: torch.Tensor, generation_config: GenerationConfig
+) -> torch.Tensor:
+    """Sequences (B * N, T) with fill behind the limit (B,) of their rows."""
+    ends = end_ids(generation_config)
+    fill = generation_config.pad_token_id if generation_config.pad_token_id is not None else ends[0]
+    lengths, _ = target_lengths(sequences[:, 1:], limits, ends)
+    steps = torch.arange(sequences.shape[1], device=sequences.device)
+    return sequences.masked_fill(steps > lengths[:, None], fill)
 
 
 __all__ = ["TASK", "QRNNTranslationPipeline"]

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .generation import generate_hypotheses, target_limit
+from .generation import generate_hypotheses
 from .hub_client import split_revision
 from .tokenization import check_tokenizer, decode_batch, encode_batch
 
@@ -36,10 +36,12 @@ class Translation:
         text: As the model wrote it; see `one_line`.
         score: Log-probability in nats: the sum over the target tokens for greedy search, their
             mean for beam search; 0 for an empty source.
+        is_cut: Whether it reached the length limit before its end.
     """
 
     text: str
     score: float
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Translator:
         *,
         num_beams: int = 1,
         num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
         batch_size: int = 32,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[list[Translation]]:
@@ -90,6 +93,8 @@ class Translator:
             texts: Sentences. One without anything but white space gives empty translations.
             num_beams: Beams; 1 is greedy search.
             num_return_sequences: Translations a text, best first; at most `num_beams`.
+            max_new_tokens: The most tokens of a translation, its end token included; None = what
+                the model's generation config says (`limits_qrnn.py`).
             batch_size: Texts a batch.
             on_batch: Called with a number of texts whenever they are done.
 
@@ -110,13 +115,14 @@ class Translator:
             [rows[index] for index in filled],
             num_beams=num_beams,
             num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             on_batch=on_batch,
         )
         for index, found in zip(filled, hypotheses, strict=True):
             outputs = decode_batch(self.tokenizer, [hypothesis.ids for hypothesis in found])
             results[index] = [
-                Translation(text, hypothesis.score)
+                Translation(text, hypothesis.score, hypothesis.is_cut)
                 for text, hypothesis in zip(outputs, found, strict=True)
             ]
         return results
@@ -135,7 +141,7 @@ class Translator:
         best = generate_hypotheses(self.model, [ids], num_beams=num_beams)[0][0]
         start = self.model.generation_config.decoder_start_token_id
         targets = list(best.ids)
-        if len(best.ids) < target_limit(len(ids)):
+        if not best.is_cut:
             targets.append(int(self.tokenizer.eos_token_id))
         device = self.model.device
         output = self.model(

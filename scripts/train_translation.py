@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
 from hf_qrnn.flags import typed
+from hf_qrnn.limits_qrnn import set_length_rule
 from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.publishing import check_publishing, publish_run
 from hf_qrnn.tokenization import (
@@ -45,6 +46,7 @@ from hf_qrnn.training.batching import (
     encode_pairs,
     hash_pairs,
     make_loader,
+    measure_lengths,
 )
 from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
 from hf_qrnn.training.cards import describe_data
@@ -71,6 +73,7 @@ from hf_qrnn.training.run_folder import RunFolder, write_lines
 from hf_qrnn.training.snapshot import full_weights
 from hf_qrnn.training.stopping import exit_status
 from hf_qrnn.training.streaming import StreamBatches, encode_stored
+from hf_qrnn.translation import one_line
 
 logger = logging.getLogger("train_translation")
 KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions, PublishOptions)
@@ -154,6 +157,18 @@ def choose(
     return choice
 
 
+def limit_lengths(
+    model: PreTrainedModel, encoded: Sequence[EncodedPair], *, is_stream: bool
+) -> None:
+    """Save with the model how long translations may become, by what the training pairs have."""
+    ratio, offset = measure_lengths(encoded)
+    set_length_rule(model.generation_config, ratio, offset)
+    seen = f"the first {len(encoded)} pairs of the stream" if is_stream else "the training pairs"
+    logger.info(
+        "translations may have %g x source + %d tokens, by %s with room", ratio, offset, seen
+    )
+
+
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -168,6 +183,7 @@ def make_trainer(
     """The trainer whose best model, by the metric chosen, ends in the folder."""
     processes = Processes(accelerator)
     sampler, loader, encoded = make_batches(tokenizer, data, loop, options, processes)
+    limit_lengths(model, encoded, is_stream=data.stream is not None)
     pad: int = tokenizer.pad_token_id
     share = {"world_size": processes.count, "rank": processes.rank}
     valid = encode_pairs(tokenizer, data.valid)
@@ -235,7 +251,7 @@ def score_test(
     )
     folder.write_json("test.json", record)
     if folder.is_main_process:
-        write_lines(folder.path / "test.hypotheses.txt", texts)
+        write_lines(folder.path / "test.hypotheses.txt", [one_line(text) for text in texts])
     logger.info("test: %s", json.dumps(record))
 
 

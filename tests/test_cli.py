@@ -92,7 +92,8 @@ def test_process_writes_a_line_for_each_line(model: str) -> None:
     assert lines[2]
     errors = found.stderr.decode()
     assert errors.startswith("3 lines, 2 characters in ")  # no bar, no report of the loading
-    assert errors.endswith(" characters/s)\n")
+    assert errors.splitlines()[0].endswith(" characters/s)")
+    assert errors.splitlines()[1].startswith("2 of 3 translations reached the length limit and")
 
 
 def test_process_is_quiet_when_its_reader_leaves(model: str) -> None:
@@ -208,7 +209,9 @@ def test_interactive_prompts_until_the_end(
     assert main(["translate", model, "--interactive"]) == 0
     output = capsysbinary.readouterr()
     assert output.out.decode().split("\n")[:-1] == expected
-    assert output.err == b"> > > > \n"
+    prompts, cut = output.err.decode().splitlines()
+    assert prompts == "> > > > "
+    assert "of 3 translations reached the length limit" in cut
 
 
 def test_pictures_of_the_first_line_with_text(

@@ -5,7 +5,7 @@ import torch
 from generating import language_model, seq2seq, source
 from transformers import DynamicCache
 
-from hf_qrnn.generation import generate_hypotheses, target_limit
+from hf_qrnn.generation import generate_hypotheses
 
 VARIANTS = {
     "f k1": {"pooling": "f", "decoder_kernel_sizes": 1},
@@ -126,8 +126,7 @@ def test_hypothesis_score_is_the_log_probability() -> None:
     model = seq2seq()
     ids = [5, 7, 9, 1]
     (hypothesis,) = generate_hypotheses(model, [ids])[0]
-    ended = len(hypothesis.ids) < target_limit(len(ids))
-    labels = torch.tensor([hypothesis.ids + [1] * ended])
+    labels = torch.tensor([hypothesis.ids + [1] * (not hypothesis.is_cut)])
     loss = model(input_ids=torch.tensor([ids]), labels=labels).loss.item()
     assert hypothesis.score == pytest.approx(-loss * labels.shape[1], rel=1e-6)
 

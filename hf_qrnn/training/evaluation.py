@@ -57,8 +57,10 @@ def translate_sources(
     *,
     batch_size: int,
     num_beams: int = 1,
-) -> list[str]:
+) -> tuple[list[str], int]:
     """The best translation of each source; each process does its share, each gets all.
+
+    Also the number of translations that reached their length limit before their end.
 
     A translation does not depend on the batch it is in, so the number of processes changes
     nothing.
@@ -67,10 +69,12 @@ def translate_sources(
     encoded = encode_batch(tokenizer, [sources[index] for index in own])
     best = generate_hypotheses(model, encoded, num_beams=num_beams, batch_size=batch_size)
     texts = decode_batch(tokenizer, [hypotheses[0].ids for hypotheses in best])
+    num_cut = processes.sum([sum(hypotheses[0].is_cut for hypotheses in best)])[0]
     shares = processes.gather(texts)
-    return [
+    ordered = [
         shares[index % processes.count][index // processes.count] for index in range(len(sources))
     ]
+    return ordered, int(num_cut)
 
 
 def score_pairs(
@@ -88,7 +92,7 @@ def score_pairs(
 
     With `num_resamples` test sets drawn by bootstrap, the scores have confidence intervals too.
     """
-    texts = translate_sources(
+    texts, num_cut = translate_sources(
         model,
         tokenizer,
         [pair.source for pair in pairs],
@@ -100,6 +104,7 @@ def score_pairs(
     metrics = [metric.name for metric in VALIDATED if metric.name in METRICS]
     scores = score_translations(texts, references, metrics=metrics, bleu_tokenize=bleu_tokenize)
     record: dict[str, Any] = {"sentences": len(pairs), "num_beams": num_beams}
+    record["cut_translations"] = num_cut
     for metric in VALIDATED:
         found: Score | float = getattr(scores, metric.name)
         if isinstance(found, Score):

@@ -109,8 +109,8 @@ class LoopOptions:
         least = {
             "max_steps": 0, "epochs": 0, "max_minutes": 0, "max_tokens": 1, "warmup_steps": 0,
             "gradient_accumulation_steps": 1, "learning_rate": 0, "weight_decay": 0,
-            "adam_epsilon": 0, "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0, "loss_limit": 0,
-            "save_every": 0, "keep_last": 1, "keep_best": 0,
+            "adam_epsilon": 0, "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0,
+            "loss_limit": 0, "save_every": 0, "keep_last": 1, "keep_best": 0,
         }  # fmt: skip
         check_at_least(self, least)
         choices_of = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "average": AVERAGES}
