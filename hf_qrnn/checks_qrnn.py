@@ -8,10 +8,14 @@ Shapes: B batch, S source length, T target length, E embedding, H units, L layer
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
 
 
 def may_look(tensor: Any) -> bool:
@@ -128,3 +132,38 @@ def check_mask(
         wrong = (mask != 0) & (mask != 1)
         if bool(wrong.any()):
             raise ValueError(f"`{name}` must be 0 or 1, but holds {float(mask[wrong][0])}.")
+
+
+def check_stored_weights(
+    state_dict: Mapping[str, torch.Tensor] | None, files: Sequence[str] | None
+) -> None:
+    """Weights as they are stored, in memory or in safetensors files, before they are cast.
+
+    Raises:
+        ValueError: If one holds no floating-point numbers (names it).
+    """
+    for name, tensor in (state_dict or {}).items():
+        if not tensor.is_floating_point():
+            raise ValueError(_wrong_weight(name, str(tensor.dtype)))
+    for path in files or ():
+        for name, dtype in _stored_dtypes(path).items():
+            if not dtype.startswith(("F", "BF")):
+                raise ValueError(_wrong_weight(name, f"{dtype} in '{path}'"))
+
+
+def _wrong_weight(name: str, dtype: str) -> str:
+    return f"the weight `{name}` must be of floating-point numbers, but is of {dtype}."
+
+
+def _stored_dtypes(path: str) -> dict[str, str]:
+    """The dtype of each tensor of a safetensors file by its header; of another file, none."""
+    if not str(path).endswith(".safetensors"):
+        return {}
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(size, _MAX_HEADER)))
+        except ValueError:
+            return {}  # damaged: who reads the tensors says how
+    entries = header.items() if isinstance(header, dict) else ()
+    return {name: str(entry["dtype"]) for name, entry in entries if "dtype" in entry}

@@ -27,7 +27,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention_qrnn import attention_implementation
 from .cache_qrnn import QRNNCache
-from .checks_qrnn import check_rows, check_shape, check_token_ids, embed
+from .checks_qrnn import check_rows, check_shape, check_stored_weights, check_token_ids, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import last_step
@@ -98,6 +98,22 @@ class QRNNPreTrainedModel(PreTrainedModel):
         check_quantized(model)
         leave_unpacked(model)
         return loaded
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any,
+        state_dict: Any,
+        checkpoint_files: Any,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Refuse integers for weights, which transformers casts without a word."""
+        if load_config.hf_quantizer is None:  # quantised weights are integers by right
+            check_stored_weights(state_dict, checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any

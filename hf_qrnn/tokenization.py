@@ -33,6 +33,7 @@ SPECIAL_TOKENS = (PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, BOS_TOKEN)
 # Texts encoded at once: enough for all cores; more would only hold more of the backend's own
 # records (about 100 bytes a character) in memory.
 _CHUNK_SIZE = 512
+_UNUSED_CHARACTER = "\U0010fffd"  # of private use, and the last of them
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -133,13 +134,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     what must be saved beside the model; its length may have grown by one.
 
     Raises:
-        ValueError: the tokenizer has no end token.
+        ValueError: the tokenizer has no end token, or cannot encode a character it does not know.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "`tokenizer` must have an end token (`eos_token`), but "
             f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none."
         )
+    _check_unknown(tokenizer)
     if tokenizer.pad_token_id is not None and appends_eos(tokenizer):
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
@@ -223,6 +225,17 @@ def _check_texts(texts: Iterable[object]) -> None:
             raise ValueError(
                 f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
             )
+
+
+def _check_unknown(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises where a character outside the vocabulary would be an error amid a text."""
+    try:
+        tokenizer("a" + _UNUSED_CHARACTER)
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise ValueError(
+            "`tokenizer` must have a token for unknown characters, but "
+            f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none: {error}."
+        ) from error
 
 
 def _append_eos(tokenizer: PreTrainedTokenizerFast) -> None:

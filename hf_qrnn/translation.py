@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .flags import typed
 from .generation import generate_hypotheses
 from .hub_client import split_revision
 from .tokenization import check_tokenizer, decode_batch, encode_batch
@@ -242,7 +243,8 @@ def load_translator(
             f"`name_or_path` must be {kind}, but {str(name_or_path)!r} lacks {len(missing)} of "
             f"its weights, {missing[0]!r} for one."
         )
-    return Translator(model.to(place), tokenizer)
+    with typed(tokenizer="name_or_path"):
+        return Translator(model.to(place), tokenizer)
 
 
 def one_line(text: str) -> str:

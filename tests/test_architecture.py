@@ -72,7 +72,7 @@ ARROWS: dict[str, set[str]] = {
     "bench": {"recurrent", "timing"},
     "tokenization": set(),
     "generation": {"limits_qrnn"},
-    "translation": {"generation", "tokenization", "hub_client"},
+    "translation": {"flags", "generation", "tokenization", "hub_client"},
     "plots": {"metrics"},
     "training": {
         "flags",
@@ -82,7 +82,7 @@ ARROWS: dict[str, set[str]] = {
         "hub",
         "metrics",
         "training",
-    },  # fmt: skip
+    },
     "publishing": {"hub", "plots", "training", "translation"},
     "metrics": {"metrics"},
     "hub_client": set(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -364,3 +364,35 @@ def test_folder_loads_where_the_package_is_not_installed(folder: Path, tmp_path:
     assert tokens.tolist() == found["tokens"]
     assert_equal_weights(AutoModelForSeq2SeqLM.from_pretrained(again, dtype="auto"), double)
     assert (again / "modeling_qrnn.py").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize("max_shard_size", ["5GB", "2KB"])
+def test_integers_are_no_weights(tmp_path: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+    config = QRNNConfig(vocab_size=9, embedding_size=4, hidden_size=4)
+    model = QRNNForConditionalGeneration(config)
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    found = sorted(tmp_path.glob("*.safetensors"))
+    assert (len(found) > 1) == (max_shard_size == "2KB")
+    content = load_file(found[-1])
+    name = sorted(content)[-1]
+    save_file({**content, name: content[name].to(dtype)}, found[-1], metadata={"format": "pt"})
+    for auto in (AutoModelForSeq2SeqLM, AutoModel):
+        with pytest.raises(ValueError, match="must be of floating-point numbers, but is") as caught:
+            auto.from_pretrained(tmp_path, dtype=torch.float32)
+        assert f"the weight `{name}`" in str(caught.value)
+    with pytest.raises(ValueError, match="must be of floating-point numbers, but is of torch"):
+        QRNNForConditionalGeneration.from_pretrained(
+            None,
+            config=config,
+            state_dict={"lm_head.bias": torch.zeros(9, dtype=dtype)},
+            dtype=torch.float32,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_other_precisions_still_load(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = QRNNForConditionalGeneration(QRNNConfig(vocab_size=9, embedding_size=4, hidden_size=4))
+    model.to(dtype).save_pretrained(tmp_path)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype="auto")
+    assert again.dtype == dtype

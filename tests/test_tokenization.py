@@ -350,3 +350,16 @@ def test_a_saved_folder_needs_no_code_of_ours_and_asks_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["[64, 51, 119, 66, 1] <"] * 4 + [""]
     assert Path(model / "config.json").exists()
+
+
+def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
+    train_character_tokenizer(["ab"]).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    del content["model"]["vocab"]["<unk>"]
+    content["added_tokens"] = [x for x in content["added_tokens"] if x["content"] != "<unk>"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must have a token for unknown characters") as caught:
+        load_tokenizer(str(tmp_path))
+    assert repr(str(tmp_path)) in str(caught.value)
+    assert "\n" not in str(caught.value)

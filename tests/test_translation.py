@@ -1,11 +1,13 @@
 """hf_qrnn.translation: texts in, texts out, and the maps of what the model looked at."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
@@ -201,6 +203,24 @@ def test_a_language_model_does_not_translate(
     QRNNForCausalLM(_config(len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="lacks 8 of its weights, 'model"):
+        load_translator(str(tmp_path))
+
+
+def test_weights_that_are_integers_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    weights = {name: (100 * weight).long() for name, weight in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="of floating-point numbers, but is of I64 in") as caught:
+        load_translator(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_knows_no_unknown_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"unk_token": "<unk>"', '"unk_token": "<none>"'))
+    with pytest.raises(ValueError, match="`name_or_path` must have a token for unknown characters"):
         load_translator(str(tmp_path))
 
 
