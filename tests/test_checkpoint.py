@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -165,12 +166,43 @@ def test_a_damaged_file_is_named_and_refused(tmp_path: Path, name: str, fault: s
             average_weights([path])
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": 1, "score": null}'])
+DAMAGED = [
+    *("", "{", "[]", "{}", '{"step": 1, "score": null}'),
+    *('{"step": 1, "score": "9", "files": {}}', '{"step": 1, "score": 9, "files": 3}'),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_marker_is_named_and_refused(tmp_path: Path, content: str) -> None:
     path = save(CheckpointFolder(tmp_path), 1)
     (path / MARKER).write_text(content)
     with pytest.raises(CheckpointError, match="must be the marker of a whole checkpoint"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_marker_of_an_older_checkpoint_stops_nothing_and_is_kept(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, keep_best=1)
+    damaged = save(folder, 1, 9.0)
+    save(folder, 2, 1.0)
+    (damaged / MARKER).write_text(content)
+    assert folder.is_among_best(2.0)
+    save(folder, 3, 0.5)
+    save(folder, 4)
+    # Not counted among the newest or the best, and not deleted: it may have been the best.
+    assert names(folder) == [1, 2, 4]
+    assert [path.name for path in folder.best(9)] == ["step-00000002"]
+    assert str(damaged / MARKER) in caplog.text
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, keep_best=0)
+    shutil.copytree(save(folder, 1), tmp_path / "step-00000001.mine")
+    save(folder, 2)
+    assert names(folder) == [2]
+    assert find_checkpoint(str(tmp_path / "step-00000001.mine"), folder) is not None
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -209,6 +241,10 @@ def test_checkpoints_of_another_run_go_aside_and_are_not_lost(tmp_path: Path) ->
     assert names(folder) == [1]
     assert names(CheckpointFolder(beside)) == [2, 3]
     read_checkpoint(beside / "step-00000003")
+    # Those moved before are not lost either.
+    assert folder.set_aside() == tmp_path / "checkpoints.replaced-2"
+    assert names(CheckpointFolder(beside)) == [2, 3]
+    assert names(CheckpointFolder(tmp_path / "checkpoints.replaced-2")) == [1]
 
 
 def test_the_average_is_the_mean_and_of_one_the_same(tmp_path: Path) -> None:

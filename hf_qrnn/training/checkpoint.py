@@ -12,8 +12,11 @@ the disk, and a rename puts it in place. So whatever has a marker is whole, at a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +33,16 @@ FORMAT = 1
 MARKER = "complete.json"
 _STATE = "state.json"
 _UNFINISHED, _DELETED = ".writing-", ".deleting-"
+_NAME = re.compile(r"step-\d+")
+
+logger = logging.getLogger(__name__)
 
 
-class CheckpointError(OSError):
+class RunError(OSError):
+    """What ends a run on all of its processes, which all know it: the first alone tells it."""
+
+
+class CheckpointError(RunError):
     """A checkpoint could not be written, or is not what was written."""
 
 
@@ -72,9 +82,9 @@ class CheckpointFolder:
         self.best_by = ""
 
     def complete(self) -> list[Path]:
-        """Folders of whole checkpoints, oldest first."""
+        """Folders of whole checkpoints, oldest first; a copy of another name is not ours."""
         found = [path.parent for path in self.path.glob(f"step-*/{MARKER}")]
-        return sorted(found, key=_step)
+        return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step)
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint."""
@@ -82,20 +92,39 @@ class CheckpointFolder:
 
     def best(self, count: int) -> list[Path]:
         """The best checkpoints by score, best first; those without a score are not among them."""
-        found = {path: self._standing(path) for path in self.complete()}
-        ranks = {path: standing.rank for path, standing in found.items() if standing is not None}
-        return sorted(ranks, key=ranks.__getitem__, reverse=True)[:count]
+        return sorted(ranks := self._ranks(), key=ranks.__getitem__, reverse=True)[:count]
+
+    def _ranks(self) -> dict[Path, tuple[float, float]]:
+        """The ranks of whole checkpoints that have a score in our order, oldest first."""
+        ranks = {}
+        for path, marker in self._markers().items():
+            standing = self._standing(marker)
+            if standing is not None:
+                ranks[path] = standing.rank
+        return ranks
+
+    def _markers(self) -> dict[Path, dict[str, Any]]:
+        """The markers of whole checkpoints, oldest first.
+
+        One that is damaged is left out and left alone: what it stands for cannot be told.
+        """
+        markers = {}
+        for path in self.complete():
+            try:
+                markers[path] = read_marker(path)
+            except CheckpointError as error:
+                logger.warning("left alone: %s", error)
+        return markers
 
     def is_among_best(self, score: float, loss: float | None = None) -> bool:
         """Whether a checkpoint of this score and loss would be kept for them."""
         best = self.best(self.keep_best)
         return self.keep_best > 0 and (
-            len(best) < self.keep_best or Standing(score, loss).beats(self._standing(best[-1]))
+            len(best) < self.keep_best or Standing(score, loss).rank > self._ranks()[best[-1]]
         )
 
-    def _standing(self, path: Path) -> Standing | None:
-        """Where a checkpoint stands; None without a score in our order."""
-        marker = read_marker(path)
+    def _standing(self, marker: Mapping[str, Any]) -> Standing | None:
+        """Where the checkpoint of a marker stands; None without a score in our order."""
         score, by = marker["score"], marker.get("best_by", "")
         if score is None or not is_same_order(by, score, self.best_by):
             return None
@@ -154,7 +183,7 @@ class CheckpointFolder:
         return final
 
     def set_aside(self, after: int = -1) -> Path | None:
-        """Move checkpoints of more than `after` updates to a folder beside, replacing it.
+        """Move checkpoints of more than `after` updates to a new folder beside.
 
         Returns:
             That folder, or None where there was nothing to move.
@@ -163,15 +192,14 @@ class CheckpointFolder:
         moved = [path for path in self.complete() if _step(path) > after]
         if not moved:
             return None
-        beside = self.path.with_name(f"{self.path.name}.replaced")
-        shutil.rmtree(beside, ignore_errors=True)
+        beside = free_name(self.path)
         beside.mkdir()
         for path in moved:
             os.rename(path, beside / path.name)
         return beside
 
     def _prune(self) -> None:
-        paths = self.complete()
+        paths = list(self._markers())
         kept = {*paths[-self.keep_last :], *self.best(self.keep_best)}
         for path in paths:
             if path not in kept:
@@ -234,12 +262,25 @@ def read_marker(path: Path) -> dict[str, Any]:
         marker: dict[str, Any] = json.loads((path / MARKER).read_text(encoding="utf-8"))
         if not (isinstance(marker, dict) and marker.keys() >= {"step", "score", "files"}):
             raise ValueError("an entry is missing")
+        kinds: dict[str, Any] = {"step": int, "score": (int, float, type(None)), "files": dict}
+        for name, kind in kinds.items():
+            if not isinstance(marker[name], kind):
+                raise ValueError(f"{name!r} is {marker[name]!r}")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"'{path / MARKER}' must be the marker of a whole checkpoint, but is not: {error}; "
             "remove this folder or resume from another by --resume PATH."
         ) from error
     return marker
+
+
+def free_name(path: Path) -> Path:
+    """PATH.replaced, PATH.replaced-2 and so on: the first that nothing has, so none is lost."""
+    numbers = itertools.count(2)
+    free = path.with_name(f"{path.name}.replaced")
+    while os.path.lexists(free):
+        free = path.with_name(f"{path.name}.replaced-{next(numbers)}")
+    return free
 
 
 def average_weights(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
