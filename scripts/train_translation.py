@@ -43,6 +43,7 @@ from hf_qrnn.training.batching import (
     Batch,
     BucketBatchSampler,
     EncodedPair,
+    EpochPlan,
     encode_pairs,
     hash_pairs,
     make_loader,
@@ -53,7 +54,7 @@ from hf_qrnn.training.cards import describe_data
 from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
-from hf_qrnn.training.loop import EpochPlan, LoopOptions, Trainer
+from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.options import (
     ModelOptions,
     PublishOptions,

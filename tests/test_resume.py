@@ -31,6 +31,7 @@ from hf_qrnn.training.checkpoint import (
     read_checkpoint,
     read_marker,
 )
+from hf_qrnn.training.identity import compare_identity
 from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.run_folder import RunFolder
 from hf_qrnn.training.stopping import DivergenceError, InterruptionError
@@ -148,6 +149,49 @@ def test_a_finished_run_has_nothing_to_resume_until_its_budget_grows(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("options", "step", "finished"),
+    [
+        ({"max_steps": 4}, 4, "budget"),
+        ({"max_steps": 3}, 4, "budget"),
+        ({"patience": 1}, 6, "patience"),
+    ],
+    ids=["used", "more-than-used", "patience"],
+)
+def test_a_resume_where_no_update_is_left_makes_none_and_ends_as_a_whole_run(
+    tmp_path: Path, options: dict[str, object], step: int, finished: str
+) -> None:
+    whole = Run(tmp_path, scores=[5.0, 4.0, 3.0])
+    whole.trainer.train()
+    path = whole.checkpoints.complete()[step - 1]
+    again = Run(tmp_path / "other", scores=[6.0] * 9, **options)  # type: ignore[arg-type]
+    again.trainer.restore(path)
+    weights = again.trainer.weights_hash()
+    state = again.trainer.train()
+    assert (state.step, state.finished) == (step, finished)
+    assert again.trainer.weights_hash() == weights
+    # Update 4 was not validated yet, update 6 was.
+    kinds = [(record["kind"], record["step"]) for record in again.records]
+    assert kinds == ([] if step == 6 else [("valid", 4)])
+    newest = again.checkpoints.newest()
+    assert newest is not None
+    assert newest.name == path.name
+    assert read_marker(newest)["score"] == {4: 6.0, 6: 4.0}[step]
+    assert read_checkpoint(newest).state["train"]["finished"] == finished
+
+
+def test_a_finished_run_of_another_folder_leaves_its_model_in_this_one(tmp_path: Path) -> None:
+    whole = Run(tmp_path)
+    whole.trainer.train()
+    other = Run(tmp_path / "other")
+    newest = whole.checkpoints.newest()
+    assert newest is not None
+    other.trainer.restore(newest)
+    other.trainer.state.best = None  # as the script does: that best model is elsewhere
+    assert other.trainer.train().step == 9
+    assert other.saved == [whole.trainer.weights_hash()]
+
+
+@pytest.mark.parametrize(
     ("changed", "name"),
     [
         ({"learning_rate": 0.5}, "learning_rate"),
@@ -167,6 +211,50 @@ def test_another_runs_checkpoint_is_refused(
     with pytest.raises(ValueError, match=f"`{name}` must be .* to resume from it, but is"):
         other.trainer.restore(path)
     assert other.trainer.weights_hash() == before
+
+
+def test_the_refusal_names_the_field_and_an_absent_one_is_the_default() -> None:
+    own = {"seed": 0, "training data": "aa", "model": {"hidden_size": 8, "new": None, "rest": 1}}
+    defaults = {"model": {"rest": 1, "hidden_size": 320}, "nesterov": False}
+    path = Path("run/step-1")
+
+    def compare(**written: object) -> None:
+        compare_identity({**own, "nesterov": False}, {**own, **written}, defaults, path)
+
+    compare(model={"hidden_size": 8})  # of a version that knew no `rest`, `new` and `nesterov`
+    whole = r"^`hidden_size` must be 320, as in 'run/step-1', to resume from it, but is 8\.$"
+    with pytest.raises(ValueError, match=whole):
+        compare(model={"rest": 1}, **{"training data": "bb"})
+    with pytest.raises(ValueError, match=r"`rest` must be 2, .* but is 1"):
+        compare(model={"hidden_size": 8, "rest": 2})
+    with pytest.raises(ValueError, match=r"`training data` must be those of 'run/step-1' .* order"):
+        compare(**{"training data": "bb"}, model={**own["model"], "vocab_size": 7})  # type: ignore[dict-item]
+
+
+def test_checkpoints_of_older_versions_resume(tmp_path: Path) -> None:
+    """Without fields that came later: of the model, of the loop, of the log."""
+    whole = Run(tmp_path)
+    whole.trainer.train()
+    path = whole.checkpoints.complete()[2]
+    state = json.loads((path / "state.json").read_text())
+    model = {"model": {"vocab_size": 12, "hidden_size": 8}}
+    del state["identity"]["label_smoothing"], state["identity"]["warmup_steps"]
+    del state["meters"][0]["seconds"]
+    (path / "state.json").write_text(
+        json.dumps({**state, "identity": {**state["identity"], **model}})
+    )
+    marker = read_marker(path)
+    marker["files"]["state.json"] = checkpoint_module._describe(path / "state.json")
+    (path / "complete.json").write_text(json.dumps(marker))
+    resumed = Run(tmp_path / "other")
+    resumed.trainer.identity["model"] = {
+        **model["model"],
+        "pooling": "fo",
+        "num_attention_heads": 1,
+    }
+    resumed.trainer.restore(path)
+    resumed.trainer.train()
+    assert resumed.trainer.weights_hash() == whole.trainer.weights_hash()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

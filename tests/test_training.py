@@ -7,7 +7,9 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.generation import generate_hypotheses
 from hf_qrnn.tokenization import decode_batch, encode_batch, train_character_tokenizer
 from hf_qrnn.training.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.training.checkpoint import CheckpointFolder
 from hf_qrnn.training.data import DataOptions
 from hf_qrnn.training.evaluation import mean_loss
 from hf_qrnn.training.loop import (
@@ -164,6 +167,42 @@ def test_minutes_end_training_and_steer_the_schedule() -> None:
     assert state.seconds >= 0.06
     rates = [record["learning_rate"] for record in records if record["kind"] == "train"]
     assert rates[-1] < rates[0]
+
+
+def test_the_rate_of_a_line_counts_updates_alone_and_every_update_counts(tmp_path: Path) -> None:
+    """Validations and checkpoints are slow here; the updates take 10 ms at least."""
+    records: list[dict[str, float]] = []
+    options = LoopOptions(max_steps=9, max_tokens=64, log_every=2, eval_every=1, save_every=1)
+
+    def slowly(seconds: float) -> None:
+        time.sleep(seconds)
+
+    class Slow(CheckpointFolder):
+        def save(self, *arguments: Any, **keywords: Any) -> Path:
+            slowly(0.2)
+            return super().save(*arguments, **keywords)
+
+    run = trainer(
+        small_model(), pairs(8), options, log=records.append, checkpoints=Slow(tmp_path),
+        validate=lambda step: (slowly(0.2) or 0.0, {}),
+    )  # fmt: skip
+    run.model.register_forward_pre_hook(lambda *_: slowly(0.01))
+    state = run.train()
+    train = [record for record in records if record["kind"] == "train"]
+    assert [record["step"] for record in train] == [2, 4, 6, 8, 9]
+    tokens = sum(len(x.source_ids) + len(x.target_ids) for x in pairs(8))  # an update sees all
+    seconds = [tokens * (2 if x["step"] < 9 else 1) / x["chars_per_second"] for x in train]
+    assert all(0.02 < found < 0.4 for found in seconds[:-1])
+    assert 0.01 < seconds[-1] < 0.2
+    # What `max_minutes` counts: all updates but the last, also those before a validation.
+    assert 8 * 0.01 < state.seconds < sum(seconds)
+
+
+def test_a_run_without_epochs_makes_no_update() -> None:
+    run = trainer(small_model(), pairs(4), LoopOptions(epochs=0, max_tokens=64))
+    before = run.weights_hash()
+    assert run.train().step == 0
+    assert run.weights_hash() == before
 
 
 def test_logged_loss_has_no_label_smoothing() -> None:

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -124,6 +124,16 @@ def measure_lengths(
     ratio = math.ceil(100 * ratio) / 100  # few digits in the file
     rest = max(_LENGTH_ROOM * target - ratio * source for source, target in lengths)
     return ratio, max(least[1], math.ceil(rest))
+
+
+class EpochPlan(Protocol):
+    """What plans an epoch: the batches each process sees, in their order."""
+
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Choose the epoch of the next iterations, and the batches to leave out of it."""
+
+    def __len__(self) -> int:
+        """Batches of the epoch, the same on every process."""
 
 
 class BucketBatchSampler(Sampler[BatchPlan]):

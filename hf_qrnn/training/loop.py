@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,15 +18,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_qrnn.training import snapshot
-from hf_qrnn.training.batching import Batch
+from hf_qrnn.training.batching import Batch, EpochPlan
 from hf_qrnn.training.best import Standing, best_standing
 from hf_qrnn.training.checkpoint import (
-    CheckpointError,
+    Checkpoint,
     CheckpointFolder,
     average_weights,
     hash_tensors,
     read_checkpoint,
+    read_marker,
 )
+from hf_qrnn.training.clock import Stopwatch
+from hf_qrnn.training.identity import compare_identity
 from hf_qrnn.training.meter import Meter, negative_log_likelihood, peak_memory
 from hf_qrnn.training.options import check_at_least
 from hf_qrnn.training.processes import Processes
@@ -190,16 +192,6 @@ def learning_rate_factor(options: LoopOptions, step: int, progress: float) -> fl
     return warmup * decay
 
 
-class EpochPlan(Protocol):
-    """What plans an epoch: the batches each process sees, in their order."""
-
-    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the epoch of the next iterations, and the batches to leave out of it."""
-
-    def __len__(self) -> int:
-        """Batches of the epoch, the same on every process."""
-
-
 class Trainer:
     """Trains a sequence-to-sequence model on batches of similar lengths.
 
@@ -246,6 +238,9 @@ class Trainer:
         self.watch = Watch(limit if limit > 0 else math.inf)
         self._trouble: Trouble | None = None
         self._interrupted = False
+        self._found: Standing | None = None  # of the weights as they are now, if validated
+        config: Any = type(model.config)()
+        self._defaults = {**LoopOptions().shaping(), "model": config.to_diff_dict()}
         optimizer = make_optimizer(model, options)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.max_steps = options.max_steps or math.ceil(
@@ -254,7 +249,7 @@ class Trainer:
 
     def progress(self) -> float:
         """Share of the budget used: of updates, or of minutes where that is more."""
-        used = self.state.step / max(1, self.max_steps)
+        used = self.state.step / self.max_steps if self.max_steps > 0 else 1.0
         if self.options.max_minutes > 0:
             used = max(used, self.state.seconds / (60.0 * self.options.max_minutes))
         return used
@@ -266,12 +261,14 @@ class Trainer:
             CheckpointError: If it is not what was written.
             ValueError: If it belongs to another run (names what differs).
         """
-        checkpoint = read_checkpoint(path)
-        _compare_identity(self.identity, checkpoint.state["identity"], path)
+        checkpoint = self.processes.together(lambda: self._read_own(path))
         snapshot.set_weights(self.model, checkpoint.tensors["model"])
         snapshot.set_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
         own = f"{self.processes.rank}/"
         self.state = TrainState(**checkpoint.state["train"])
+        marker = read_marker(path)
+        if marker["score"] is not None:
+            self._found = Standing(marker["score"], marker.get("loss"))
         self.meter = Meter.of(checkpoint.state["meters"][self.processes.rank])
         mine = {
             name.removeprefix(own): tensor
@@ -280,6 +277,11 @@ class Trainer:
         }
         self._settle_buckets()
         snapshot.set_random_state(mine, self.accelerator.device)
+
+    def _read_own(self, path: Path) -> Checkpoint:
+        checkpoint = read_checkpoint(path)
+        compare_identity(self.identity, checkpoint.state["identity"], self._defaults, path)
+        return checkpoint
 
     def _settle_buckets(self) -> None:
         """A backward pass that changes nothing, for sums over processes to add in one order.
@@ -307,14 +309,11 @@ class Trainer:
             DivergenceError: If a loss or gradient is not finite, or a loss too large.
             CheckpointError: If a checkpoint cannot be written.
         """
-        state, options = self.state, self.options
-        is_patient = options.patience == 0 or state.since_best < options.patience
-        if state.finished and (self.progress() >= 1.0 or not is_patient):
-            if state.best is None:  # another folder's, or by another metric
-                self._evaluate()
+        state, ended = self.state, self._ended()
+        if state.finished and ended and state.best is not None:
             self._try_average()
             return state
-        state.finished = ""
+        state.finished = ended
         bar = tqdm(
             total=self.max_steps,
             initial=state.step,
@@ -324,16 +323,22 @@ class Trainer:
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=not self.accelerator.is_local_main_process,
         )
-        started = time.monotonic()
-        with Signals() as signals, bar:
-            for group in self._groups():
-                total = self._share(group, time.monotonic() - started, signals.received)
-                started = time.monotonic()
+        with Signals() as signals, bar, Stopwatch() as clock:
+            if ended:  # resumed where no update is left: what follows the last one is
+                self._after_update(bar)
+            lap = 0.0
+            for group in () if ended else self._groups():
+                total = self._share(group, lap, signals.received)
                 self._update(group, total, self.meter)
                 state.batch += len(group)
                 bar.update()
-                if self._after_update(bar):
-                    started = time.monotonic()
+                state.finished = self._ended()
+                if self._is_due() or self.accelerator.device.type == "cpu":
+                    self._look()  # waits for a GPU: its time is this update's
+                lap = clock.take()
+                self.meter.seconds += lap
+                with clock.held():
+                    self._after_update(bar)
                 if state.finished or self._interrupted:
                     break
         if self._interrupted:
@@ -346,36 +351,41 @@ class Trainer:
         """SHA-256 of all weights as they are now."""
         return hash_tensors(snapshot.full_weights(self.model))
 
-    def _after_update(self, bar: tqdm[Any]) -> bool:
-        """Log, validate and save where due; True if that took time that is not training."""
-        state, options = self.state, self.options
+    def _ended(self) -> str:
+        """Why there is no update left to make: "budget", "patience", or "" where there is."""
         if self.progress() >= 1.0:
-            state.finished = "budget"
-        validates = state.step % options.eval_every == 0 or bool(state.finished)
-        if state.step % options.log_every == 0 or state.finished:
-            self._look()
+            return "budget"
+        patience = self.options.patience
+        return "patience" if 0 < patience <= self.state.since_best else ""
+
+    def _is_due(self) -> bool:
+        """Whether anything but the next update follows this one."""
+        step, options = self.state.step, self.options
+        every = (options.log_every, options.eval_every, options.save_every or step + 1)
+        return bool(self.state.finished) or any(step % number == 0 for number in every)
+
+    def _after_update(self, bar: tqdm[Any]) -> None:
+        """Log, validate and save where due."""
+        state, options = self.state, self.options
+        is_last = bool(state.finished)
+        if (state.step % options.log_every == 0 or is_last) and self.meter.seconds > 0:
             record = self._record()
-            self.log(record)
+            self._log(record)
             bar.set_postfix_str(self._summary(record))
             self.meter = Meter()
-        elif self.accelerator.device.type == "cpu":
-            self._look()
-        found = None
-        if validates:
+        if state.step % options.eval_every == 0 or is_last:
             self._stop_if_diverged()
-            found = self._evaluate()
-            if options.patience and state.since_best >= options.patience:
-                state.finished = "patience"
+            if self._found is None or state.best is None:
+                self._found = self._evaluate()
+            state.finished = state.finished or self._ended()
         saves = options.save_every > 0 and state.step % options.save_every == 0
         if self.checkpoints is not None and (
             saves
             or state.finished
             or self._interrupted
-            or (found is not None and self._is_among_best(found))
+            or (self._found is not None and self._is_among_best(self._found))
         ):
-            self._save(found)
-            return True
-        return validates
+            self._save(self._found)
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The batches of each update, epoch after epoch, from where the state stands."""
@@ -399,10 +409,12 @@ class Trainer:
         updates; and a signal or a loss that diverged may reach one of them only.
         """
         own = sum(batch.num_target_tokens for batch in group if not batch.is_filler)
-        total, seconds, signals, troubles = self.processes.sum(
-            [own, seconds, interrupted, self._trouble is not None]
+        each = [0.0] * self.processes.count
+        each[self.processes.rank] = seconds
+        total, signals, troubles, *each = self.processes.sum(
+            [own, interrupted, self._trouble is not None, *each]
         )
-        self.state.seconds += seconds / self.processes.count
+        self.state.seconds += min(each)  # where one is paused, the others wait for it
         self._interrupted = signals > 0
         if troubles > 0:
             self._raise_diverged()
@@ -439,7 +451,7 @@ class Trainer:
             parameters["lr"] = meter.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.state.step += 1
+        self.state.step, self._found = self.state.step + 1, None
         self.watch.add(
             self.state.step,
             [index for batch in real for index in batch.indices],
@@ -477,10 +489,10 @@ class Trainer:
         score, record = self.validate(self.state.step)
         found = Standing(score, record.get("loss"))
         improved = found.beats(best_standing(self.state))
-        self.log({**about, **record, "is_best": improved})
+        self._log({**about, **record, "is_best": improved})
         if improved:
             (self.state.best, self.state.best_loss), self.state.since_best = found, 0
-            self.save_best()
+            self.processes.together(self.save_best)
         return found
 
     def _is_among_best(self, found: Standing) -> bool:
@@ -492,7 +504,7 @@ class Trainer:
         """Write a checkpoint; every process takes part, and all fail together."""
         self._stop_if_diverged()
         weights = snapshot.full_weights(self.model)
-        for name in self.processes.gather(_first_not_finite(weights)):
+        for name in self.processes.gather(snapshot.first_not_finite(weights)):
             if name is not None:
                 last = self.checkpoints.newest() if self.checkpoints else None
                 raise DivergenceError(
@@ -511,17 +523,11 @@ class Trainer:
             },
         }
         state = {"train": asdict(self.state), "meters": meters, "identity": self.identity}
-        fault = None
-        if self.processes.is_main:
-            assert self.checkpoints is not None, "saved without checkpoints"
-            try:
-                known = {} if found is None else found._asdict()
-                self.checkpoints.save(self.state.step, tensors, state, **known)
-            except CheckpointError as error:
-                fault = str(error)
-        for text in self.processes.gather(fault):
-            if text is not None:
-                raise CheckpointError(text)
+        folder = self.checkpoints if self.processes.is_main else None
+        known = {} if found is None else found._asdict()
+        self.processes.together(
+            lambda: folder and folder.save(self.state.step, tensors, state, **known)
+        )
 
     def _try_average(self) -> None:
         """Validate the mean of the kept checkpoints; it becomes the model where it is best."""
@@ -538,6 +544,9 @@ class Trainer:
         names = [path.name for path in paths]
         self._judge({"kind": "average", "step": self.state.step, "of": names})
         snapshot.set_weights(self.model, own)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.processes.together(lambda: self.log(record))
 
     def _record(self) -> dict[str, Any]:
         """The log's line on the updates since the last one, the same on every process."""
@@ -557,20 +566,6 @@ class Trainer:
             f"loss {record['loss']:.3f}, {record['bits_per_char']:.3f} bits/char, "
             f"{record['chars_per_second']:.0f} chars/s, {record['eta_seconds'] / 60:.1f} min left"
         )
-
-
-def _compare_identity(own: Mapping[str, Any], written: Mapping[str, Any], path: Path) -> None:
-    for name in sorted(own.keys() | written.keys()):
-        if own.get(name) != written.get(name):
-            raise ValueError(
-                f"`{name}` must be {written.get(name)!r}, as in '{path}', to resume from it, "
-                f"but is {own.get(name)!r}."
-            )
-
-
-def _first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of a tensor with an infinity or NaN in it."""
-    return next((name for name, x in weights.items() if not bool(x.isfinite().all())), None)
 
 
 def _synced(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +17,12 @@ from hf_qrnn.training.processes import Processes
 
 @dataclass
 class Meter:
-    """Sums since the last line of the log; nats and norm may lie on a GPU that is still busy."""
+    """Sums since the last line of the log; nats and norm may lie on a GPU that is still busy.
 
-    started: float = field(default_factory=time.monotonic)
+    `seconds` are of training alone, and counted by who trains.
+    """
+
+    seconds: float = 0.0
     nats: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     source_tokens: int = 0
     target_tokens: int = 0
@@ -53,24 +55,24 @@ class Meter:
             [float(value) for value in sums]
         )
         loss = nats / max(1, target_tokens)
-        seconds = time.monotonic() - self.started
+        characters = source * source_tokens + target * target_tokens
         return {
             "loss": loss,
             "bits_per_char": loss / math.log(2) / target,
             "learning_rate": self.learning_rate,
             "grad_norm": float(self.grad_norm),
-            "chars_per_second": (source * source_tokens + target * target_tokens) / seconds,
+            "chars_per_second": characters / max(1e-9, self.seconds),
             "padding": 1.0 - real / max(1, padded),
         }
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint needs, for the line after a resume to be the same."""
-        names = ("source_tokens", "target_tokens", "real", "padded")
+        names = ("seconds", "source_tokens", "target_tokens", "real", "padded")
         return {"nats": float(self.nats), **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Meter:
-        """The meter that `to_dict` described; its clock starts now."""
+        """The meter that `to_dict` described."""
         nats = torch.tensor(content["nats"], dtype=torch.float64)
         return cls(**{**content, "nats": nats})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,18 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import TorchDynamoPlugin
 
-from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_marker
+from hf_qrnn.training.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    RunError,
+    find_checkpoint,
+    read_marker,
+)
 from hf_qrnn.training.options import RunOptions
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -53,6 +61,25 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """`work()` on every process; where it fails on one, all end with its error.
+
+        Raises:
+            CheckpointError: On every process, if one of them raised it.
+            RunError: The same of an OSError, ValueError or TypeError.
+        """
+        if self.count == 1:
+            return work()
+        results, fault = [], None
+        try:
+            results.append(work())
+        except (OSError, ValueError, TypeError) as error:
+            fault = (isinstance(error, CheckpointError), str(error))
+        for found in self.gather(fault):
+            if found is not None:
+                raise (CheckpointError if found[0] else RunError)(found[1])
+        return results[0]
 
 
 def make_accelerator(options: RunOptions) -> Accelerator:

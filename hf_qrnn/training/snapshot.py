@@ -35,6 +35,11 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
+def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of a tensor with an infinity or NaN in it."""
+    return next((name for name, x in weights.items() if not bool(x.isfinite().all())), None)
+
+
 def set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Set all weights; a tied name may be absent. A sharded model takes the first process's.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hf_qrnn.training.checkpoint import CheckpointError
+from hf_qrnn.training.checkpoint import RunError
 
 EXIT_MISTAKE = 2
 """Status after a user's mistake, or a checkpoint that cannot be written or read."""
@@ -39,7 +39,7 @@ def exit_status(run: Callable[[], None]) -> int:
             print(f"stopped: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED if isinstance(error, InterruptionError) else EXIT_DIVERGED
     except (ValueError, TypeError, OSError) as error:
-        if is_first or not isinstance(error, CheckpointError):
+        if is_first or not isinstance(error, RunError):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     finally:
