@@ -80,6 +80,7 @@ def make_trainer(options: argparse.Namespace, pairs: list[TextPair], folder: Pat
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
     sampler = BucketBatchSampler(encoded, max_tokens=options.max_tokens)
     run_folder = RunFolder(folder, is_main_process=True, draw_curve=lambda records, path: None)
+    run_folder.begin()
     return Trainer(
         QRNNForConditionalGeneration(config),
         make_loader(encoded, sampler, pad_token_id=0),

@@ -51,6 +51,7 @@ def train(data: Path) -> None:
     Two processes of one thread each: a model this small keeps no second thread busy.
     """
     flags = ["--config", str(ROOT / "scripts/configs/demo.yaml"), "--output_dir", str(FOLDER)]
+    flags += ["--overwrite_output_dir"]  # moves what an earlier demo left to runs/demo.replaced
     for split in ("train", "valid"):
         flags += [f"--{split}_source", str(data / f"{split}.de")]
         flags += [f"--{split}_target", str(data / f"{split}.en")]

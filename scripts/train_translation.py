@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +50,7 @@ from hf_qrnn.training.batching import (
 )
 from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
 from hf_qrnn.training.cards import describe_data
-from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
+from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.loop import LoopOptions, Trainer
@@ -67,12 +66,11 @@ from hf_qrnn.training.processes import (
     Processes,
     describe_processes,
     make_accelerator,
-    open_checkpoints,
     start_trackers,
 )
 from hf_qrnn.training.run_folder import RunFolder, write_lines
 from hf_qrnn.training.snapshot import full_weights
-from hf_qrnn.training.stopping import exit_status
+from hf_qrnn.training.stopping import end_process, exit_status
 from hf_qrnn.training.streaming import StreamBatches, encode_stored
 from hf_qrnn.translation import one_line
 
@@ -256,6 +254,46 @@ def score_test(
     logger.info("test: %s", json.dumps(record))
 
 
+def open_folder(
+    options: RunOptions, loop: LoopOptions, processes: Processes
+) -> tuple[RunFolder, CheckpointFolder, Path | None]:
+    """The run's folder, its checkpoints, and the one to go on from; nothing is touched yet."""
+    out = Path(options.output_dir)
+    folder = RunFolder(
+        out,
+        is_main_process=processes.is_main,
+        draw_curve=lambda records, path: save_figure(learning_curve_figure(records), path),
+        may_be_used=options.resume != "never" or options.overwrite_output_dir,
+    )
+    checkpoints = CheckpointFolder(
+        out / "checkpoints", keep_last=loop.keep_last, keep_best=loop.keep_best
+    )
+    processes.together(folder.check)
+    return (
+        folder,
+        checkpoints,
+        processes.together(lambda: find_checkpoint(options.resume, checkpoints)),
+    )
+
+
+def finish(
+    tokenizer: PreTrainedTokenizerBase,
+    test: list[TextPair],
+    options: RunOptions,
+    publish: PublishOptions,
+    folder: RunFolder,
+    trainer: Trainer,
+) -> None:
+    """What follows training: how it ended, the test set's scores, the card, a push."""
+    ended = {**asdict(trainer.state), "weights_sha256": trainer.weights_hash()}
+    trainer.processes.together(lambda: folder.write_json("training.json", ended))
+    if test:
+        score_test(tokenizer, test, options, folder, trainer)
+    if folder.is_main_process:
+        publish_run(folder.path, publish)
+    trainer.accelerator.end_training()
+
+
 def run(
     data_options: DataOptions,
     tokenizer_options: TokenizerOptions,
@@ -268,53 +306,45 @@ def run(
     if options.num_threads > 0:
         torch.set_num_threads(options.num_threads)
     accelerator = make_accelerator(options)
-    if not accelerator.is_main_process:
+    processes = Processes(accelerator)
+    if not processes.is_main:
         logger.setLevel(logging.WARNING)
-    logger.info(describe_processes(accelerator))
-    if accelerator.is_main_process:
-        check_publishing(publish)
+    about = describe_processes(accelerator)
+    logger.info(about)
+    # All is read and compared before anything is written: what is refused leaves no trace.
+    folder, checkpoints, resumed = open_folder(options, loop, processes)
     set_seed(options.seed)
-    data = load_translation_data(data_options)
+    data = processes.together(lambda: load_translation_data(data_options))
     tokenizer = make_tokenizer(tokenizer_options, data.train)
     model = make_model(model_options, tokenizer)
     # Saved with the model: whoever generates with it, generates as its test set was scored.
     model.generation_config.no_repeat_ngram_size = options.no_repeat_ngram_size or None
     set_seed(options.seed, device_specific=True)  # dropout differs between processes
-    checkpoints = CheckpointFolder(
-        Path(options.output_dir) / "checkpoints", keep_last=loop.keep_last, keep_best=loop.keep_best
-    )
-    resumed = open_checkpoints(options.resume, checkpoints, accelerator)
     choice = choose(data, options, checkpoints, resumed)
-    folder = RunFolder(
-        Path(options.output_dir),
-        is_main_process=accelerator.is_main_process,
-        draw_curve=lambda records, path: save_figure(learning_curve_figure(records), path),
-        resume_step=0 if resumed is None else read_marker(resumed)["step"],
-    )
-    groups = (data_options, tokenizer_options, model_options, loop, options, publish)
-    given = {name: value for group in groups for name, value in asdict(group).items()}
-    counts = {**describe_data(data.train, data.valid, data.test), "filter": str(data.report)}
-    described = describe_processes(accelerator), choice.metric
-    folder.describe(given, counts, model, accelerator.device, *described)
-    start_trackers(accelerator, given)
-    logger.info("%s; %d parameters", data.report, model.num_parameters())
     trainer = make_trainer(
         model, tokenizer, data, loop, options, folder, accelerator, checkpoints, choice
     )
     if resumed is not None:
         trainer.restore(resumed)
-        if resumed.resolve().parent != checkpoints.path.resolve():
-            forget_best(trainer.state)  # that run's best model is not in this folder
         logger.info("resumed from %s", resumed)
-    logger.info(order_by(trainer.state, choice))
-    state = trainer.train()
-    folder.write_json("training.json", {**asdict(state), "weights_sha256": trainer.weights_hash()})
-    accelerator.wait_for_everyone()
-    if data.test:
-        score_test(tokenizer, data.test, options, folder, trainer)
-    if accelerator.is_main_process:
-        publish_run(folder.path, publish)
-    accelerator.end_training()
+    processes.together(lambda: check_publishing(publish) if processes.is_main else None)
+    with folder.lock:
+        groups = (data_options, tokenizer_options, model_options, loop, options, publish)
+        given = {name: value for group in groups for name, value in asdict(group).items()}
+        counts = {**describe_data(data.train, data.valid, data.test), "filter": str(data.report)}
+        overwrite = options.overwrite_output_dir
+        goes_on = processes.together(
+            lambda: folder.begin(checkpoints, resumed=resumed, overwrite=overwrite)
+        )
+        if not processes.gather(goes_on)[0]:
+            forget_best(trainer.state)  # the best model of the run gone on with is not here
+        described = accelerator.device, about, choice.metric
+        processes.together(lambda: folder.describe(given, counts, model, *described))
+        start_trackers(accelerator, given)
+        logger.info("%s; %d parameters", data.report, model.num_parameters())
+        logger.info(order_by(trainer.state, choice))
+        trainer.train()
+        finish(tokenizer, data.test, options, publish, folder, trainer)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -330,4 +360,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

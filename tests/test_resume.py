@@ -1,7 +1,6 @@
 """Training that is killed, interrupted or diverges: what it leaves, and that a resume is exact."""
 
 import errno
-import importlib.util
 import json
 import math
 import os
@@ -11,13 +10,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from training_script import flags, load_script
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, convolution_qrnn
 from hf_qrnn.training import checkpoint as checkpoint_module
@@ -415,39 +414,18 @@ def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: P
     lines = [{"kind": "train", "step": 2}, {"kind": "valid", "step": 2}]
     lines += [{"kind": "average", "step": 2}, {"kind": "train", "step": 3}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "tra')
+    (tmp_path / "metrics.jsonl").write_text(text + '3\n[]\n{"step": 1}\n{"kind": "tra')
     draw = {"draw_curve": lambda records, path: None}
-    folder = RunFolder(tmp_path, is_main_process=True, resume_step=2, **draw)  # type: ignore[arg-type]
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
+    path = checkpoints.save(2, {"model": {"a": torch.zeros(1)}}, {})
+    folder = RunFolder(tmp_path, is_main_process=True, may_be_used=True, **draw)  # type: ignore[arg-type]
+    folder.begin(checkpoints, resumed=path)
     folder.log({"kind": "train", "step": 3, "again": True})
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == [*lines[:2], folder.records[-1]]
 
 
 # ------------------------------------------------------------------ the script
-
-
-def load_script() -> ModuleType:
-    path = ROOT / "scripts/train_translation.py"
-    spec = importlib.util.spec_from_file_location("train_translation", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def flags(folder: Path, **changes: object) -> list[str]:
-    lines = [f"{'ab' * (i % 5)}c" for i in range(60)]
-    for name in ("a", "b"):
-        (folder / name).write_text("".join(line + "\n" for line in lines))
-    options = {
-        **{"train_source": folder / "a", "train_target": folder / "b"},
-        **{"valid_source": folder / "a", "valid_target": folder / "b"},
-        **{"hidden_size": 8, "embedding_size": 8, "encoder_layers": 1, "decoder_layers": 1},
-        **{"output_dir": folder / "out", "max_steps": 8, "max_tokens": 64, "save_every": 2},
-        **{"eval_every": 100, "log_every": 1, "eval_sentences": 0, **changes},
-    }
-    return ["--cpu", *(text for k, v in options.items() for text in (f"--{k}", str(v)))]
 
 
 def test_the_scripts_statuses_and_sentences(
@@ -479,14 +457,11 @@ def test_the_scripts_statuses_and_sentences(
     lines = [(x / "metrics.jsonl").read_text().splitlines() for x in (out, whole)]
     losses = [[(r["step"], r["loss"]) for r in map(json.loads, text)] for text in lines]
     assert losses[0] == losses[1]
-    # Without --resume the same folder starts anew, and the old checkpoints are not lost.
-    assert script.main(flags(tmp_path, max_steps=2)) == 0
-    assert (out / "checkpoints.replaced/step-00000008").is_dir()
     # Going on from another folder's checkpoint leaves a model in this one.
     other = flags(tmp_path, output_dir=tmp_path / "other", resume=whole, max_steps=10)
     assert script.main([*other, "--schedule", "cosine"]) == 0
     assert (tmp_path / "other/model.safetensors").is_file()
-    diverging = flags(tmp_path, learning_rate=1e30, warmup_steps=0)
+    diverging = flags(tmp_path, output_dir=tmp_path / "third", learning_rate=1e30, warmup_steps=0)
     assert script.main(diverging) == 3
     assert "stopped: the loss must be finite" in capsys.readouterr().err
 

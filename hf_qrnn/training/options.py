@@ -92,6 +92,10 @@ class RunOptions:
         default="never",
         metadata={"help": "auto (the newest checkpoint, if any), never, or the path of one"},
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "move an earlier run in output_dir aside, to OUTPUT_DIR.replaced"},
+    )
     expect_world_size: int = field(
         default=0, metadata={"help": "stop unless there are so many processes; 0 = any number"}
     )
@@ -138,6 +142,8 @@ class RunOptions:
             )
         check_metric(self.metric, self.eval_sentences)
         check_bleu_tokenizer(self.bleu_tokenize)
+        if self.overwrite_output_dir and self.resume == "auto":
+            raise ValueError("`overwrite_output_dir` must be left out with --resume auto.")
 
 
 @dataclass

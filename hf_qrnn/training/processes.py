@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,16 +11,8 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import TorchDynamoPlugin
 
-from hf_qrnn.training.checkpoint import (
-    CheckpointError,
-    CheckpointFolder,
-    RunError,
-    find_checkpoint,
-    read_marker,
-)
+from hf_qrnn.training.checkpoint import CheckpointError, RunError
 from hf_qrnn.training.options import RunOptions
-
-logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -120,25 +110,6 @@ def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
     if accelerator.log_with:
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in options.items()}
         accelerator.init_trackers("hf_qrnn", config=plain)
-
-
-def open_checkpoints(
-    resume: str, checkpoints: CheckpointFolder, accelerator: Accelerator
-) -> Path | None:
-    """The checkpoint that `--resume` names, the same on every process.
-
-    Checkpoints that are not of its past, all of them where none is named, are moved aside by the
-    main process.
-    """
-    path = find_checkpoint(resume, checkpoints)
-    after = -1 if path is None else int(read_marker(path)["step"])
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        beside = checkpoints.set_aside(after)
-        if beside is not None:
-            logger.info("moved the checkpoints of another run to %s", beside)
-    accelerator.wait_for_everyone()
-    return path
 
 
 def describe_processes(accelerator: Accelerator) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,8 @@ EXIT_MISTAKE = 2
 EXIT_DIVERGED = 3
 """Status after a loss that was not finite or exploded."""
 EXIT_INTERRUPTED = 75
-"""Status after SIGTERM or SIGINT: a checkpoint is saved; run again with --resume auto."""
+"""Status after SIGTERM or SIGINT: what was done is saved; run again with --resume auto."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def exit_status(run: Callable[[], None]) -> int:
@@ -32,30 +33,59 @@ def exit_status(run: Callable[[], None]) -> int:
     What all processes of a run know is told by the first alone.
     """
     is_first = os.environ.get("RANK", "0") == "0"
+    with Signals(raising=True) as signals:
+        try:
+            error = _error_of(run)
+            signals.is_deaf = True
+            if error is None:
+                return 0
+            if isinstance(error, (InterruptionError, DivergenceError)):
+                if is_first:
+                    print(f"stopped: {error}", file=sys.stderr)
+                return EXIT_DIVERGED if isinstance(error, DivergenceError) else EXIT_INTERRUPTED
+            if is_first or not isinstance(error, RunError):
+                print(f"error: {error}", file=sys.stderr)
+            return EXIT_MISTAKE
+        finally:
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _error_of(run: Callable[[], None]) -> Exception | None:
     try:
         run()
-    except (InterruptionError, DivergenceError) as error:
-        if is_first:
-            print(f"stopped: {error}", file=sys.stderr)
-        return EXIT_INTERRUPTED if isinstance(error, InterruptionError) else EXIT_DIVERGED
-    except (ValueError, TypeError, OSError) as error:
-        if is_first or not isinstance(error, RunError):
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-    return 0
+    except KeyboardInterrupt:
+        return InterruptionError(None, None)
+    except (InterruptionError, DivergenceError, ValueError, TypeError, OSError) as error:
+        return error
+    return None
+
+
+def end_process(main: Callable[[], int]) -> NoReturn:
+    """End the process with the status of `main`, whatever signals come while it ends."""
+    Signals().__enter__()
+    status = main()
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # Python itself leaves this in place to the end
+    sys.exit(status)
 
 
 class InterruptionError(Exception):
-    """A signal ended training after a checkpoint was saved."""
+    """A signal ended training after a checkpoint was saved, or the script outside of it.
 
-    def __init__(self, step: int, path: Path | None) -> None:
+    Args:
+        step: The last update; None outside of training.
+        path: The newest checkpoint.
+    """
+
+    def __init__(self, step: int | None, path: Path | None) -> None:
         where = (
             f"continue from '{path}' with --resume auto" if path else "no checkpoint was asked for"
         )
-        super().__init__(f"interrupted after update {step}: {where}.")
+        if step is None:
+            where = "no update was under way, what was saved stays; go on with --resume auto"
+        moment = "interrupted" if step is None else f"interrupted after update {step}"
+        super().__init__(f"{moment}: {where}.")
         self.step, self.path = step, path
 
 
@@ -64,24 +94,42 @@ class DivergenceError(Exception):
 
 
 class Signals:
-    """Remembers SIGTERM and SIGINT while it is entered, instead of dying of them."""
+    """Hears SIGTERM and SIGINT while it is entered, instead of dying of them.
 
-    def __init__(self) -> None:
-        self.received = False
+    One entered inside another hears them first, and makes the outer one deaf where it heard any:
+    what it began is not to be interrupted by a second signal.
+
+    Args:
+        raising: Raise KeyboardInterrupt at each signal until `is_deaf`; else only remember it.
+    """
+
+    def __init__(self, *, raising: bool = False) -> None:
+        self.received, self.is_deaf = False, False
+        self._raising, self._process = raising, os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._remember)
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Signals):
+                outer.is_deaf = outer.is_deaf or self.received
             signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self._raising:
+            self.received = True
+        elif os.getpid() != self._process:  # a forked worker, which its pool must be able to end
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.is_deaf:
+            self.received = True
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

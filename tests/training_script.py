@@ -1,0 +1,67 @@
+"""Running scripts/train_translation.py in a test: its flags, itself as a module, what it leaves."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts/train_translation.py"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_translation", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flags(folder: Path, **changes: object) -> list[str]:
+    """A small run's command line; its data are written to `folder`."""
+    lines = [f"{'ab' * (i % 5)}c" for i in range(60)]
+    for name in ("a", "b"):
+        if not (folder / name).exists():
+            (folder / name).write_text("".join(line + "\n" for line in lines))
+    options = {
+        **{"train_source": folder / "a", "train_target": folder / "b"},
+        **{"valid_source": folder / "a", "valid_target": folder / "b"},
+        **{"hidden_size": 8, "embedding_size": 8, "encoder_layers": 1, "decoder_layers": 1},
+        **{"output_dir": folder / "out", "max_steps": 8, "max_tokens": 64, "save_every": 2},
+        **{"eval_every": 100, "log_every": 1, "eval_sentences": 0, **changes},
+    }
+    return ["--cpu", *(text for k, v in options.items() for text in (f"--{k}", str(v)))]
+
+
+def start(argv: list[str], *launcher: str) -> subprocess.Popen[str]:
+    """The script as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(SCRIPT), *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not is_so():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
+    """Every file and folder under one, itself too: time of change, and content."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else None,
+        )
+        for path in paths
+    }
