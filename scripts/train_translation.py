@@ -50,7 +50,7 @@ from hf_qrnn.training.batching import (
 )
 from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
 from hf_qrnn.training.cards import describe_data
-from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint
+from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.loop import LoopOptions, Trainer
