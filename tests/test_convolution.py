@@ -179,6 +179,22 @@ def test_many_steps_go_by_pairs_and_few_by_a_call(ways: list[str]) -> None:
         assert ways[0] == way, steps
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("step", [6, 7])
+def test_infinite_inputs_give_what_one_product_gives(
+    ways: list[str], step: int, value: float
+) -> None:
+    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    padded = torch.randn(1, LONG + 1, LEAST_INPUTS)
+    padded[0, step, 3] = value
+    gates, bias = convolve(convolution, padded, 2)
+    assert ways == ["product"]
+    assert bias is not None
+    wanted = windows(padded, 2) @ convolution.weight.t()
+    assert gates.isinf().any() == (value == value)
+    torch.testing.assert_close(gates, wanted, equal_nan=True)
+
+
 def test_a_step_of_many_rows_is_a_call(ways: list[str]) -> None:
     convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     gates, bias = convolve(convolution, torch.randn(LONG, 2, LEAST_INPUTS), 2)
