@@ -192,10 +192,11 @@ class QRNN(nn.Module):
                 `PackedSequence` of any order.
             hx: The state to go on from, zeros when None: a `QRNNState`, or `(h_0, c_0)` of
                 (L*D, B, H) each. What is passed back whole goes on exactly. From a plain
-                `(h_0, c_0)` the window starts at zero: the first K-1 steps see zeros before them,
-                which a warning says once where `c_0` is not zero. `h_0` has no effect. In a
-                backward direction, c_0 is the state before the last step, as in `nn.LSTM`.
-                `(h_0, c_0, inputs)` is a whole state too, for code that takes tuples apart.
+                `(h_0, c_0)`, or the state of a layer with inputs of another width, the window
+                starts at zero: the first K-1 steps see zeros before them, which a warning says
+                once where `c_0` is not zero. `h_0` has no effect. In a backward direction, c_0 is
+                the state before the last step, as in `nn.LSTM`. `(h_0, c_0, inputs)` is a whole
+                state too, for code that takes tuples apart.
 
         Returns:
             The last layer's output, in the form of `input` with D*H features, and the state. A
@@ -267,6 +268,8 @@ class QRNN(nn.Module):
                 f"`hx` must be a QRNNState or (h_0, c_0), but is a {type(hx).__name__}{given}."
             )
         inputs = hx[2] if len(hx) == 3 else getattr(hx, "inputs", None)
+        if isinstance(hx, QRNNState) and inputs and not self._is_own(inputs):
+            inputs = None
         batch = (x.shape[0],) if has_batch else ()
         shape = (self.num_layers * num_directions, *batch, self.hidden_size)
         for name, tensor in zip(("h_0", "c_0"), hx[:2], strict=True):
@@ -284,6 +287,11 @@ class QRNN(nn.Module):
             for layer in range(self.num_layers)
             for way in range(num_directions)
         ]
+
+    def _is_own(self, inputs: tuple[torch.Tensor, ...]) -> bool:
+        """Whether a layer of these widths has seen `inputs`: a decoder starts from an encoder's."""
+        theirs = [(past.shape[0], past.shape[-1]) for past in inputs]
+        return theirs == [(self.kernel_size - 1, width) for width in self._widths()]
 
     def _past_inputs(
         self, given: Sequence[torch.Tensor] | None, x: torch.Tensor, batch: tuple[int, ...]

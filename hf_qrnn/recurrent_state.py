@@ -170,8 +170,9 @@ def _may_look(tensor: torch.Tensor) -> bool:
 @functools.cache
 def _warn_of_lost_window() -> None:
     warnings.warn(
-        "`hx` is a plain (h_0, c_0), so every layer sees zeros before its first step. To go on "
-        "where a sequence stopped, pass the QRNNState back whole: `state.detach()` and its other "
-        "methods keep the inputs it carries. If zeros are meant, pass QRNNState(h_0, c_0, ()).",
+        "`hx` is a plain (h_0, c_0), or the state of a layer with other inputs, so every layer "
+        "sees zeros before its first step. To go on where a sequence stopped, pass the QRNNState "
+        "back whole: `state.detach()` and its other methods keep the inputs it carries. If zeros "
+        "are meant, pass QRNNState(h_0, c_0, ()).",
         stacklevel=2,
     )

@@ -243,6 +243,29 @@ def test_rebuilt_pair_starts_its_window_at_zero_and_is_told_once(layer: QRNN, na
     assert torch.equal(layer(x, pair)[0], output)
 
 
+@pytest.mark.parametrize(
+    "options", [{"input_size": 5}, {"kernel_size": 2}, {"kernel_size": 4}, {"dense": True}], ids=str
+)
+def test_state_of_another_layer_starts_the_window_at_zero(
+    layer: QRNN, options: dict[str, int]
+) -> None:
+    # A decoder goes on from the state of an encoder, whose inputs may be others.
+    _, state = layer(steps(4, 2))
+    arguments = {"input_size": 3, "hidden_size": 4, "num_layers": 2, "kernel_size": 3, **options}
+    decoder = QRNN(**arguments, dtype=torch.float64)
+    x = torch.randn(5, 2, decoder.input_size, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="or the state of a layer with other inputs"):
+        output, _ = decoder(x, state)
+    assert torch.equal(output, decoder(x, QRNNState(*state, ()))[0])
+    # One without a window has none to lose; another batch is a mistake.
+    decoder = QRNN(3, 4, 2, kernel_size=1, dtype=torch.float64)
+    recurrent_state._warn_of_lost_window.cache_clear()
+    decoder(steps(5, 2), state)
+    mixed = QRNNState(*state.select([0]), state.inputs)
+    with pytest.raises(ValueError, match=r"`inputs\[0\]` must have shape \(2, 1, 3\)"):
+        layer(steps(5, 1), mixed)
+
+
 def test_is_not_told_where_nothing_is_lost(state: QRNNState, layer: QRNN) -> None:
     x = steps(5, 2)
     with warnings.catch_warnings():
