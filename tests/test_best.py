@@ -338,7 +338,7 @@ def test_the_script_refuses_before_it_writes(
 ) -> None:
     script = load_script()
     assert script.main(flags(tmp_path, metric="chrf", eval_sentences=0)) == 2
-    assert "error: `eval_sentences` must not be 0 with" in capsys.readouterr().err
+    assert "error: `--eval_sentences` must not be 0 with" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
