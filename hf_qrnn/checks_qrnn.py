@@ -84,12 +84,15 @@ def check_rows(name: str, tensor: torch.Tensor | None, batch: int) -> None:
 
 
 def embed(
-    embedding: nn.Embedding,
+    embedding: nn.Module,
+    sizes: tuple[int, int],
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
     name: str,
 ) -> torch.Tensor:
     """Embeddings (B, T, E) of ids (B, T), or the ones given: exactly one of the two.
+
+    `sizes` is (V, E): what stands in the embedding's place, an adapter say, need not know them.
 
     Raises:
         TypeError: If the ids are no integers.
@@ -100,11 +103,11 @@ def embed(
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"Exactly one of `{name}` and `{other}` must be given, but {given} is.")
     if input_ids is not None:
-        check_token_ids(name, input_ids, embedding.num_embeddings)
+        check_token_ids(name, input_ids, sizes[0])
         embeds: torch.Tensor = embedding(input_ids)
         return embeds
     assert inputs_embeds is not None
-    width = embedding.embedding_dim
+    width = sizes[1]
     if may_look(inputs_embeds) and (inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != width):
         raise ValueError(
             f"`{other}` must be (batch, length, {width}), but is {tuple(inputs_embeds.shape)}."

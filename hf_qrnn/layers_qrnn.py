@@ -310,6 +310,7 @@ class QRNNEncoderLayer(GradientCheckpointingLayer):
     ) -> None:
         super().__init__()
         self.directions = nn.ModuleList(layers)
+        self.reversed = [layer.reverse for layer in layers]
         self.connection = connection
         self.feed_forward = feed_forward
         self.dense = dense
@@ -323,11 +324,10 @@ class QRNNEncoderLayer(GradientCheckpointingLayer):
         """
         x = self.connection.before(hidden_states)
         outputs, final = [], []
-        for layer in self.directions:
-            assert isinstance(layer, QRNNLayer)
+        for layer, reverse in zip(self.directions, self.reversed, strict=True):
             h = layer(x, mask).h
             outputs.append(h)
-            final.append(last_step(h, mask, reverse=layer.reverse))
+            final.append(last_step(h, mask, reverse=reverse))
         out = self.connection.after(hidden_states, torch.cat(outputs, dim=-1))  # (B, S, H)
         if self.feed_forward is not None:
             out = self.feed_forward(out)
@@ -372,6 +372,8 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         self.layer = layer
         self.connection = connection
         self.attention = attention
+        # Here, since a wrapper that takes its place later is of another class.
+        self.attends_inside = isinstance(attention, OutputAttention)
         self.feed_forward = feed_forward
         self.dense = dense
 
@@ -400,24 +402,24 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         tuple, neither here nor in what is returned (a plain tuple arrives).
         """
         memory = Memory(*remembered)
-        attends_inside = isinstance(self.attention, OutputAttention)
+        attention: Any = self.attention
         h, c, o, new_state, _, past = self.layer(
             self.connection.before(hidden_states),
             mask,
             state=state,
             gate_bias=memory.gate_bias,
-            want_c=attends_inside,
-            want_o=attends_inside,
+            want_c=self.attends_inside,
+            want_o=self.attends_inside,
             want_past=want_past,
         )
         weights = None
-        if isinstance(self.attention, OutputAttention):
+        if self.attends_inside:
             assert c is not None, "attention reads c"
-            h, weights = self.attention(c, o, memory, source_mask, want_weights, explicit)
+            h, weights = attention(c, o, memory, source_mask, want_weights, explicit)
             h = hide_pads(h, mask)
         out = self.connection.after(hidden_states, h)  # (B, T, H)
-        if isinstance(self.attention, AttentionBlock):
-            out, weights = self.attention(out, memory, source_mask, want_weights, explicit)
+        if attention is not None and not self.attends_inside:
+            out, weights = attention(out, memory, source_mask, want_weights, explicit)
             out = hide_pads(out, mask)
         if self.feed_forward is not None:
             out = self.feed_forward(out)

@@ -39,6 +39,16 @@ from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
 
 
+def _embed(
+    model: Any,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    name: str = "input_ids",
+) -> torch.Tensor:
+    sizes = (model.config.vocab_size, model.config.embedding_size)
+    return embed(model.shared, sizes, input_ids, inputs_embeds, name)
+
+
 def _wants(config: QRNNConfig, name: str, given: bool | None) -> bool:
     return bool(getattr(config, name, False) if given is None else given)
 
@@ -161,7 +171,7 @@ class QRNNTextEncoder(nn.Module):
         **kwargs: Any,
     ) -> QRNNEncoderOutput | tuple[torch.Tensor, ...]:
         """Encode `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
-        embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        embeds = _embed(self, input_ids, inputs_embeds)
         wants = _wants(self.config, "output_hidden_states", output_hidden_states)
         output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, wants)
         return output.to_tuple() if return_dict is False else output
@@ -220,11 +230,9 @@ class QRNNModel(QRNNPreTrainedModel):
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         weights = _wants(self.config, "output_attentions", output_attentions)
         wants = (hidden, weights, self.config._attn_implementation == "eager")
-        decoder_embeds = embed(
-            self.shared, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids"
-        )
+        decoder_embeds = _embed(self, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids")
         if encoder_outputs is None:
-            embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+            embeds = _embed(self, input_ids, inputs_embeds)
             encoded: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
         else:
             encoded = _as_encoder_output(encoder_outputs, decoder_embeds.shape[0], self.config)
@@ -380,7 +388,7 @@ class QRNNDecoderModel(QRNNPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Hidden states (B, T, H) and the state; see `QRNNForCausalLM.forward`."""
-        embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        embeds = _embed(self, input_ids, inputs_embeds)
         if past_key_values is None and _wants(self.config, "use_cache", use_cache):
             past_key_values = QRNNCache(self.config.decoder_layers)
         output: BaseModelOutputWithPastAndCrossAttentions = self.decoder(
@@ -412,7 +420,7 @@ class QRNNEncoderModel(QRNNPreTrainedModel):
         **kwargs: Any,
     ) -> QRNNEncoderOutput:
         """The encoding (B, S, H) of `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
-        embeds = embed(self.shared, input_ids, inputs_embeds, "input_ids")
+        embeds = _embed(self, input_ids, inputs_embeds)
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
         return output

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -380,3 +381,76 @@ def test_compiled_training_step_is_one_graph() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss
     torch.testing.assert_close(compiled, eager)
     compiled.backward()
+
+
+# ------------------------------------------------------------------ what others put around a module
+
+
+class Wrapper(nn.Module):
+    """What adapters put in a module's place: a call, and of the attributes only what they know."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+class DelegatingWrapper(Wrapper):
+    """One that gives the module's attributes, and is of another class."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+HEADS = [QRNNForConditionalGeneration, QRNNForCausalLM, QRNNForSequenceClassification]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_leaves_may_be_wrapped(kind: Any) -> None:
+    model = kind(small(embedding_size=6)).eval()
+    inputs = {"input_ids": torch.tensor([[4, 5, 6]])}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([[3, 4]])
+    wanted = model(**inputs).logits
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (nn.Embedding, nn.Linear, nn.RMSNorm)):
+            model.set_submodule(name, Wrapper(module))
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, wanted)
+    embeds = model.model.shared(inputs.pop("input_ids"))
+    assert torch.equal(model(inputs_embeds=embeds, **inputs).logits, wanted)
+    if model.can_generate():
+        model.generate(torch.tensor([[4, 5]]), max_new_tokens=2)
+    # What is checked is said by the config.
+    with pytest.raises(ValueError, match=r"`input_ids` must be in \[0, 20\), but holds 20"):
+        model(**inputs, input_ids=torch.tensor([[20]]))
+    with pytest.raises(ValueError, match=r"`inputs_embeds` must be \(batch, length, 6\)"):
+        model(**inputs, inputs_embeds=torch.zeros(1, 2, 8))
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_parts_may_be_wrapped(changes: dict[str, Any]) -> None:
+    model = QRNNForConditionalGeneration(small(**changes)).eval()
+    inputs = batch()
+    wanted = model(**inputs).logits
+    for layer in model.model.encoder.layers:
+        layer.directions = nn.ModuleList(map(DelegatingWrapper, layer.directions))
+    for layer in model.model.decoder.layers:
+        layer.layer = DelegatingWrapper(layer.layer)
+        if layer.attention is not None:
+            layer.attention = DelegatingWrapper(layer.attention)
+    assert torch.equal(model(**inputs).logits, wanted)
+
+
+def test_ids_of_a_resized_vocabulary_are_taken() -> None:
+    model = QRNNForConditionalGeneration(small())
+    model.resize_token_embeddings(23)
+    ids = torch.tensor([[22]])
+    assert model(ids, decoder_input_ids=ids).logits.shape == (1, 1, 23)
+    with pytest.raises(ValueError, match=r"`input_ids` must be in \[0, 23\), but holds 23"):
+        model(ids + 1, decoder_input_ids=ids)
