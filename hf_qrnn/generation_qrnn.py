@@ -5,11 +5,12 @@ Shapes: B batch, T target length, H units, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor
 from transformers.generation.configuration_utils import GenerationMode
 
 from .cache_qrnn import QRNNCache
@@ -36,6 +37,59 @@ def _check_cache_kind(kind: Any) -> None:
         raise ValueError(
             f"`cache_implementation` must be None, 'dynamic' or 'static', but is {kind!r}."
         )
+
+
+class SourceGuidance(LogitsProcessor):
+    """Classifier-free guidance of an encoder-decoder: `scale` times away from another source.
+
+        log p' = log p_other + scale (log p - log p_other)
+
+    Both read the same target. transformers' own hands the other ids over as a language model's
+    prompt; without any it takes the last token there is, and so does this.
+
+    Args:
+        model: An encoder-decoder.
+        scale: 1 changes nothing.
+        source: The other source (B, S) or (1, S), or None.
+        source_mask: (B, S), 1 where a token is real.
+        target_mask: `decoder_attention_mask` of the target that generation begins with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        scale: float,
+        source: torch.Tensor | None,
+        source_mask: torch.Tensor | None,
+        target_mask: torch.Tensor | None,
+    ) -> None:
+        self.model, self.scale = model, scale
+        self.source, self.source_mask, self.target_mask = source, source_mask, target_mask
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        """The target so far (B, T) and the logits (B, V) that follow it, to guided ones (B, V)."""
+        if self.source is None:
+            self.source = input_ids[:, -1:]
+        rows, length = input_ids.shape
+
+        def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
+
+        mask = self.target_mask
+        if mask is not None:
+            mask = as_rows(mask)
+            mask = torch.cat([mask, mask.new_ones(rows, length - mask.shape[1])], dim=1)
+        # All of the target at every step: beams change places, and here is no cache to follow them.
+        logits = self.model(
+            input_ids=as_rows(self.source),
+            attention_mask=None if self.source_mask is None else as_rows(self.source_mask),
+            decoder_input_ids=input_ids,
+            decoder_attention_mask=mask,
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        other = logits.to(scores.dtype).log_softmax(-1)
+        return other + self.scale * (scores.log_softmax(-1) - other)
 
 
 class LanguageModelHead(GenerationMixin):
@@ -116,6 +170,38 @@ class LanguageModelHead(GenerationMixin):
             limit = int(target_limits(self.generation_config, width))
             prepared.max_length = max(DEFAULT_MAX_LENGTH, limit + 1)
         return prepared
+
+    def _get_logits_processor(
+        self,
+        generation_config: GenerationConfig,
+        *args: Any,
+        negative_prompt_ids: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Guide an encoder-decoder by its source; transformers knows to guide language models."""
+        scale = generation_config.guidance_scale
+        negative = (negative_prompt_ids, negative_prompt_attention_mask)
+        if not self.config.is_encoder_decoder or scale in (None, 1):
+            return super()._get_logits_processor(  # type: ignore[misc]
+                generation_config,
+                *args,
+                negative_prompt_ids=negative_prompt_ids,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                **kwargs,
+            )
+        num_rows = kwargs["encoder_input_ids"].shape[0]
+        if negative_prompt_ids is not None and negative_prompt_ids.shape[0] not in (1, num_rows):
+            raise ValueError(
+                f"`negative_prompt_ids` must have 1 or {num_rows} rows, as the inputs, "
+                f"but has {negative_prompt_ids.shape[0]}."
+            )
+        others = copy.copy(generation_config)
+        others.guidance_scale = None
+        processors = super()._get_logits_processor(others, *args, **kwargs)  # type: ignore[misc]
+        target_mask = (kwargs.get("model_kwargs") or {}).get("decoder_attention_mask")
+        processors.insert(0, SourceGuidance(self, scale, *negative, target_mask))
+        return processors
 
     def _prepare_cache_for_generation(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from generating import alone, config, language_model, prompts, seq2seq, source
+from torch import nn
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
@@ -459,3 +460,95 @@ def test_assisted_decoding_fills_a_given_empty_cache(head: str) -> None:
     )
     assert torch.equal(tokens, model.generate(**one, max_new_tokens=6))
     assert cache.get_seq_length() == tokens.shape[1] - 1
+
+
+# ------------------------------------------------------------------ guidance
+
+
+def guided_by_hand(model: Any, inputs: Inputs, other: Inputs, scale: float, steps: int) -> Any:
+    """Greedy search over log p_other + scale (log p - log p_other), all anew at every step."""
+    target = inputs.get("decoder_input_ids", torch.full((3, 1), 3))
+    shared = {name: inputs[name] for name in inputs if name == "decoder_attention_mask"}
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    for _ in range(steps):
+        given = {"decoder_input_ids": target, **shared}
+        log_p = model(**inputs, **given).logits[:, -1].log_softmax(-1)
+        log_other = model(**other, **given).logits[:, -1].log_softmax(-1)
+        best = (log_other + scale * (log_p - log_other)).argmax(-1, keepdim=True)
+        target = torch.cat([target, best], 1)
+        if shared:
+            mask = shared["decoder_attention_mask"]
+            shared = {"decoder_attention_mask": nn.functional.pad(mask, (0, 1), value=1)}
+    return target
+
+
+def other_source() -> Inputs:
+    """Another source of other lengths, padded."""
+    mask = torch.tensor([[1] * 4, [1] * 2 + [0] * 2, [0] + [1] * 3])
+    return {"input_ids": torch.randint(4, 13, (3, 4)) * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_guidance_leads_away_from_the_negative_source(
+    prompted: bool, options: dict[str, Any]
+) -> None:
+    model, inputs, other = seq2seq(), source(), other_source()
+    if prompted:
+        ids = torch.tensor([[3, 5, 6], [0, 3, 7], [0, 0, 3]])
+        inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": (ids > 0).long()}
+    wanted = guided_by_hand(model, inputs, other, 3.0, 6)
+    assert not torch.equal(wanted, guided_by_hand(model, inputs, other, 1.0, 6))
+    got = model.generate(
+        **inputs, **options, guidance_scale=3.0, negative_prompt_ids=other["input_ids"],
+        negative_prompt_attention_mask=other["attention_mask"], max_new_tokens=6,
+        eos_token_id=None, disable_compile=True,
+    )  # fmt: skip
+    assert torch.equal(got, wanted)
+
+
+def test_guidance_without_a_negative_source_takes_the_last_token_for_one() -> None:
+    model, inputs = seq2seq(), source()
+    wanted = guided_by_hand(model, inputs, {"input_ids": torch.full((3, 1), 3)}, 3.0, 6)
+    got = model.generate(**inputs, guidance_scale=3.0, max_new_tokens=6, eos_token_id=None)
+    assert torch.equal(got, wanted)
+    plain = model.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(model.generate(**inputs, guidance_scale=1, max_new_tokens=6), plain)
+
+
+def test_guidance_keeps_beams_and_rows_apart() -> None:
+    model, inputs, other = seq2seq(), source(), other_source()
+    names = {"input_ids": "negative_prompt_ids", "attention_mask": "negative_prompt_attention_mask"}
+    negative = {names[name]: tensor for name, tensor in other.items()}
+    options = {"guidance_scale": 2.0, "num_beams": 3, "max_new_tokens": 6}
+    together = model.generate(**inputs, **negative, **options)
+    for row in range(3):
+        some = {name: tensor[row : row + 1] for name, tensor in (inputs | negative).items()}
+        single = model.generate(**some, **options)[0]
+        assert torch.equal(together[row, : len(single)], single)
+        assert (together[row, len(single) :] == model.config.pad_token_id).all()
+
+
+def test_guidance_by_one_negative_source_is_by_it_for_every_row() -> None:
+    model, inputs = seq2seq(), source()
+    options = {"guidance_scale": 2.0, "num_beams": 2, "max_new_tokens": 4}
+    one = torch.tensor([[4, 5, 6]])
+    got = model.generate(**inputs, negative_prompt_ids=one, **options)
+    wanted = model.generate(**inputs, negative_prompt_ids=one.repeat(3, 1), **options)
+    assert torch.equal(got, wanted)
+
+
+def test_guidance_by_a_negative_source_of_other_rows_is_refused() -> None:
+    # In the second case two divides the rows.
+    ids, two = torch.tensor([[4], [5]]), {k: v[:2].repeat(2, 1) for k, v in source().items()}
+    for inputs, num in ((source(), 3), (two, 4)):
+        rule = f"`negative_prompt_ids` must have 1 or {num} rows, as the inputs, but has 2"
+        with pytest.raises(ValueError, match=rule):
+            seq2seq().generate(**inputs, guidance_scale=2.0, negative_prompt_ids=ids, num_beams=2)
+
+
+def test_a_language_model_is_guided_as_by_transformers() -> None:
+    model, inputs = language_model(), prompts()
+    options = {"guidance_scale": 2.0, "max_new_tokens": 5, "eos_token_id": None}
+    wanted = model.generate(**inputs, **options, use_cache=False)
+    assert torch.equal(model.generate(**inputs, **options), wanted)
