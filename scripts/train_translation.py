@@ -287,6 +287,7 @@ def finish(
     """What follows training: how it ended, the test set's scores, the card, a push."""
     ended = {**asdict(trainer.state), "weights_sha256": trainer.weights_hash()}
     trainer.processes.together(lambda: folder.write_json("training.json", ended))
+    trainer.accelerator.wait_for_everyone()
     if test:
         score_test(tokenizer, test, options, folder, trainer)
     if folder.is_main_process:
