@@ -24,10 +24,9 @@ from huggingface_hub import (
     ModelCard,
     get_token,
 )
-from huggingface_hub.hf_api import RepoFile
 
 from .configuration_qrnn import AUTO_MAP
-from .hub_client import HubError, has_hash, patiently
+from .hub_client import HubError, commit_of, files_of, has_hash, patiently
 from .verification import VERIFICATION_FILE, write_verification
 
 # What a model folder is made of. A push owns these names: it removes those of an earlier push.
@@ -269,13 +268,8 @@ class _Target:
         self, staged: Path
     ) -> tuple[str, list[str], list[CommitOperationAdd | CommitOperationDelete]]:
         """The branch's head, the paths that differ from the staged files, and what mends them."""
-        head = self.api.model_info(self.repo, revision=self.branch).sha
-        assert head is not None, "the Hub names the commit of every revision"
-        there = {
-            entry.path: entry
-            for entry in self.api.list_repo_tree(self.repo, revision=head, recursive=True)
-            if isinstance(entry, RepoFile)
-        }
+        head = commit_of(self.api, self.repo, self.branch)
+        there = {entry.path: entry for entry in files_of(self.api, self.repo, head)}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         changed = []
         for path in sorted(staged.iterdir()):

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from huggingface_hub import get_token
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -22,17 +25,31 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+from .hub_replies import answer, causes, first_sentence, one_line, reason, redacted, reply_of
 
 _TRANSIENT_STATUS = frozenset({408, 412, 425, 429, 500, 502, 503, 504})
 MAX_ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # Seconds.
+# What the client raises for a reply that is JSON, but not the JSON it wants.
+_MISREAD = (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError)
+_HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_ASKED_FOR = ("config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json")
+_LOGIN = "`hf auth login` stores a token, HF_TOKEN overrides it"
+# A 403 is for one of two reasons, and the Hub says in words alone which.
+_ABOUT_RIGHTS = re.compile(
+    r"(?i)token|permi|rights?\b|authori|allowed|access|scope|role|credential"
+)
+_ABOUT_PLANS = re.compile(r"(?i)quota|storage|limit|exceed|billing|payment|upgrade|disabled|too ")
 
 _T = TypeVar("_T")
 
 
 class HubError(OSError):
     """What went wrong between us and the Hub, in one sentence without the token."""
+
+
+class CorruptReplyError(ValueError):
+    """A reply of the Hub that says nothing sensible."""
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -62,81 +79,160 @@ def patiently(call: Callable[[], _T], *, what: str) -> _T:
         except Exception as error:  # the client wraps causes in RuntimeError, OSError and its own
             cause = _transient_cause(error)
             if cause is None:
-                raise HubError(_refusal(error, what)) from error
+                raise HubError(_refusal(error, what)) from _shown(error)
             if attempt == MAX_ATTEMPTS:
                 raise HubError(
-                    f"The {what} failed {attempt} times, last with: {_first_line(cause)} Nothing "
+                    f"The {what} failed {attempt} times, last with: {_described(cause)} Nothing "
                     "is half done; the same command goes on where this one stopped."
-                ) from error
+                ) from _shown(error)
             time.sleep(min(_LONGEST_WAIT, _retry_after(cause) or wait))
             wait *= 2
     raise AssertionError("the last attempt returns or raises")
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _shown(error: BaseException) -> BaseException | None:
+    """The error as a cause to show in a traceback; None where it holds a secret."""
+    texts = [str(cause) for cause in causes(error)]
+    return error if all(redacted(text) == text for text in texts) else None
 
 
 def _transient_cause(error: Exception) -> BaseException | None:
     """What in the chain of causes may pass by itself, or None."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return None
-        if isinstance(cause, HfHubHTTPError):
+        if _status(cause) >= 400:
             return cause if _status(cause) in _TRANSIENT_STATUS else None
-        # The HTTP library differs between versions of the client; the name of the base does not.
-        if any(kind.__name__ == "TransportError" for kind in type(cause).__mro__):
+        # The HTTP library differs between versions of the client; the names of bases do not.
+        kinds = {kind.__name__ for kind in type(cause).__mro__}
+        if kinds & {"TransportError", "DecodingError"}:
             return cause
         if isinstance(cause, OSError) and str(cause).startswith("Consistency check failed"):
             return cause
-        if isinstance(cause, json.JSONDecodeError):  # half of an answer
-            return cause
-    return None
+    misread = (json.JSONDecodeError, CorruptReplyError, *_MISREAD)
+    return next((cause for cause in causes(error) if isinstance(cause, misread)), None)
 
 
-def _status(error: HfHubHTTPError | None) -> int:
-    return int(getattr(getattr(error, "response", None), "status_code", 0))
+def _status(error: BaseException) -> int:
+    """The status of the reply that an error holds itself, or 0."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return status if isinstance(status, int) else 0
 
 
 def _retry_after(cause: BaseException) -> float | None:
-    if not isinstance(cause, HfHubHTTPError) or _status(cause) == 0:
+    if _status(cause) == 0:
         return None
-    seconds = str(cause.response.headers.get("Retry-After", ""))
+    seconds = str(reply_of(cause).headers.get("Retry-After", ""))
     return float(seconds) if seconds.isdigit() else None
+
+
+def _described(cause: BaseException) -> str:
+    """What may pass by itself, as a sentence."""
+    if _status(cause):
+        return answer(reply_of(cause)) + "."
+    if isinstance(cause, (json.JSONDecodeError, *_MISREAD)):
+        return f"a reply that cannot be read ({type(cause).__name__}: {one_line(str(cause))})."
+    return first_sentence(cause)
 
 
 def _refusal(error: Exception, what: str) -> str:
     """One sentence for what no repetition mends."""
-    cause = next((x for x in _causes(error) if isinstance(x, HfHubHTTPError)), None)
-    status = _status(cause)
-    login = "`hf auth login` stores a token, HF_TOKEN overrides it"
-    if any(isinstance(x, OfflineModeIsEnabled) for x in _causes(error)):
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return f"The {what} must reach the Hub, but HF_HUB_OFFLINE forbids it."
-    if cause is not None and "xet-write-token" in str(cause):
+    response = reply_of(error)
+    if response is None:
+        return f"The {what} failed: {first_sentence(error)}"
+    status, said = response.status_code, reason(response)
+    because = f": {said}" if said else ""
+    cause = next((x for x in causes(error) if isinstance(x, HfHubHTTPError)), None)
+    if status == 404 and "xet-write-token" in str(cause):
         return f"The {what} must find Xet storage, but this Hub has none: set HF_HUB_DISABLE_XET=1."
     if isinstance(cause, RevisionNotFoundError):
-        return f"The {what} must find its revision, but the Hub has none of that name."
-    if isinstance(cause, RepositoryNotFoundError) or status == 401:
-        return f"The {what} must be allowed, but the Hub knows no such model or not you ({login})."
-    if status == 403:
-        return f"The {what} must be allowed, but your token is not allowed to ({login})."
-    return f"The {what} failed: {_first_line(error if cause is None else cause)}"
+        return f"The {what} must find its revision, but the Hub has none of that name{because}."
+    if isinstance(cause, EntryNotFoundError):
+        return f"The {what} must find its file, but the Hub has none of that name{because}."
+    is_unknown = isinstance(cause, RepositoryNotFoundError) and not isinstance(
+        cause, GatedRepoError
+    )
+    if is_unknown or status == 401:
+        sentence = f"The {what} must be allowed, but the Hub knows no such model or not you"
+        return f"{sentence}{because} ({_LOGIN})."
+    is_right = not said or (_ABOUT_RIGHTS.search(said) and not _ABOUT_PLANS.search(said))
+    if status == 403 and is_right:
+        sentence = f"The {what} must be allowed, but your token is not allowed to"
+        return f"{sentence}{because} ({_LOGIN})."
+    # A bad card: the client says which file the Hub refuses.
+    if isinstance(error, ValueError) and not isinstance(error, (HfHubHTTPError, UnicodeError)):
+        return f"The {what} failed: {one_line(str(error)).rstrip('.')}."
+    return f"The {what} failed: the Hub answered {answer(response)}."
 
 
-def _first_line(error: BaseException) -> str:
-    """The first sentence of an error that may fill a page, without any token."""
-    lines = [line.strip() for line in _redacted(str(error)).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if text.endswith(":") and len(lines) > 1:
-        text = f"{text} {lines[1]}"
-    return text.rstrip(".") + "."
+def hub_answer(error: BaseException, repo: str, revision: str | None) -> str | None:
+    """What the Hub answered where that is why a model did not load, as a sentence, or None.
+
+    transformers takes a refusal for a file that is not there, and forgets the reason: so the Hub
+    is asked again. A name that the Hub does not know is None: transformers says that well.
+    """
+    kinds = (RepositoryNotFoundError, RevisionNotFoundError)
+    is_unknown = any(isinstance(cause, kinds) for cause in causes(error))
+    response = reply_of(error)
+    for name in _ASKED_FOR if response is None else ():
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, name, revision=revision))
+        except Exception as again:  # no answer either, or no name of a repository
+            response = reply_of(again)
+            if response is None or response.status_code != 404:
+                break
+    is_gated = any(isinstance(cause, GatedRepoError) for cause in causes(error))
+    if response is None or response.status_code == 404 or (is_unknown and not is_gated):
+        return None
+    return f"the Hub answered {answer(response)}."
 
 
-def _redacted(text: str) -> str:
-    token = get_token()
-    return _TOKEN.sub("hf_***", text.replace(token, "hf_***") if token else text)
+# ------------------------------------------------------------------ what is there
+
+
+def commit_of(api: HfApi, repo: str, revision: str | None) -> str:
+    """The commit that a revision names; None is the main branch.
+
+    Raises:
+        CorruptReplyError: If the Hub names none, which `patiently` tries again.
+    """
+    commit = api.model_info(repo, revision=revision).sha
+    if not (isinstance(commit, str) and _HASH.fullmatch(commit)):
+        raise CorruptReplyError("The Hub must name the commit of every revision, but does not.")
+    return commit
+
+
+def files_of(api: HfApi, repo: str, commit: str) -> list[RepoFile]:
+    """The files of a commit with their hashes.
+
+    Raises:
+        CorruptReplyError: If an entry of the listing has no path inside the repository, size or
+            hash, which `patiently` tries again.
+    """
+    listed = api.list_repo_tree(repo, revision=commit, recursive=True)
+    files = [entry for entry in listed if isinstance(entry, RepoFile)]
+    for entry in files:
+        digest = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+        path = entry.path
+        is_inside = isinstance(path, str) and path != "" and "\\" not in path
+        if is_inside:
+            parts = PurePosixPath(path).parts
+            is_inside = not path.startswith("/") and ".." not in parts
+        is_sized = type(entry.size) is int and entry.size >= 0
+        if not (is_inside and is_sized and _HASH.fullmatch(str(digest))):
+            raise CorruptReplyError(
+                "The Hub must list files with path, size and hash, but lists "
+                f"{one_line(repr(path))} otherwise."
+            )
+    return files
+
+
+def quiet_http_log() -> None:
+    """Leave requests that went well out of a program's log, where signed addresses show too."""
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def has_hash(path: Path, entry: RepoFile) -> bool:

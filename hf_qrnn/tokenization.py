@@ -16,12 +16,15 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .hub_client import hub_answer
 
 PAD_TOKEN = "<pad>"
 EOS_TOKEN = "</s>"
@@ -119,9 +122,11 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         # False, not None: None asks the user whether to run the code beside the tokenizer.
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # `tokenizers` raises plain Exception for a broken file
+        answered = None if Path(name_or_path).exists() else hub_answer(error, name_or_path, None)
         raise ValueError(
             "`tokenizer` must be 'char', 'byte', a folder with a saved tokenizer or a name on the "
-            f"Hub (which needs a network and no custom code), but is {name_or_path!r}."
+            f"Hub (which needs a network and no custom code), but is {name_or_path!r}"
+            f"{': ' + answered if answered else '.'}"
         ) from error
     return check_tokenizer(tokenizer)
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from .flags import typed
 from .generation import generate_hypotheses
-from .hub_client import split_revision
+from .hub_client import hub_answer, split_revision
 from .tokenization import check_tokenizer, decode_batch, encode_batch
 
 # All that Python, an editor or another tool may take as the end of a line.
@@ -234,8 +234,10 @@ def load_translator(
         )
         tokenizer = AutoTokenizer.from_pretrained(found, **options)
     except Exception as error:  # `tokenizers` raises plain Exception for a broken file
+        answered = None if Path(found).exists() else hub_answer(error, found, revision)
         raise ValueError(
-            f"`name_or_path` must be {kind}, but is {str(name_or_path)!r}: {_reason(error)}"
+            f"`name_or_path` must be {kind}, but is {str(name_or_path)!r}: "
+            f"{answered or _reason(error)}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:

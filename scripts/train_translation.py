@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
 from hf_qrnn.flags import typed
+from hf_qrnn.hub_client import quiet_http_log
 from hf_qrnn.limits_qrnn import set_length_rule
 from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.publishing import check_publishing, publish_run
@@ -351,7 +352,7 @@ def run(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 2 after a mistake, 3 after divergence, 75 after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    quiet_http_log()
 
     def work() -> None:
         with typed(flag_names(KINDS)):

@@ -34,7 +34,7 @@ WRITE_TOKEN = "hf_may_write_and_must_never_show"
 READ_TOKEN = "hf_may_only_read_and_must_never_show"
 
 KINDS = (
-    "status",  # answers `status` and does nothing
+    "status",  # answers `status`, and `body` if there is one, and does nothing
     "drop",  # does nothing and closes the connection
     "lost_reply",  # does what was asked and closes the connection
     "cut",  # sends half of the content and closes
@@ -54,9 +54,22 @@ class Fault:
     times: int = 1
     status: int = 500
     retry_after: int | None = None
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind
+
+    def reply(self) -> Reply:
+        """The answer of a fault of the kind "status"."""
+        if self.body is None:
+            reply = Reply.error(self.status, "the stand-in was told to fail")
+        else:
+            reply = Reply(self.status, self.body)
+        reply.headers.update(self.headers)
+        if self.retry_after is not None:
+            reply.headers["Retry-After"] = str(self.retry_after)
+        return reply
 
 
 @dataclass
@@ -482,9 +495,7 @@ class _Handler(BaseHTTPRequestHandler):
                 request.body = _altered(body)
             request.is_wrong = kind == "wrong_hash"
             if fault is not None and kind == "status":
-                reply = Reply.error(fault.status, "the stand-in was told to fail")
-                if fault.retry_after is not None:
-                    reply.headers["Retry-After"] = str(fault.retry_after)
+                reply = fault.reply()
             else:
                 reply = Reply(0) if kind == "drop" else hub.answer(request)
             hub.log.append((self.command, url.path, reply.status))

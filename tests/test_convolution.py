@@ -184,7 +184,7 @@ def test_many_steps_go_by_pairs_and_few_by_a_call(ways: list[str]) -> None:
 def test_infinite_inputs_give_what_one_product_gives(
     ways: list[str], step: int, value: float
 ) -> None:
-    convolution = GateConvolution(LEAST_INPUTS, UNITS, 2, 3)
+    convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     padded = torch.randn(1, LONG + 1, LEAST_INPUTS)
     padded[0, step, 3] = value
     gates, bias = convolve(convolution, padded, 2)

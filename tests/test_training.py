@@ -319,6 +319,7 @@ def test_script_trains_leaves_a_loadable_folder_and_pushes(tmp_path: Path, hub: 
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
+    assert "HTTP Request" not in result.stderr
     assert len(hub.repos["someone/mine"].commits) == 2  # the Hub's own and ours
     pushed = hub.files("someone/mine")
     assert pushed["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()

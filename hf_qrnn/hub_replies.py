@@ -1,0 +1,127 @@
+"""What the Hub answered, in words: its own reason, short, and without any secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from huggingface_hub import get_token
+
+_LONGEST = 300  # Characters of a reason.
+_TAG = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>")
+_TITLE = re.compile(r"(?is)<(title|h1|message)\b[^>]*>(.*?)</\1>")
+_SECRETS = (
+    (re.compile(r"\b(hf|api_org)_[A-Za-z0-9_]{20,}"), r"\1_***"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 ***"),
+    # Of an address: what signs it, and who asks.
+    (re.compile(r"(?i)([?&;][\w.-]*(?:token|signature|credential|key|secret)[\w.-]*=)[^&\s\"'<>]+"),
+     r"\1***"),
+    (re.compile(r"(\w://)[^/@\s]+@"), r"\1***@"),
+)  # fmt: skip
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, the last first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def reply_of(error: BaseException) -> Any:
+    """The HTTP reply that led to an error, or None. HTTP libraries of the client differ."""
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(getattr(response, "status_code", None), int):
+            return response
+    return None
+
+
+def answer(response: Any) -> str:
+    """Status and reason of a reply, as "413 Content Too Large: the file has 60 GB"."""
+    status = response.status_code
+    try:
+        head = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        head = str(status)
+    said = reason(response)
+    return f"{head}: {said}" if said else head
+
+
+def reason(response: Any) -> str:
+    """Why the Hub says that it refuses; empty where it does not say."""
+    said = [response.headers.get("X-Error-Message") or "", *_messages(_content(response))]
+    kept: list[str] = []
+    # The longest first: the header repeats the body's message, or a part of it.
+    for line in sorted((one_line(text) for text in said), key=len, reverse=True):
+        if not any(line.lower() in longer.lower() for longer in kept):
+            kept.append(line)
+    order = [line for line in dict.fromkeys(one_line(text) for text in said) if line in kept]
+    return _cut("; ".join(line for line in order if line)).rstrip(".")
+
+
+def _content(response: Any) -> Any:
+    """The parsed body; a text where it is no JSON, a page without its tags."""
+    try:
+        body = bytes(response.content)
+    except RuntimeError:  # a stream that nobody read
+        return None
+    text = body.decode("utf-8", errors="replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    kind = str(response.headers.get("Content-Type", "")).lower()
+    if not (text.lstrip().startswith("<") or "html" in kind or "xml" in kind):
+        return text
+    titles = [found for _, found in _TITLE.findall(text)]
+    return [_TAG.sub(" ", titles[0] if titles else text)]
+
+
+def _messages(content: Any) -> Iterator[str]:
+    """Every message in what the Hub sends as an error: a text, a list, or an object."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for entry in content:
+            yield from _messages(entry)
+    elif isinstance(content, dict):
+        for key in ("error", "error_description", "message", "errors", "detail"):
+            yield from _messages(content.get(key))
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error says: its first line, and the next where that ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
+    return _cut(redacted(text)).rstrip(".") + "."
+
+
+def one_line(text: str) -> str:
+    """A text on one line, short, without control characters and secrets."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return _cut(redacted(" ".join(printable.split())))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3].rstrip() + "..."
+
+
+def redacted(text: str) -> str:
+    """A text without tokens, signatures of addresses, and the user's folder."""
+    token = get_token()
+    if token:
+        text = text.replace(token, "hf_***")
+    for pattern, stand_in in _SECRETS:
+        text = pattern.sub(stand_in, text)
+    home = os.path.expanduser("~")
+    if len(home) > 1:
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    return text
