@@ -50,10 +50,12 @@ def _add(commands: Any, name: str, summary: str, text: str) -> argparse.Argument
 
 def _push(args: argparse.Namespace) -> None:
     from .hub import push
+    from .hub_files import shared_files
     from .training.cards import model_card
 
     folder = Path(args.model)
-    has_card = (folder / "README.md").is_file() or not (folder / "config.json").is_file()
+    # Before the card: it is made of the folder's files, which must be files of the folder.
+    has_card = "README.md" in {path.name for path in shared_files(folder)}
     result = push(
         folder,
         args.repo,

@@ -24,26 +24,16 @@ from huggingface_hub import (
     ModelCard,
     get_token,
 )
+from yaml import YAMLError
 
-from .configuration_qrnn import AUTO_MAP
 from .hub_client import HubError, commit_of, files_of, has_hash, patiently
-from .verification import VERIFICATION_FILE, write_verification
-
-# What a model folder is made of. A push owns these names: it removes those of an earlier push.
-_MODEL_FILES = (
-    r"model(-\d{5}-of-\d{5})?\.safetensors", r"model\.safetensors\.index\.json", r"config\.json",
-    r"generation_config\.json", r"\w+_qrnn\.py", r"tokenizer(_config)?\.json",
-    r"special_tokens_map\.json", r"added_tokens\.json", r"vocab\.(json|txt)", r"merges\.txt",
-    r"[\w.-]+\.(model|spm)", r"chat_template\.jinja", re.escape(VERIFICATION_FILE),
-)  # fmt: skip
-# What a training run adds for its readers.
-_RECORD_FILES = (
-    r"README\.md", r"LICENSE", r"run\.json", r"metrics\.jsonl", r"test\.json",
-    r"learning_curve\.png", r"attention\.png",
-)  # fmt: skip
+from .hub_files import kind_of, shared_files
+from .json_files import read_json, read_text
+from .verification import write_verification
 
 _REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ABSOLUTE_FOLDER = re.compile(r"(?<![\w.:/])/(?:[^\s/\"']+/)+")
+_PATH_KEY = re.compile(r"\w+_files?|source_spm|target_spm|vocab|name_or_path")
 _USAGE_NAME = re.compile(r'^name = ".*"$', flags=re.MULTILINE)
 
 
@@ -81,11 +71,6 @@ def without_folders(value: Any) -> Any:
 # ------------------------------------------------------------------ what travels
 
 
-def is_shared_file(name: str) -> bool:
-    """Whether a push sends a file of this name."""
-    return any(re.fullmatch(pattern, name) for pattern in (*_MODEL_FILES, *_RECORD_FILES))
-
-
 def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> None:
     """Copy what a push sends from `folder` to `target`, fit for other people's eyes.
 
@@ -96,18 +81,14 @@ def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> 
         ValueError: If the folder is no complete model that transformers can load anywhere, or one
             of the files holds the token.
     """
-    if not folder.is_dir():
-        raise ValueError(f"`MODEL` must be a folder with a saved model, but is {str(folder)!r}.")
-    _check_complete(folder)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_shared_file(path.name):
-            shutil.copyfile(path, target / path.name)
+    for path in shared_files(folder):
+        shutil.copyfile(path, target / path.name)
     run, readme = target / "run.json", target / "README.md"
     if run.is_file():
-        described = without_folders(json.loads(run.read_text(encoding="utf-8")))
-        run.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        _write_json(run, without_folders(read_json(run)))
+    _forget_paths(target / "tokenizer_config.json")
     if readme.is_file():
-        card = readme.read_text(encoding="utf-8")
+        card = read_text(readme)
     if card is not None:
         text = _USAGE_NAME.sub(f'name = "{repo}"', card, count=1)
         readme.write_text(text, encoding="utf-8")
@@ -117,35 +98,24 @@ def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> 
             raise ValueError(f"`MODEL` must not hold your token, but {path.name!r} does.")
 
 
-def _check_complete(folder: Path) -> None:
-    def refuse(lack: str) -> None:
-        raise ValueError(
-            f"`MODEL` must hold a model as `save_pretrained` writes it, but {str(folder)!r} {lack}."
-        )
+def _forget_paths(path: Path) -> None:
+    """Drop the files that a tokenizer's config names: transformers might open them.
 
-    if not (folder / "config.json").is_file():
-        refuse("lacks config.json")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "qrnn":
-        refuse(f"has the model_type {config.get('model_type')!r} instead of 'qrnn'")
-    if config.get("auto_map") != AUTO_MAP:
-        refuse("has no full `auto_map` in its config.json")
-    needed = {f"{entry.split('.')[0]}.py" for entry in AUTO_MAP.values()}
-    seen: set[str] = set()
-    while needed - seen:
-        name = min(needed - seen)
-        seen.add(name)
-        if not (folder / name).is_file():
-            refuse(f"lacks the code {name}")
-        source = (folder / name).read_text(encoding="utf-8")
-        needed |= {f"{part}.py" for part in re.findall(r"^\s*from \.(\w+) import", source, re.M)}
-    weights = {"model.safetensors"}
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weights = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    for name in (*sorted(weights), "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            refuse(f"lacks {name}")
+    It finds those beside the config by their names; what an older release or another tool wrote
+    here is a path of one machine.
+    """
+    config = read_json(path)
+    kept = {
+        key: value
+        for key, value in config.items()
+        if not (_PATH_KEY.fullmatch(key) and isinstance(value, (str, list)))
+    }
+    if kept != config:
+        _write_json(path, kept)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------ push
@@ -212,7 +182,13 @@ def _check_card(staged: Path) -> None:
             "`MODEL` must hold a card (README.md), but has none: training scripts write one, and "
             "scripts/make_card.py does for an older run."
         )
-    card = ModelCard.load(path)
+    try:
+        card = ModelCard(read_text(path))
+    except YAMLError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"`README.md` must have front matter, but it is damaged: {reason}."
+        ) from error
     if not card.data.to_dict():
         raise ValueError("`MODEL` must hold a card with front matter, but README.md has none.")
 
@@ -278,8 +254,7 @@ class _Target:
             changed.append(path.name)
             operations.append(CommitOperationAdd(path.name, str(path)))
         for name in sorted(there):
-            is_ours = any(re.fullmatch(pattern, name) for pattern in _MODEL_FILES)
-            if is_ours and not (staged / name).exists():
+            if kind_of(name) is not None and not (staged / name).exists():
                 changed.append(name)
                 operations.append(CommitOperationDelete(name))
         return head, changed, operations

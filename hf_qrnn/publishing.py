@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .hub import PushResult, check_access, push
+from .json_files import read_text
 from .plots import attention_figure, save_figure
 from .training.cards import example_sentence, model_card
 from .training.options import PublishOptions
@@ -41,7 +42,7 @@ def write_card(
         folder: A run's folder with its best model.
         sentence: Draw attention.png of its translation; None draws nothing.
         title: Heading; None is the run's own.
-        about: Text on data and limits; None is the run's own.
+        about: Text on data and limits; None leaves it out.
         sources: Sentences to translate now, as samples.
         num_beams: Beams for samples and picture.
     """
@@ -81,7 +82,9 @@ def publish_run(folder: Path, options: PublishOptions, *, num_beams: int = 1) ->
         HubError: If the Hub refuses or cannot be reached; the folder is complete then, and
             `hf-qrnn push` goes on from it.
     """
-    write_card(folder, sentence=example_sentence(folder), num_beams=num_beams)
+    about = None if options.card_about is None else read_text(Path(options.card_about)).strip()
+    sentence = example_sentence(folder)
+    write_card(folder, sentence=sentence, about=about, num_beams=num_beams)
     if not options.push_to_hub or options.hub_model_id is None:
         return None
     pushed = push(

@@ -21,16 +21,15 @@ import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backends_qrnn import use_backend
 from .hub_client import HubError, has_hash, patiently, split_revision
-
-VERIFICATION_FILE = "verification.safetensors"
-"""Inputs and the logits the model gave for them when it was pushed."""
-
+from .hub_files import VERIFICATION_FILE
+from .hub_replies import first_sentence
+from .json_files import read_json
 
 _LOADER = Path(__file__).with_name("load_check.py")
 _LENGTHS = (13, 6)  # Tokens of the two texts: padding is part of what is verified.
@@ -67,22 +66,18 @@ def write_verification(folder: Path) -> None:
     same file.
 
     Raises:
-        ValueError: If the model has no logits.
+        ValueError: If the model does not load, or has no logits.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    auto = auto_class_of(config)
+    auto = auto_class_of(read_json(folder / "config.json"))
     if auto == "AutoModel":
         raise ValueError("`MODEL` must be a model with a head, but has no logits to compare.")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = getattr(transformers, auto).from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, tokenizer = _loaded(folder, auto)
         texts = _texts(tokenizer)
-        inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        encoded = tokenizer(texts, padding=True, return_tensors="pt", return_attention_mask=True)
+        inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if auto == "AutoModelForSeq2SeqLM":
             start = torch.full((len(texts), 1), model.config.decoder_start_token_id)
             given = inputs["input_ids"][:, :_TARGET_LENGTH]
@@ -99,6 +94,49 @@ def write_verification(folder: Path) -> None:
         folder / VERIFICATION_FILE,
         metadata={"check": described},
     )
+
+
+def _loaded(folder: Path, auto: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model with all its weights, and its tokenizer."""
+    _check_weights(folder)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        model, report = getattr(transformers, auto).from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # what a config asks for can go wrong in any way
+        raise ValueError(f"`MODEL` must load, but: {_reason(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"`MODEL` must hold all its weights, but lacks {len(missing)}, {missing[0]!r} for one."
+        )
+    if auto == "AutoModelForSeq2SeqLM" and model.config.decoder_start_token_id is None:
+        raise ValueError("`decoder_start_token_id` must be given to translate, but is None.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # `tokenizers` raises plain Exception for a broken file
+        raise ValueError(f"The tokenizer of `MODEL` must load, but: {_reason(error)}") from error
+    if tokenizer.pad_token is None:
+        raise ValueError("`tokenizer_config.json` must name a padding token, but names none.")
+    return model, tokenizer
+
+
+def _check_weights(folder: Path) -> None:
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except SafetensorError as error:
+            raise ValueError(
+                f"`{path.name}` must be whole, but is damaged: {first_sentence(error)}"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error; with its kind where that alone says what it is."""
+    kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    return kind + first_sentence(error)
 
 
 def auto_class_of(config: dict[str, Any]) -> str:

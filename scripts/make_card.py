@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--output", type=Path, help="folder to copy the card to")
     parser.add_argument("--title", help="heading of the card (the run's card_title)")
-    parser.add_argument("--about", type=Path, help="text on data and limits (the run's)")
+    parser.add_argument("--about", type=Path, help="file with a text on data and limits (none)")
     parser.add_argument("--sources", type=Path, help="sentences to translate as samples")
     parser.add_argument("--sentence", help="draw attention.png of its translation")
     parser.add_argument("--num_beams", type=int, default=5, help="beams for the samples")

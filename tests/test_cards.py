@@ -249,6 +249,18 @@ def test_finished_run_is_pushed(run: Path, hub: HubStandIn) -> None:
     assert b"/srv" not in b"".join(files.values())
 
 
+def test_the_text_about_data_is_that_of_the_options(run: Path, tmp_path: Path) -> None:
+    """A file that run.json names is not opened: it may be of another machine, or anything."""
+    (tmp_path / "about.md").write_text("What the options say.\n", encoding="utf-8")
+    (tmp_path / "other.md").write_text("What run.json says.\n", encoding="utf-8")
+    options = {**RUN["options"], "card_about": str(tmp_path / "other.md")}
+    (run / "run.json").write_text(json.dumps({**RUN, "options": options}))
+    publish_run(run, PublishOptions(card_about=str(tmp_path / "about.md")))
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "What the options say." in card
+    assert "What run.json says." not in card + model_card(run)
+
+
 def test_run_without_push_only_writes(run: Path) -> None:
     check_publishing(PublishOptions())
     assert publish_run(run, PublishOptions()) is None

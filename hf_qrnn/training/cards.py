@@ -17,8 +17,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from ..hub import without_folders
+from ..json_files import read_json
 from ..metrics.table import BY_NAME, VALIDATED
 from .data import TextPair
+from .run_files import read_records, read_run, read_test
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -79,27 +81,23 @@ def model_card(
         folder: Holds config.json; run.json, metrics.jsonl, test.json, learning_curve.png and
             attention.png are used where they are.
         title: Heading; None is the run's `card_title`, else the folder's name.
-        about: What a reader must know to judge the numbers; None is the text of the run's
-            `card_about` file, if it named one.
+        about: What a reader must know to judge the numbers. No file that the folder names is
+            opened for it.
         samples: Sources and the model's translations, shown as they are.
 
     Raises:
         FileNotFoundError: If there is no config.json.
         ValueError: If the folder's files do not make a valid card.
     """
-    config = _read_json(folder, "config.json")
-    if config is None:
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"`folder` must hold config.json, but {str(folder / 'config.json')!r} is missing."
         )
-    run, test = _read_json(folder, "run.json") or {}, _read_json(folder, "test.json") or {}
-    records = _read_records(folder / "metrics.jsonl")
+    config = read_json(folder / "config.json")
+    run, test, records = read_run(folder), read_test(folder), read_records(folder)
     options: dict[str, Any] = without_folders(run.get("options", {}))
     pipeline = _PIPELINES.get((config.get("architectures") or [""])[0], "feature-extraction")
     title = title or options.get("card_title") or f"QRNN {folder.resolve().name}"
-    about_file = Path(run.get("options", {}).get("card_about") or "")
-    if about is None and about_file.is_file():
-        about = about_file.read_text(encoding="utf-8").strip()
     fields = {
         "card_data": _card_data(pipeline, title, run, test).to_yaml(),
         "title": title,
@@ -129,7 +127,7 @@ def model_card(
 
 def example_sentence(folder: Path) -> str:
     """A sentence of ours in the source language of the run in `folder`, English if unknown."""
-    languages = _languages((_read_json(folder, "run.json") or {}).get("options", {}))
+    languages = _languages(read_run(folder).get("options", {}))
     return _SENTENCES.get("en" if languages is None else languages[0], _SENTENCES["en"])
 
 
@@ -146,20 +144,6 @@ def describe_data(
         "mean_target_chars": sum(len(pair.target) for pair in train) / max(1, len(train)),
         "distinct_chars": len(characters),
     }
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
-    path = folder / name
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _languages(options: dict[str, Any]) -> tuple[str, str] | None:

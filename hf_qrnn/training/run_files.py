@@ -1,0 +1,110 @@
+"""Reading what a run wrote of itself, for its card: damaged or foreign files are one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..json_files import read_json, read_json_lines
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "a text": (str,),
+    "a number": (int, float),
+    "a whole number": (int,),
+    "an object": (dict,),
+}
+# What a card needs of each file; the rest may be missing, but not be of another kind.
+_RUN = {"command": "a text", "options": "an object", "date": "a text", "hardware": "an object"}
+_RUN_OPTIONAL = {"data": "an object", "versions": "an object", "parameters": "a whole number"}
+_HARDWARE = {
+    "device": "a text", "machine": "a text", "cpu_capability": "a text",
+    "threads": "a whole number",
+}  # fmt: skip
+_TEXT_OPTIONS = (
+    "source_lang", "target_lang", "train_source", "train_target", "train_file", "dataset_name",
+    "data_name", "data_license", "model_license", "card_title", "tokenizer", "hub_model_id",
+    "output_dir",
+)  # fmt: skip
+_DATA = {
+    "train": "a whole number", "valid": "a whole number", "test": "a whole number",
+    "mean_source_chars": "a number", "mean_target_chars": "a number",
+    "distinct_chars": "a whole number",
+}  # fmt: skip
+_RECORD = {"kind": "a text", "step": "a whole number"}
+_RECORD_OPTIONAL = {
+    "seconds": "a number", "chars_per_second": "a number", "bleu": "a number", "chrf": "a number",
+}  # fmt: skip
+_VALID_RECORD = {"seconds": "a number", "loss": "a number"}
+_TEST = {"sentences": "a whole number", "num_beams": "a whole number", "exact_match": "a number"}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json of a folder; empty where there is none.
+
+    Raises:
+        ValueError: If it is damaged, or not as a training run writes it.
+    """
+    path = folder / "run.json"
+    run = read_json(path) if path.is_file() else {}
+    if run:
+        _check(path.name, run, _RUN, _RUN_OPTIONAL)
+        _check(path.name, run["hardware"], _HARDWARE)
+        options = dict.fromkeys(_TEXT_OPTIONS, "a text")
+        _check(path.name, run["options"], {"seed": "a whole number"}, options)
+        _check(path.name, run.get("data") or {}, {}, _DATA)
+    return run
+
+
+def read_test(folder: Path) -> dict[str, Any]:
+    """test.json of a folder; empty where there is none.
+
+    Raises:
+        ValueError: If it is damaged, or not as a training run writes it.
+    """
+    path = folder / "test.json"
+    test = read_json(path) if path.is_file() else {}
+    for metric in ("bleu", "chrf"):
+        if test.get(metric) is not None:
+            wanted = {metric: "a number", f"{metric}_signature": "a text", **_TEST}
+            _check(path.name, test, wanted, {f"{metric}_confidence": "an object"})
+            interval = test.get(f"{metric}_confidence") or {}
+            _check(path.name, interval, {}, {"margin": "a number"})
+    return test
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; none where there is none.
+
+    Raises:
+        ValueError: If a line is damaged, or not as a training run writes it.
+    """
+    path = folder / "metrics.jsonl"
+    records = read_json_lines(path) if path.is_file() else []
+    for number, record in enumerate(records, 1):
+        place = f" in record {number}"
+        _check(path.name, record, _RECORD, _RECORD_OPTIONAL, place=place)
+        if record["kind"] == "valid":
+            _check(path.name, record, _VALID_RECORD, place=place)
+    return records
+
+
+def _check(
+    name: str,
+    content: Mapping[str, Any],
+    wanted: Mapping[str, str],
+    optional: Mapping[str, str] | None = None,
+    *,
+    place: str = "",
+) -> None:
+    """Refuse a wanted entry that is missing, or any that is of another kind; null is missing."""
+    for key, kind in {**(optional or {}), **wanted}.items():
+        value = content.get(key)
+        if value is None and key not in wanted:
+            continue
+        if not isinstance(value, _KINDS[kind]) or isinstance(value, bool):
+            found = "is missing" if value is None else f"is {repr(value)[:60]}"
+            raise ValueError(
+                f"`{name}` must have {kind} as {key!r}, as training scripts write it, but{place} "
+                f"it {found}."
+            )
