@@ -13,9 +13,10 @@ never optimiser state or anything else of a run's folder. The same folder again 
 Prints the commit's page. The token is the one of `hf auth login`, or HF_TOKEN."""
 
 _VERIFY_TEXT = """\
-Download a model into a fresh cache, compare every file with the hash that the Hub lists, load it by
-all Auto classes in fresh processes with and without this package, and compare its logits with those
-stored by `hf-qrnn push`. Runs the code that lies in the repository, without your token."""
+Download a model into a fresh cache, compare every file with the hash that the Hub lists and those
+of the model with the hashes it was pushed with, load it by all Auto classes in fresh processes with
+and without this package, and compare its logits with those stored by `hf-qrnn push`. Runs the code
+that lies in the repository, without your token."""
 
 
 def add_push(commands: Any) -> None:
@@ -76,5 +77,11 @@ def _push(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> None:
     from .verification import verify
 
-    verify(args.repo, report=lambda sentence: print(sentence, flush=True))
-    print(f"{args.repo} is what was pushed")
+    found = verify(args.repo, report=lambda sentence: print(sentence, flush=True))
+    if found.has_hashes:
+        print(f"{args.repo} is what was pushed")
+    else:
+        print(
+            f"{args.repo} gives the stored logits; whether its files changed since the push is not "
+            "known, because that push stored no hashes"
+        )

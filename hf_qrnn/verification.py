@@ -1,12 +1,14 @@
 """Whether a pushed model is what was pushed: every byte, every Auto class, the same logits.
 
-A push stores inputs and logits in `verification.safetensors`; `verify` downloads the repository
-into a fresh cache, compares every file with the hash the Hub lists, and loads the model in fresh
+A push stores inputs, logits and the hashes of the model's files in `verification.safetensors`;
+`verify` downloads the repository into a fresh cache, compares every file with the hash the Hub
+lists and the model's files with the hashes they were pushed with, and loads the model in fresh
 processes with and without this package.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -26,9 +28,9 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backends_qrnn import use_backend
-from .hub_client import HubError, has_hash, patiently, split_revision
-from .hub_files import VERIFICATION_FILE
-from .hub_replies import first_sentence
+from .hub_client import HubError, commit_of, files_of, has_hash, patiently, split_revision
+from .hub_files import VERIFICATION_FILE, kind_of
+from .hub_replies import first_sentence, one_line
 from .json_files import read_json
 
 _LOADER = Path(__file__).with_name("load_check.py")
@@ -52,15 +54,26 @@ class Verified:
         commit: The commit that the revision named.
         num_files: Files whose hashes were compared.
         difference: Largest difference of a logit, with and without the package.
+        has_hashes: The push kept the hashes of the model's files, and they are the same.
     """
 
     commit: str
     num_files: int
     difference: float
+    has_hashes: bool
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a push stored: the head, texts for the tokenizer, and hashes by file name, or None."""
+
+    auto_class: str
+    texts: list[str]
+    files: dict[str, str] | None
 
 
 def write_verification(folder: Path) -> None:
-    """Write inputs and this machine's logits for the model in `folder` into it.
+    """Write inputs, this machine's logits and the hashes of the model in `folder` into it.
 
     One thread, float32 and the definition of pooling in torch, so that the same folder gives the
     same file.
@@ -87,7 +100,7 @@ def write_verification(folder: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     tensors = {**inputs, "logits": output.logits}
-    described = json.dumps({"auto_class": auto, "texts": texts})
+    described = json.dumps({"auto_class": auto, "texts": texts, "files": _hashes(folder)})
     # One entry: safetensors writes several in no fixed order.
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
@@ -139,6 +152,19 @@ def _reason(error: Exception) -> str:
     return kind + first_sentence(error)
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that make up the model, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if kind_of(path.name) is not None and path.is_file():
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            found[path.name] = digest.hexdigest()
+    return found
+
+
 def auto_class_of(config: dict[str, Any]) -> str:
     """Name of the Auto class that loads the architecture a config names.
 
@@ -182,62 +208,149 @@ def verify(
     """
     repo, revision = split_revision(name)
     api = HfApi(endpoint=endpoint)
-    what = f"download of {name}"
     with TemporaryDirectory() as folder:
         cache = Path(folder)
-        commit = patiently(lambda: api.model_info(repo, revision=revision), what=what).sha
-        assert commit is not None, "the Hub names the commit of every revision"
-        entries = patiently(
-            lambda: [
-                entry
-                for entry in api.list_repo_tree(repo, revision=commit, recursive=True)
-                if isinstance(entry, RepoFile)
-            ],
-            what=what,
-        )
-        snapshot = Path(
-            patiently(
-                lambda: snapshot_download(
-                    repo, revision=commit, cache_dir=cache / "hub", endpoint=endpoint
-                ),
-                what=what,
-            )
-        )
-        _check_files(snapshot, entries)
-        report(f"{len(entries)} files of commit {commit[:12]} have the hashes the Hub lists")
+        commit = patiently(lambda: commit_of(api, repo, revision), what=f"download of {name}")
+        snapshot, count = _download(api, repo, commit, cache, what=f"download of {name}")
+        report(f"{count} files of commit {commit[:12]} have the hashes the Hub lists")
+        try:
+            autos, record = _stored(snapshot)
+        except ValueError as error:
+            raise HubError(str(error)) from error
+        changed = _changed(snapshot, record)
         differences = []
         for with_package in (True, False):
-            found = _load(repo, commit, snapshot, cache, with_package=with_package)
-            differences.append(_check_loaded(found, with_package=with_package))
+            try:
+                found = _load(
+                    repo, commit, snapshot, cache, autos, record, with_package=with_package
+                )
+                differences.append(_check_loaded(found, with_package=with_package))
+            except HubError as error:
+                since = f" Since the push there changed: {changed}." if changed else ""
+                raise HubError(f"{error}{since}") from error
             place = "with" if with_package else "without"
             report(
                 f"{', '.join(found['loaded'])} load {place} the package; the largest difference "
                 f"of a logit is {differences[-1]:.1e}"
             )
-    return Verified(commit, len(entries), max(differences))
+    if changed:
+        raise HubError(
+            f"{repo} at commit {commit[:12]} must be what was pushed, but a later commit changed: "
+            f"{changed}."
+        )
+    return Verified(commit, count, max(differences), record.files is not None)
+
+
+def _download(api: HfApi, repo: str, commit: str, cache: Path, *, what: str) -> tuple[Path, int]:
+    """All files of a commit in a fresh cache, with the hashes that the Hub lists; their number."""
+    path = patiently(
+        lambda: snapshot_download(
+            repo, revision=commit, cache_dir=cache / "hub", endpoint=api.endpoint
+        ),
+        what=what,
+    )
+    snapshot = Path(path)
+    for attempt in (1, 2):
+        entries = patiently(lambda: files_of(api, repo, commit), what=what)
+        try:
+            _check_files(snapshot, entries)
+        except HubError:
+            # What was altered may be the listing: two must agree before the files are blamed.
+            if attempt == 2:
+                raise
+        else:
+            break
+    return snapshot, len(entries)
 
 
 def _check_files(snapshot: Path, entries: list[RepoFile]) -> None:
-    for entry in entries:
-        path = snapshot / entry.path
+    listed = {entry.path: entry for entry in entries}
+    for path in sorted(snapshot.rglob("*")):
+        name = path.relative_to(snapshot).as_posix()
+        if path.is_file() and name not in listed:
+            raise HubError(f"{name!r} must be in the Hub's listing, but is not.")
+    for name, entry in listed.items():
+        path = snapshot / name
         if not path.is_file():
-            raise HubError(f"{entry.path!r} must be there, but the download lacks it.")
+            raise HubError(f"{name!r} must be there, but the download lacks it.")
         if not has_hash(path, entry):
             raise HubError(
-                f"{entry.path!r} must have the hash that the Hub lists, but what was downloaded "
+                f"{name!r} must have the hash that the Hub lists, but what was downloaded "
                 "has another: it was altered on the way or on the Hub."
             )
         if path.suffix in _PICKLES:
-            raise HubError(f"{entry.path!r} must not be there: a pickle can run any code.")
-    if not (snapshot / VERIFICATION_FILE).is_file():
+            raise HubError(f"{name!r} must not be there: a pickle can run any code.")
+    if VERIFICATION_FILE not in listed:
         raise HubError(
             f"{VERIFICATION_FILE!r} must be there to compare logits with, but is not: "
             "`hf-qrnn push` writes it."
         )
 
 
+def _stored(snapshot: Path) -> tuple[list[str], _Record]:
+    """The Auto classes that must load, and what the push stored.
+
+    Raises:
+        ValueError: If a file that says so is missing or damaged.
+    """
+    if not (snapshot / "config.json").is_file():
+        raise ValueError("`config.json` must be there, but is not.")
+    auto_map = read_json(snapshot / "config.json").get("auto_map")
+    if not (isinstance(auto_map, dict) and auto_map):
+        raise ValueError(
+            "`config.json` must have an `auto_map`, by which Auto classes find the code, but has "
+            "none: `hf-qrnn push` sends one."
+        )
+    autos = sorted(auto for auto in auto_map if auto != "AutoConfig")
+    record = _read_record(snapshot / VERIFICATION_FILE)
+    if record.auto_class not in autos:
+        raise ValueError(
+            f"`config.json` must have {record.auto_class!r}, whose logits are stored, in its "
+            "`auto_map`, but has not."
+        )
+    return autos, record
+
+
+def _read_record(path: Path) -> _Record:
+    rule = f"`{path.name}` must be as `hf-qrnn push` writes it, but"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, names = file.metadata() or {}, set(file.keys())
+        check = json.loads(metadata.get("check", "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{rule} is damaged: {first_sentence(error)}") from error
+    lacking = sorted({"input_ids", "attention_mask", "logits"} - names)
+    if lacking:
+        raise ValueError(f"{rule} lacks {lacking[0]!r}.")
+    check = check if isinstance(check, dict) else {}
+    auto, texts, files = check.get("auto_class"), check.get("texts") or [], check.get("files")
+    are_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    if not (isinstance(auto, str) and are_texts and isinstance(files, (dict, type(None)))):
+        raise ValueError(f"{rule} does not say which class and texts its logits are of.")
+    return _Record(auto, texts, files)
+
+
+def _changed(snapshot: Path, record: _Record) -> str:
+    """What differs from what was pushed, as "code (modeling_qrnn.py)"; empty if nothing does."""
+    if record.files is None:
+        return ""
+    now = _hashes(snapshot)
+    differing: dict[str, list[str]] = {}
+    for name in sorted(now.keys() | record.files.keys()):
+        if now.get(name) != record.files.get(name):
+            differing.setdefault(kind_of(name) or "other", []).append(name)
+    return ", ".join(f"{kind} ({', '.join(names)})" for kind, names in differing.items())
+
+
 def _load(
-    repo: str, commit: str, snapshot: Path, cache: Path, *, with_package: bool
+    repo: str,
+    commit: str,
+    snapshot: Path,
+    cache: Path,
+    autos: list[str],
+    record: _Record,
+    *,
+    with_package: bool,
 ) -> dict[str, Any]:
     """What a fresh process says that loads the repository from the fresh cache."""
     environment = {k: v for k, v in os.environ.items() if k not in (*_SECRETS, *_CACHES)}
@@ -249,12 +362,10 @@ def _load(
         HF_QRNN_BACKEND="torch",  # as what is stored; kernels sum in another order
         PYTHONPATH=package if inherited is None else package + os.pathsep + inherited,
     )
-    check = _stored_check(snapshot / VERIFICATION_FILE)
-    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-    autos = [auto for auto in config["auto_map"] if auto != "AutoConfig"]
     job = {
         "repo": repo, "commit": commit, "with_package": with_package, "autos": autos,
-        "file": str(snapshot / VERIFICATION_FILE), **check,
+        "file": str(snapshot / VERIFICATION_FILE), "auto_class": record.auto_class,
+        "texts": record.texts,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(_LOADER)],
@@ -265,18 +376,17 @@ def _load(
         cwd=cache,
         check=False,
     )
+    place = "with" if with_package else "without"
     if done.returncode != 0:
-        place = "with" if with_package else "without"
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise HubError(f"The model must load {place} the package, but: {lines[-1].strip()}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        raise HubError(f"The model must load {place} the package, but: {one_line(lines[-1])}")
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        raise HubError(
+            f"The model must load {place} the package, but its process gave no answer."
+        ) from error
     return found
-
-
-def _stored_check(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        check: dict[str, Any] = json.loads((file.metadata() or {})["check"])
-    return check
 
 
 def _check_loaded(found: dict[str, Any], *, with_package: bool) -> float:

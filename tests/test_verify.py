@@ -1,5 +1,6 @@
 """hf_qrnn.verification: what is verified is what was pushed, and nothing less passes."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -84,6 +85,10 @@ def test_stored_logits_are_the_models(tmp_path: Path) -> None:
     mask = tensors["attention_mask"]
     rows = zip(tensors["input_ids"], mask, strict=True)
     assert [row[kept.bool()].tolist() for row, kept in rows] == ids
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    del files[VERIFICATION_FILE]
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert check["files"] == hashes
     with torch.no_grad(), use_backend("torch"):
         expected = model(
             input_ids=tensors["input_ids"], attention_mask=mask,
@@ -171,9 +176,199 @@ def test_changed_code_does_not_pass(
         return (stub if with_package else REAL_LOAD)(*args, with_package=with_package)
 
     monkeypatch.setattr(verification, "_load", load)
-    with pytest.raises(HubError, match=r"logits must be those stored .* without the package"):
+    with pytest.raises(HubError, match=r"logits must be those stored .* without the package") as e:
         verify(REPO)
+    assert str(e.value).endswith("Since the push there changed: code (modeling_qrnn.py).")
     assert loaded == [True]
+
+
+# ------------------------------------------------------------------ what changed after the push
+
+
+def change(hub: HubStandIn, name: str, content: bytes | None) -> str:
+    """Commit a file of another content, or without it; the commit."""
+    repo = hub.repos[REPO]
+    files = dict(repo.commits[repo.branches["main"]].files)
+    is_large = files.pop(name, Blob(b"", False)).is_large
+    if content is not None:
+        files[name] = Blob(content, is_large)
+    return repo.commit("main", f"change {name}", files).sha
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("modeling_qrnn.py", "code"),
+        ("config.json", "config"),
+        ("generation_config.json", "config"),
+        ("tokenizer.json", "tokenizer"),
+        ("model.safetensors", "weights"),
+    ],
+)
+def test_a_later_commit_is_not_what_was_pushed(
+    name: str,
+    kind: str,
+    run: Path,
+    hub: HubStandIn,
+    loaded: list[bool],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Even one that changes no logit, which the stand-in for the processes says here."""
+    push(run, REPO, tag="v1")
+    commit = change(hub, name, hub.files(REPO)[name] + b"\n")
+    assert main(["verify", REPO]) == 2
+    output = capsys.readouterr()
+    assert output.err == (
+        f"error: {REPO} at commit {commit[:12]} must be what was pushed, but a later commit "
+        f"changed: {kind} ({name}).\n"
+    )
+    assert "is what was pushed" not in output.out
+    assert main(["verify", f"{REPO}@v1"]) == 0
+    assert capsys.readouterr().out.endswith(f"{REPO}@v1 is what was pushed\n")
+
+
+def test_every_kind_that_changed_is_named(run: Path, hub: HubStandIn, loaded: list[bool]) -> None:
+    push(run, REPO)
+    change(hub, "evil_qrnn.py", b"import os\n")
+    change(hub, "losses_qrnn.py", None)
+    change(hub, "config.json", hub.files(REPO)["config.json"] + b" ")
+    with pytest.raises(HubError) as caught:
+        verify(REPO)
+    changed = "config (config.json), code (evil_qrnn.py, losses_qrnn.py)."
+    assert str(caught.value).endswith(f"a later commit changed: {changed}")
+
+
+def test_another_card_is_still_what_was_pushed(
+    run: Path, hub: HubStandIn, loaded: list[bool]
+) -> None:
+    push(run, REPO)
+    change(hub, "README.md", b"---\nlicense: mit\n---\n")
+    change(hub, "metrics.jsonl", None)
+    change(hub, "notes.txt", b"mine")
+    assert verify(REPO).has_hashes
+
+
+def test_a_push_without_hashes_is_not_said_to_be_unchanged(
+    run: Path, hub: HubStandIn, loaded: list[bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(run, REPO)
+    record(hub, tmp_of(hub, run), {"files": None})
+    assert main(["verify", REPO]) == 0
+    out = capsys.readouterr().out
+    assert "is what was pushed" not in out
+    assert "whether its files changed since the push is not known" in out
+
+
+def tmp_of(hub: HubStandIn, run: Path) -> Path:
+    """The pushed file of inputs and logits, in a folder to change it in."""
+    path = run.parent / VERIFICATION_FILE
+    path.write_bytes(hub.files(REPO)[VERIFICATION_FILE])
+    return path
+
+
+def record(
+    hub: HubStandIn, path: Path, changes: dict[str, Any] | None, *, without: str | None = None
+) -> None:
+    """Commit another file of inputs and logits: entries changed, or a tensor left out."""
+    tensors = {name: t for name, t in load_file(path).items() if name != without}
+    with safe_open(path, framework="pt") as file:
+        check = json.loads(file.metadata()["check"])
+    metadata = None if changes is None else {"check": json.dumps(check | changes)}
+    save_file(tensors, path, metadata=metadata)
+    change(hub, VERIFICATION_FILE, path.read_bytes())
+
+
+# ------------------------------------------------------------------ damaged repositories
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (VERIFICATION_FILE, b"", "is damaged: Error while deserializing header"),
+        (VERIFICATION_FILE, b"\xff" * 64, "is damaged: "),
+        ("config.json", b"{", "must be a JSON object, but is damaged"),
+        ("config.json", b"[]", "must be a JSON object, but is an array"),
+        ("config.json", b"\xff\xfe", "must be UTF-8 text"),
+        ("config.json", b'{"model_type": "qrnn"}', "must have an `auto_map`, .* but has none"),
+        ("config.json", b'{"auto_map": ["AutoModel"]}', "must have an `auto_map`, .* but has none"),
+        ("config.json", b'{"auto_map": {"AutoModel": "a.B"}}', "must have 'AutoModelForSeq2SeqLM'"),
+        ("config.json", None, "must be there, but is not"),
+    ],
+)
+def test_a_damaged_repository_is_one_sentence(
+    name: str,
+    content: bytes | None,
+    sentence: str,
+    run: Path,
+    hub: HubStandIn,
+    loaded: list[bool],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    push(run, REPO)
+    change(hub, name, content)
+    assert main(["verify", REPO]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: `{name}` must ")
+    with pytest.raises(HubError, match=sentence):
+        verify(REPO)
+    assert loaded == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "without", "sentence"),
+    [
+        (None, None, "does not say which class and texts"),
+        ({"auto_class": 7}, None, "does not say which class and texts"),
+        ({"texts": "abc"}, None, "does not say which class and texts"),
+        ({"files": ["a"]}, None, "does not say which class and texts"),
+        ({}, "logits", "lacks 'logits'"),
+        ({}, "input_ids", "lacks 'input_ids'"),
+        ({"auto_class": "AutoTokenizer"}, None, "must have 'AutoTokenizer'"),
+    ],
+)
+def test_a_foreign_record_is_one_sentence(
+    changes: dict[str, Any] | None,
+    without: str | None,
+    sentence: str,
+    run: Path,
+    hub: HubStandIn,
+    loaded: list[bool],
+) -> None:
+    push(run, REPO)
+    record(hub, tmp_of(hub, run), changes, without=without)
+    with pytest.raises(HubError, match=sentence):
+        verify(REPO)
+    assert loaded == []
+
+
+def test_a_file_that_the_hub_does_not_list_is_no_part_of_what_was_pushed(
+    run: Path, hub: HubStandIn, loaded: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, REPO)
+    listed = verification.files_of
+    monkeypatch.setattr(
+        verification, "files_of", lambda *a: [e for e in listed(*a) if e.path != "config.json"]
+    )
+    with pytest.raises(HubError, match=r"'config\.json' must be in the Hub's listing, but is not"):
+        verify(REPO)
+    assert loaded == []
+
+
+def test_a_process_without_an_answer_is_one_sentence(
+    run: Path, hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, REPO)
+    silent = tmp_path / "silent.py"
+    for text, sentence in (
+        ("", "The model must load with the package, but its process gave no answer"),
+        ("raise OSError('in ' + '/home/ann/' + 'x' * 999)", "package, but: OSError: in ~/xxx"),
+    ):
+        silent.write_text(text)
+        monkeypatch.setenv("HOME", "/home/ann")
+        monkeypatch.setattr(verification, "_LOADER", silent)
+        with pytest.raises(HubError, match=sentence) as caught:
+            verify(REPO)
+        assert len(str(caught.value)) < 400
 
 
 # ------------------------------------------------------------------ faults on the way
