@@ -153,10 +153,11 @@ class LanguageModelHead(GenerationMixin):
             prepared.max_length = None
         elif asked["max_length"] is not None and asked["max_new_tokens"] is None:
             prepared.max_new_tokens = None
-        prepared._has_no_length = asked["max_new_tokens"] is None and asked["max_length"] is None
+        no_length = asked["max_new_tokens"] is None and asked["max_length"] is None
+        prepared._has_no_length = no_length  # type: ignore[attr-defined]
         return prepared, model_kwargs
 
-    def _prepare_generated_length(
+    def _prepare_generated_length(  # type: ignore[override]
         self, generation_config: GenerationConfig, *args: Any, inputs_tensor: Any, **kwargs: Any
     ) -> GenerationConfig:
         """Let the rule that training saved allow more than the default `max_length`."""

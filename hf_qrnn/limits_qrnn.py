@@ -29,7 +29,7 @@ def length_rule(generation_config: GenerationConfig) -> tuple[float, int] | None
     Raises:
         ValueError: If they are no numbers.
     """
-    values = [
+    values: list[Any] = [
         getattr(generation_config, f"max_length_{name}", None) for name in ("ratio", "offset")
     ]
     if values == [None, None]:

@@ -13,6 +13,7 @@ AutoTokenizer read that config first, and transformers then asks whether to run 
 """
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -75,10 +76,7 @@ def train_character_tokenizer(
     if model_max_length is not None and model_max_length < 2:
         raise ValueError(f"`model_max_length` must be at least 2, but is {model_max_length}.")
     normalizer = normalizers.NFC() if nfc else None
-    counts: Counter[str] = Counter()
-    for text in texts:
-        _check_texts([text])
-        counts.update(text if normalizer is None else normalizer.normalize_str(text))
+    counts = _count_characters(texts, normalizer)
     characters = sorted(character for character, count in counts.items() if count >= min_count)
     if not characters:
         if not counts:
@@ -155,6 +153,55 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     if not appends_eos(tokenizer) and isinstance(tokenizer, PreTrainedTokenizerFast):
         _append_eos(tokenizer)
     return tokenizer
+
+
+def tokenizer_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Which tokenizer of this file it is, "char" or "byte"; None for any other."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    if parts["model"].get("type") != "BPE" or parts["model"]["merges"]:
+        return None
+    kinds = {"Fuse": "char", "ByteLevel": "byte"}
+    return kinds.get((parts["decoder"] or {}).get("type", ""))
+
+
+def is_nfc(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer of this file composes characters before it encodes."""
+    return isinstance(tokenizer, PreTrainedTokenizerFast) and isinstance(
+        tokenizer.backend_tokenizer.normalizer, normalizers.NFC
+    )
+
+
+def add_characters(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, min_count: int = 1
+) -> PreTrainedTokenizerBase:
+    """A character tokenizer that also knows the characters of `texts`; the old ids stay.
+
+    New characters get the ids after the last, in the order of their code points. Every other kind
+    of tokenizer is returned as it is.
+
+    Args:
+        tokenizer: As loaded.
+        texts: New training texts.
+        min_count: How often a new character must occur to get an id.
+
+    Returns:
+        `tokenizer` itself if there is nothing to add, else a copy.
+    """
+    if tokenizer_kind(tokenizer) != "char":
+        return tokenizer
+    backend = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+    known: dict[str, int] = backend.get_vocab()
+    counts = _count_characters(texts, backend.normalizer)
+    new = sorted(x for x, count in counts.items() if count >= min_count and x not in known)
+    if not new:
+        return tokenizer
+    first = max(known.values()) + 1
+    vocabulary = {**known, **{character: first + i for i, character in enumerate(new)}}
+    longer = copy.deepcopy(cast(PreTrainedTokenizerFast, tokenizer))
+    longer.backend_tokenizer.model = _characters_model(vocabulary)
+    return longer
 
 
 def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -264,8 +311,20 @@ def _bare_tokenizer(symbols: Sequence[str]) -> Tokenizer:
     longer than one character, so no text can produce them.
     """
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *symbols])}
-    model = models.BPE(vocab=vocabulary, merges=[], unk_token=UNK_TOKEN, fuse_unk=False)
-    return Tokenizer(model)
+    return Tokenizer(_characters_model(vocabulary))
+
+
+def _characters_model(vocabulary: dict[str, int]) -> models.BPE:
+    return models.BPE(vocab=vocabulary, merges=[], unk_token=UNK_TOKEN, fuse_unk=False)
+
+
+def _count_characters(texts: Iterable[str], normalizer: normalizers.NFC | None) -> Counter[str]:
+    """How often each character occurs, after normalisation."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        _check_texts([text])
+        counts.update(text if normalizer is None else normalizer.normalize_str(text))
+    return counts
 
 
 def _byte_characters() -> list[str]:

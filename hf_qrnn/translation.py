@@ -241,9 +241,11 @@ def load_translator(
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
+        saved = (model.config.architectures or [type(model).__name__])[0]
+        is_other = "" if saved == type(model).__name__ else f"is a {saved}, which "
         raise ValueError(
-            f"`name_or_path` must be {kind}, but {str(name_or_path)!r} lacks {len(missing)} of "
-            f"its weights, {missing[0]!r} for one."
+            f"`name_or_path` must be {kind}, but {str(name_or_path)!r} {is_other}lacks "
+            f"{len(missing)} of its weights, {missing[0]!r} for one."
         )
     with typed(tokenizer="name_or_path"):
         return Translator(model.to(place), tokenizer)

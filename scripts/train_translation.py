@@ -31,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_qrnn
 from hf_qrnn.flags import typed
 from hf_qrnn.hub_client import quiet_http_log
-from hf_qrnn.limits_qrnn import set_length_rule
+from hf_qrnn.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
 from hf_qrnn.plots import learning_curve_figure, save_figure
 from hf_qrnn.publishing import check_publishing, publish_run
 from hf_qrnn.tokenization import (
@@ -54,6 +54,7 @@ from hf_qrnn.training.cards import describe_data
 from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
+from hf_qrnn.training.fine_tuning import Base, begin, find_base
 from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.options import (
     ModelOptions,
@@ -101,6 +102,22 @@ def make_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Pre
         **asdict(options),
     )
     return hf_qrnn.QRNNForConditionalGeneration(config)
+
+
+def prepare(
+    base: Base | None,
+    tokenizer_options: TokenizerOptions,
+    model_options: ModelOptions,
+    train: list[TextPair],
+    seed: int,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Base | None]:
+    """Model and tokenizer before the first update; also what `base` became with the new data."""
+    if base is None:
+        tokenizer = make_tokenizer(tokenizer_options, train)
+        return make_model(model_options, tokenizer), tokenizer, None
+    texts = (text for pair in train for text in (pair.source, pair.target))
+    base = begin(base, model_options, tokenizer_options, texts, seed=seed)
+    return base.model, base.tokenizer, base
 
 
 def chars_per_token(pairs: list[TextPair], encoded: Sequence[EncodedPair]) -> tuple[float, float]:
@@ -161,7 +178,8 @@ def limit_lengths(
     model: PreTrainedModel, encoded: Sequence[EncodedPair], *, is_stream: bool
 ) -> None:
     """Save with the model how long translations may become, by what the training pairs have."""
-    ratio, offset = measure_lengths(encoded)
+    least = length_rule(model.generation_config) or (DEFAULT_RATIO, DEFAULT_OFFSET)
+    ratio, offset = measure_lengths(encoded, least=least)
     set_length_rule(model.generation_config, ratio, offset)
     seen = f"the first {len(encoded)} pairs of the stream" if is_stream else "the training pairs"
     logger.info(
@@ -259,16 +277,13 @@ def open_folder(
     options: RunOptions, loop: LoopOptions, processes: Processes
 ) -> tuple[RunFolder, CheckpointFolder, Path | None]:
     """The run's folder, its checkpoints, and the one to go on from; nothing is touched yet."""
-    out = Path(options.output_dir)
     folder = RunFolder(
-        out,
+        Path(options.output_dir),
         is_main_process=processes.is_main,
         draw_curve=lambda records, path: save_figure(learning_curve_figure(records), path),
         may_be_used=options.resume != "never" or options.overwrite_output_dir,
     )
-    checkpoints = CheckpointFolder(
-        out / "checkpoints", keep_last=loop.keep_last, keep_best=loop.keep_best
-    )
+    checkpoints = make_checkpoints(options, loop)
     processes.together(folder.check)
     return (
         folder,
@@ -296,6 +311,22 @@ def finish(
     trainer.accelerator.end_training()
 
 
+def make_checkpoints(options: RunOptions, loop: LoopOptions) -> CheckpointFolder:
+    """The checkpoints of the run's folder."""
+    path = Path(options.output_dir) / "checkpoints"
+    return CheckpointFolder(path, keep_last=loop.keep_last, keep_best=loop.keep_best)
+
+
+def keep_base(base: Base | None, folder: RunFolder, resumed: Path | None) -> dict[str, Any] | None:
+    """Put what the run began with into its folder, unless it is there; what run.json says of it."""
+    if base is None:
+        return None
+    is_own = resumed is not None and resumed.resolve().parents[1] == folder.path.resolve()
+    if folder.is_main_process and not is_own:
+        base.save(folder.path)
+    return base.record()
+
+
 def run(
     data_options: DataOptions,
     tokenizer_options: TokenizerOptions,
@@ -303,6 +334,7 @@ def run(
     loop: LoopOptions,
     options: RunOptions,
     publish: PublishOptions,
+    base: Base | None = None,
 ) -> None:
     """Load, train, and score the best model on the test set."""
     if options.num_threads > 0:
@@ -317,8 +349,9 @@ def run(
     folder, checkpoints, resumed = open_folder(options, loop, processes)
     set_seed(options.seed)
     data = processes.together(lambda: load_translation_data(data_options))
-    tokenizer = make_tokenizer(tokenizer_options, data.train)
-    model = make_model(model_options, tokenizer)
+    model, tokenizer, base = prepare(
+        base, tokenizer_options, model_options, data.train, options.seed
+    )
     # Saved with the model: whoever generates with it, generates as its test set was scored.
     model.generation_config.no_repeat_ngram_size = options.no_repeat_ngram_size or None
     set_seed(options.seed, device_specific=True)  # dropout differs between processes
@@ -340,7 +373,8 @@ def run(
         )
         if not processes.gather(goes_on)[0]:
             forget_best(trainer.state)  # the best model of the run gone on with is not here
-        described = accelerator.device, about, choice.metric
+        began = processes.together(lambda: keep_base(base, folder, resumed))
+        described = accelerator.device, about, choice.metric, began
         processes.together(lambda: folder.describe(given, counts, model, *described))
         start_trackers(accelerator, given)
         logger.info("%s; %d parameters", data.report, model.num_parameters())
@@ -356,7 +390,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         with typed(flag_names(KINDS)):
-            run(*parse_options(KINDS, argv))
+            groups = parse_options(KINDS, argv)
+            base = find_base(groups[4], make_checkpoints(groups[4], groups[3]))
+            if base is not None:
+                groups = parse_options(KINDS, argv, defaults=base.options())
+            run(*groups, base)
 
     return exit_status(work)
 

@@ -77,6 +77,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {
         "flags",
         "limits_qrnn",
+        "translation",
         "tokenization",
         "generation",
         "hub",

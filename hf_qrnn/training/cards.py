@@ -196,7 +196,10 @@ def _card_data(
     level = {"char": ["character-level"], "byte": ["byte-level"]}.get(unit, [])
     dataset = str(options.get("dataset_name") or "")
     is_hub_dataset = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) is not None
+    base = run.get("base")
+    base_model = base["init_from"].partition("@")[0] if base and base["is_on_hub"] else None
     return ModelCardData(
+        base_model=base_model,
         language=list(languages) if languages is not None else None,
         license=options.get("model_license") or "apache-2.0",
         library_name="transformers",
@@ -295,6 +298,11 @@ def _training(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     machine = f"{hardware['device']} ({hardware['machine']}, {hardware['cpu_capability']})"
     lines = [f"- seed {options['seed']}, {run['date']}", f"- {machine}"]
     lines[-1] += f", {hardware['threads']} thread(s)"
+    base = run.get("base")
+    if base is not None:
+        lines.append(f"- began with the weights of `{without_folders(base['init_from'])}`")
+        if base["new_characters"]:
+            lines[-1] += f", whose vocabulary got {base['new_characters']} new characters"
     if hardware.get("processes"):
         lines.append(f"- {hardware['processes']}")
     if records:

@@ -81,6 +81,12 @@ class RunOptions:
     """The run itself."""
 
     output_dir: str = field(default="runs/translation", metadata={"help": "where everything goes"})
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "begin with this trained model's weights and tokenizer: a folder or name"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "of weights, dropout and batch order"})
     cpu: bool = field(
         default=False, metadata={"help": "train on the CPU even where there is a GPU"}
@@ -180,7 +186,12 @@ def check_at_least(options: Any, least: Mapping[str, float]) -> None:
             raise ValueError(f"`{name}` must be at least {bound}, but is {value}.")
 
 
-def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse_options(
+    kinds: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
     """One object of each dataclass from the command line; `--config FILE.yaml` gives defaults.
 
     A mistake on the command line exits with status 2, as argparse does.
@@ -188,13 +199,15 @@ def parse_options(kinds: Sequence[type], argv: Sequence[str] | None = None) -> t
     Args:
         kinds: Dataclasses whose fields are the flags.
         argv: Arguments without the program's name; those of the process when None.
+        defaults: Values of flags that neither the command line nor the YAML file gives.
 
     Raises:
         ValueError: If the YAML file is not a mapping of known flags to values of their types.
         FileNotFoundError: If there is no such file.
     """
-    parser = _Parser(list(kinds), allow_abbrev=False)
+    parser = _Parser(list(kinds), allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file of flags; flags given here override it")
+    parser.set_defaults(**(defaults or {}))
     known, _ = parser.parse_known_args(argv)
     if known.config is not None:
         parser.set_defaults(**_read_yaml(Path(known.config), kinds))

@@ -43,7 +43,9 @@ _SIGNS = (
     *("checkpoints", "training.json", _METRICS, "run.json"),
 )
 # What a run writes beside what a push shares.
-_OWN = {"checkpoints", "training.json", "test.hypotheses.txt", "trackers", ".saving"}
+_OWN = {
+    "checkpoints", "training.json", "test.hypotheses.txt", "trackers", "base", "base.saving", ".saving",
+}  # fmt: skip
 _RECORDS = {"run.json", _METRICS, "learning_curve.png", "training.json"}
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,7 @@ class RunFolder:
         device: torch.device,
         processes: str = "",
         metric: str = "",
+        base: dict[str, Any] | None = None,
     ) -> None:
         """Write run.json: what another person needs to repeat the run.
 
@@ -180,6 +183,7 @@ class RunFolder:
             "options": options,
             "metric": metric,
             "data": data,
+            **({} if base is None else {"base": base}),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "date": time.strftime("%Y-%m-%d"),
             "versions": {

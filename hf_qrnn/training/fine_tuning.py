@@ -1,0 +1,246 @@
+"""Going on from a trained model with new data: `--init_from MODEL`.
+
+The model's weights, config and tokenizer are the beginning; the new data's characters are added to
+a character tokenizer, and each gets rows in the embedding and the output layer. A run keeps what it
+began with, all but the weights, in `base/` of its folder: a resume needs the old model no more.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_qrnn.flags import typed
+from hf_qrnn.tokenization import add_characters, is_nfc, load_tokenizer, tokenizer_kind
+from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint
+from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions
+from hf_qrnn.translation import load_translator
+
+# They change no weight; all others of ModelOptions are the loaded model's.
+_FREE = ("dropout", "embedding_dropout", "zoneout")
+# What loading and saving add to a config, and no model depends on.
+_NOT_OF_THE_MODEL = (
+    "_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "model_type",
+)  # fmt: skip
+# New rows: their distance from the mean row, in standard deviations of the known rows.
+_NOISE = 0.1
+_FOLDER, _RECORD = "base", "base.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run begins with.
+
+    Attributes:
+        model: The model; of a resumed run without its weights.
+        tokenizer: Its tokenizer.
+        name: As `--init_from` gave it.
+        is_on_hub: Whether that is a name on the Hub.
+        num_new: Characters added to the tokenizer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    is_on_hub: bool
+    num_new: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """What the flags are where they are not given."""
+        found = {
+            field.name: getattr(self.model.config, field.name) for field in fields(ModelOptions)
+        }
+        ngram = self.model.generation_config.no_repeat_ngram_size
+        return {
+            **found,
+            "tokenizer": tokenizer_kind(self.tokenizer) or self.name,
+            "nfc": is_nfc(self.tokenizer),
+            "no_repeat_ngram_size": ngram or 0,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """For run.json and the card."""
+        return {
+            "init_from": self.name,
+            "is_on_hub": self.is_on_hub,
+            "new_characters": self.num_new,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Keep all but the weights in `base/` of a run's folder, for `find_base`."""
+        fresh = folder / f"{_FOLDER}.saving"
+        shutil.rmtree(fresh, ignore_errors=True)
+        copy.deepcopy(self.model.config).save_pretrained(fresh)  # which writes into the config too
+        self.model.generation_config.save_pretrained(fresh)
+        self.tokenizer.save_pretrained(fresh)
+        (fresh / _RECORD).write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / _FOLDER, ignore_errors=True)
+        os.replace(fresh, folder / _FOLDER)
+
+
+def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:
+    """What `--init_from` names, or where a checkpoint is resumed what its run began with.
+
+    Raises:
+        ValueError: If there is no such model, or it is no QRNN that translates.
+    """
+    if options.init_from is None:
+        return None
+    resumed = find_checkpoint(options.resume, checkpoints)
+    if resumed is not None and (kept := resumed.resolve().parents[1] / _FOLDER).is_dir():
+        return _read_base(kept)
+    with typed(name_or_path="init_from"):
+        loaded = load_translator(options.init_from, device="cpu", dtype=torch.float32)
+    if loaded.model.config.model_type != "qrnn":
+        raise ValueError(
+            "`init_from` must be a QRNN model that translates, but "
+            f"{options.init_from!r} is a {type(loaded.model).__name__}."
+        )
+    model = _rebuilt(loaded.model, {}, loaded.model.state_dict())
+    is_on_hub = not Path(options.init_from).exists()
+    return Base(model, loaded.tokenizer, options.init_from, is_on_hub)
+
+
+def begin(
+    base: Base,
+    model_options: ModelOptions,
+    tokenizer_options: TokenizerOptions,
+    texts: Iterable[str],
+    *,
+    seed: int,
+) -> Base:
+    """The model and tokenizer to train: with the dropout that was asked for, and new characters.
+
+    Args:
+        base: As found.
+        model_options: What was asked for; the layers must be those of `base`.
+        tokenizer_options: The tokenizer must be that of `base`.
+        texts: The training texts, both sides.
+        seed: Of the noise in new rows.
+
+    Raises:
+        ValueError: If an option asks for another model or tokenizer (names it).
+    """
+    changes = _changes(base, model_options)
+    _check_tokenizer_options(base, tokenizer_options)
+    longer = add_characters(base.tokenizer, texts, min_count=tokenizer_options.min_count)
+    known, new = set(base.tokenizer.get_vocab().values()), set(longer.get_vocab().values())
+    new_ids = sorted(new - known)
+    size = max(base.model.config.vocab_size, *(index + 1 for index in new_ids), 0)
+    weights = base.model.state_dict()
+    if new_ids:
+        characters = sorted(known - set(base.tokenizer.all_special_ids))
+        weights = _with_rows(weights, size, characters, new_ids, seed)
+    model = _rebuilt(base.model, {**changes, "vocab_size": size}, weights)
+    return Base(model, longer, base.name, base.is_on_hub, base.num_new + len(new_ids))
+
+
+def _read_base(path: Path) -> Base:
+    """What `Base.save` kept; the weights are random."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
+    model.generation_config = GenerationConfig.from_pretrained(path)
+    model = _rebuilt(model, {}, model.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+    return Base(
+        model, tokenizer, record["init_from"], record["is_on_hub"], record["new_characters"]
+    )
+
+
+def _changes(base: Base, options: ModelOptions) -> dict[str, Any]:
+    """The fields that `options` changes, all of which may be changed."""
+    own, changes = base.model.config, {}
+    for name, value in asdict(options).items():
+        if value == getattr(own, name):
+            continue
+        changed = copy.deepcopy(own)
+        setattr(changed, name, value)
+        changed.check()
+        changes[name] = value
+        part = name.removesuffix("_kernel_sizes")
+        is_same = part != name and changed.kernel_sizes(part) == own.kernel_sizes(part)
+        if name not in _FREE and not is_same:
+            raise ValueError(
+                f"`{name}` must be left out with `init_from`, or be {getattr(own, name)!r} as in "
+                f"{base.name!r}, but is {value!r}."
+            )
+    return {name: value for name, value in changes.items() if name in _FREE}
+
+
+def _check_tokenizer_options(base: Base, options: TokenizerOptions) -> None:
+    own = base.options()
+    given = options.tokenizer
+    if given != own["tokenizer"] and (
+        given in ("char", "byte") or load_tokenizer(given).get_vocab() != base.tokenizer.get_vocab()
+    ):
+        raise ValueError(
+            f"`tokenizer` must be left out with `init_from`, or be the one of {base.name!r} "
+            f"({own['tokenizer']}), but is {given!r}."
+        )
+    if options.nfc != own["nfc"]:
+        raise ValueError(
+            f"`nfc` must be left out with `init_from`, or be {own['nfc']} as in {base.name!r}, "
+            f"but is {options.nfc}."
+        )
+
+
+def _rebuilt(
+    model: PreTrainedModel, changes: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel:
+    """The model anew, with other fields of its config: modules read them when they are made."""
+    given = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_OF_THE_MODEL}
+    rebuilt = type(model)(type(model.config)(**{**given, **changes}))
+    rebuilt.load_state_dict(weights)
+    rebuilt.generation_config = model.generation_config
+    return rebuilt
+
+
+def _with_rows(
+    weights: Mapping[str, torch.Tensor],
+    size: int,
+    characters: list[int],
+    new_ids: list[int],
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Weights with rows for new characters in what has a row for each id.
+
+    A new row is the mean of the known characters' rows and a little noise: the model reads an
+    average character, which disturbs no state it has learned, and gives it an average logit, so
+    that the others' probabilities stay what they were. Rows as at the very beginning would be
+    read as noise, and without a trained bias be written too often.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    longer = dict(weights)
+    for name in ("model.shared.weight", "lm_head.weight", "lm_head.bias"):
+        old = weights[name]
+        rows = old.new_zeros(size, *old.shape[1:])
+        rows[: len(old)] = old
+        known = old[characters]
+        deviation = _NOISE * known.std(0, correction=0)
+        drawn = torch.randn(len(new_ids), *old.shape[1:], generator=noise)
+        rows[new_ids] = known.mean(0) + deviation * drawn
+        longer[name] = rows
+    if "lm_head.weight" in weights and _is_tied(weights):
+        longer["lm_head.weight"] = longer["model.shared.weight"]
+    return longer
+
+
+def _is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
+    return weights["lm_head.weight"].data_ptr() == weights["model.shared.weight"].data_ptr()
