@@ -92,6 +92,10 @@ LANGUAGES = ["--source_lang", "de", "--target_lang", "en"]
         (["--train_file", "none.csv", *LANGUAGES], "`--train_file` must be an existing file"),
         (["--train_file", "wide.csv"], "`--source_lang` must be the key of a language like 'de'"),
         (["--train_file", "open.csv", *LANGUAGES], "the row in line 2 of 'open.csv' must be comma"),
+        (
+            ["--streaming", "--dataset_name", "wide.csv", *LANGUAGES, *VALID],
+            "`--dataset_name` must be a folder or a data set on the Hub for `--streaming`, but is",
+        ),
         (["--train_file", "wide.csv", *LANGUAGES], "line 2 of 'wide.csv' must have 2 columns"),
         ([*GOOD, *VALID, "--limit", "0"], "`--limit` must be at least 1, but is 0."),
         ([*GOOD, *VALID, "--max_chars", "0"], "`--max_chars` must be at least 1, but is 0."),

@@ -285,6 +285,11 @@ class PairStream:
     def __init__(self, options: DataOptions) -> None:
         if options.dataset_name is None:
             raise ValueError("`dataset_name` must be given for `streaming`, but is not.")
+        if Path(options.dataset_name).is_file():
+            raise ValueError(
+                "`dataset_name` must be a folder or a data set on the Hub for `streaming`, but is "
+                f"the file '{options.dataset_name}': name its folder."
+            )
         self._options, self._name = options, options.dataset_name
         self._languages = _languages(options)
 
