@@ -57,6 +57,11 @@ def kind_of(name: str) -> str | None:
     return "code" if _CODE.fullmatch(name) else None
 
 
+def may_be_shared(name: str) -> bool:
+    """Whether a push sends a file of this name, if the model needs it or a reader wants it."""
+    return kind_of(name) is not None or name in _RECORDS
+
+
 def shared_files(folder: Path) -> list[Path]:
     """What a push sends of a folder, which must be a complete model that loads anywhere.
 

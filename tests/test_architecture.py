@@ -81,6 +81,8 @@ ARROWS: dict[str, set[str]] = {
         "tokenization",
         "generation",
         "hub",
+        "hub_client",
+        "hub_files",
         "json_files",
         "metrics",
         "training",

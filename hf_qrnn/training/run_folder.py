@@ -32,7 +32,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_qrnn.hub import is_shared_file
+from hf_qrnn.hub_files import may_be_shared
 from hf_qrnn.training.checkpoint import CheckpointFolder, RunError, free_name, read_marker
 from hf_qrnn.training.folder_lock import FolderLock
 
@@ -44,7 +44,8 @@ _SIGNS = (
 )
 # What a run writes beside what a push shares.
 _OWN = {
-    "checkpoints", "training.json", "test.hypotheses.txt", "trackers", "base", "base.saving", ".saving",
+    "checkpoints", "training.json", "test.hypotheses.txt", "trackers", "base", "base.saving",
+    ".saving",
 }  # fmt: skip
 _RECORDS = {"run.json", _METRICS, "learning_curve.png", "training.json"}
 
@@ -271,7 +272,7 @@ def _is_of_a_run(name: str) -> bool:
     return (
         name in _OWN
         or name.startswith("checkpoints.replaced")
-        or (is_shared_file(name) and name != "LICENSE")
+        or (may_be_shared(name) and name != "LICENSE")
     )
 
 
