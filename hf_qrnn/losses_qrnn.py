@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .checks_qrnn import check_token_ids
+
 
 def shift_tokens_right(
     labels: torch.Tensor, pad_token_id: int, start_token_id: int
@@ -22,7 +24,7 @@ def token_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
-    label_smoothing: float = 0.0,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Mean negative log-likelihood per token in nats; labels of -100 do not count.
 
@@ -31,14 +33,19 @@ def token_loss(
         labels: (B, T), aligned with `logits`.
         num_items_in_batch: Divide the sum by this instead of by the tokens here, so that
             accumulated steps weigh every token alike.
-        label_smoothing: Share of the target spread over the vocabulary, in [0, 1).
+        smoothing: Share of the target spread over the vocabulary, in [0, 1).
+
+    Raises:
+        ValueError: If the share is another.
     """
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"`smoothing` must be in [0, 1), but is {smoothing}.")
     labels = labels.to(logits.device, torch.int64)
     total = nn.functional.cross_entropy(
         logits.float().flatten(0, 1),
         labels.flatten(),
         ignore_index=-100,
-        label_smoothing=label_smoothing,
+        label_smoothing=smoothing,
         reduction="sum",
     )
     if num_items_in_batch is None:
@@ -46,3 +53,51 @@ def token_loss(
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch
+
+
+def target_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    smoothing: float = 0.0,
+    *,
+    name: str = "labels",
+) -> torch.Tensor | None:
+    """`token_loss` of labels (B, T) aligned with `logits` (B, T, V); None without any.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If they are of another shape or no token ids.
+    """
+    if labels is None:
+        return None
+    check_token_ids(name, labels, logits.shape[2], tuple(logits.shape[:2]))
+    return token_loss(logits, labels, num_items_in_batch, smoothing)
+
+
+def next_token_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor | None:
+    """`token_loss` of a language model; None without labels.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T), usually the input ids; shifted here.
+        shift_labels: (B, T), aligned with `logits`. Where both are given they are what counts, as
+            in every language model of transformers: `labels` cannot be shifted across a split.
+        num_items_in_batch: As in `token_loss`.
+        smoothing: As in `token_loss`.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If they are of another shape or no token ids.
+    """
+    if shift_labels is not None or labels is None:
+        name = "shift_labels"
+        return target_loss(logits, shift_labels, num_items_in_batch, smoothing, name=name)
+    check_token_ids("labels", labels, logits.shape[2], tuple(logits.shape[:2]))
+    return token_loss(logits[:, :-1], labels[:, 1:], num_items_in_batch, smoothing)

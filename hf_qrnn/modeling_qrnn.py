@@ -27,12 +27,12 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention_qrnn import attention_implementation
 from .cache_qrnn import QRNNCache
-from .checks_qrnn import check_rows, check_shape, check_stored_weights, check_token_ids, embed
+from .checks_qrnn import check_rows, check_shape, check_stored_weights, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import last_step
 from .limits_qrnn import DEFAULT_MAX_LENGTH
-from .losses_qrnn import shift_tokens_right, token_loss
+from .losses_qrnn import next_token_loss, shift_tokens_right, target_loss
 from .quantization_qrnn import check_quantized, leave_unpacked
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
@@ -230,16 +230,16 @@ class QRNNModel(QRNNPreTrainedModel):
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         weights = _wants(self.config, "output_attentions", output_attentions)
         wants = (hidden, weights, self.config._attn_implementation == "eager")
-        decoder_embeds = _embed(self, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids")
+        target = _embed(self, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids")
         if encoder_outputs is None:
             embeds = _embed(self, input_ids, inputs_embeds)
             encoded: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
         else:
-            encoded = _as_encoder_output(encoder_outputs, decoder_embeds.shape[0], self.config)
+            encoded = _as_encoder_output(encoder_outputs, target.shape[0], self.config)
         if past_key_values is None and _wants(self.config, "use_cache", use_cache):
             past_key_values = QRNNCache(self.config.decoder_layers)
         decoded = self.decoder(
-            decoder_embeds,
+            target,
             decoder_attention_mask,
             encoded,
             attention_mask,
@@ -320,7 +320,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         output_attentions: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
@@ -329,7 +329,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             labels: (B, T), -100 where nothing counts; the decoder's inputs come from them too.
             logits_to_keep: Compute logits for the last so many steps only; 0 for all.
             num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
-            label_smoothing: Share of the target spread over the vocabulary.
+            smoothing: Share of the target spread over the vocabulary.
         """
         if labels is not None:
             use_cache = False
@@ -350,20 +350,9 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             return_dict=True,
         )
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
-        loss = None
-        if labels is not None:
-            check_token_ids("labels", labels, logits.shape[2], tuple(logits.shape[:2]))
-            loss = token_loss(logits, labels, num_items_in_batch, label_smoothing)
-        return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-        )
+        loss = target_loss(logits, labels, num_items_in_batch, smoothing)
+        others = {name: x for name, x in outputs.items() if name != "last_hidden_state"}
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **others)
 
 
 class QRNNDecoderModel(QRNNPreTrainedModel):
@@ -450,12 +439,11 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         past_key_values: QRNNCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) of the next tokens.
@@ -465,9 +453,13 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
             attention_mask: (B, at least T), 1 where a token is real; its last T columns count.
             past_key_values: State to go on from; changed in place.
             labels: (B, T), usually the input ids; shifted here, -100 does not count.
-            shift_labels: (B, T), aligned with the logits: `labels` of a sequence that was split.
             use_cache: Return the state.
+            num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
+            smoothing: Share of the target spread over the vocabulary.
+            kwargs: `shift_labels` (B, T), aligned with the logits: `labels` of a sequence that was
+                split. No parameter, or Trainer would want every batch to have them.
         """
+        shift_labels = kwargs.pop("shift_labels", None)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -478,15 +470,8 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
             return_dict=True,
         )
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
-        loss = None
-        if shift_labels is not None:
-            check_token_ids("shift_labels", shift_labels, logits.shape[2], tuple(logits.shape[:2]))
-            loss = token_loss(logits, shift_labels, num_items_in_batch, label_smoothing)
-        elif labels is not None:
-            check_token_ids("labels", labels, logits.shape[2], tuple(logits.shape[:2]))
-            loss = token_loss(logits[:, :-1], labels[:, 1:], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(
-            loss=loss,
+            loss=next_token_loss(logits, labels, shift_labels, num_items_in_batch, smoothing),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -511,6 +496,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Logits (B, num_labels) of each row.
@@ -520,6 +506,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
             attention_mask: (B, S), 1 where a token is real.
             labels: (B,) class ids; (B,) numbers for one label; (B, num_labels) of 0 and 1 for
                 `problem_type="multi_label_classification"`.
+            num_items_in_batch: Divide the loss by this number of labels, not by those here.
         """
         encoded = self.model(
             input_ids,
@@ -540,7 +527,10 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         if labels is not None:
             check_rows("labels", labels, logits.shape[0])
             loss = self.loss_function(
-                labels=labels, pooled_logits=logits, config=self.config, **kwargs
+                labels=labels,
+                pooled_logits=logits,
+                config=self.config,
+                num_items_in_batch=num_items_in_batch,
             )
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states

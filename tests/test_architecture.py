@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "convolution_qrnn": set(),
     "attention_qrnn": set(),
     "layers_qrnn": {"attention_qrnn", "convolution_qrnn", "pooling_qrnn"},
-    "losses_qrnn": set(),
+    "losses_qrnn": {"checks_qrnn"},
     "quantization_qrnn": set(),
     "cache_qrnn": {"attention_qrnn", "layers_qrnn"},
     "stacks_qrnn": {

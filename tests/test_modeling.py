@@ -17,7 +17,7 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
 )
-from hf_qrnn.modeling_qrnn import shift_tokens_right, token_loss
+from hf_qrnn.losses_qrnn import shift_tokens_right, token_loss
 
 MODERN = {
     "encoder_bidirectional": True,
@@ -91,8 +91,16 @@ def test_label_smoothing_matches_the_definition() -> None:
     for b, t in [(0, 0), (0, 1), (1, 0), (1, 2)]:
         own = -log_p[b, t, labels[b, t]]
         terms.append(0.9 * own + 0.1 * -log_p[b, t].mean())
-    smoothed = token_loss(logits, labels, label_smoothing=0.1)
+    smoothed = token_loss(logits, labels, smoothing=0.1)
     torch.testing.assert_close(smoothed, torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_share_that_cannot_be_spread_is_refused(share: float) -> None:
+    for kind in (QRNNForConditionalGeneration, QRNNForCausalLM):
+        ids = torch.randint(4, 20, (2, 3))
+        with pytest.raises(ValueError, match=rf"`smoothing` must be in \[0, 1\), but is {share}"):
+            kind(small())(ids, labels=ids, smoothing=share)
 
 
 def test_loss_without_any_label_is_zero_not_nan() -> None:

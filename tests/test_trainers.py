@@ -141,7 +141,7 @@ def test_label_smoothing_is_that_of_the_model(kind: type[PreTrainedModel], tmp_p
     model = make(kind)
     model.lm_head.weight.data *= 30  # smoothing hardly changes the loss of flat predictions
     batch = collate(rows(kind))
-    expected = model(**batch, label_smoothing=0.3).loss.item()
+    expected = model(**batch, smoothing=0.3).loss.item()
     without = model(**batch).loss.item()
     arguments = {"label_smoothing_factor": 0.3, "max_steps": 1, "data_seed": 0}
     if kind is QRNNForConditionalGeneration:

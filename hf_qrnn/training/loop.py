@@ -435,7 +435,7 @@ class Trainer:
                 output = self.model(
                     **inputs,
                     num_items_in_batch=self._divisor(total),
-                    label_smoothing=options.label_smoothing,
+                    smoothing=options.label_smoothing,
                 )
                 accelerator.backward(output.loss * weight)
             smoothed = options.label_smoothing > 0.0
