@@ -102,7 +102,8 @@ class QRNNConfig(PreTrainedConfig):
     """
 
     model_type = "qrnn"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # What Trainer cannot put together from batches of other lengths.
+    keys_to_ignore_at_inference = ["past_key_values", "decoder_attentions", "cross_attentions"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}
 
     vocab_size: int = 187

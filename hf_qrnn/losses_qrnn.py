@@ -101,3 +101,18 @@ def next_token_loss(
         return target_loss(logits, shift_labels, num_items_in_batch, smoothing, name=name)
     check_token_ids("labels", labels, logits.shape[2], tuple(logits.shape[:2]))
     return token_loss(logits[:, :-1], labels[:, 1:], num_items_in_batch, smoothing)
+
+
+def share_of_batch(
+    loss: torch.Tensor, num_items: int, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """The mean `loss` over `num_items` as its share of the mean over `num_items_in_batch`.
+
+    Trainer leaves it to the model to make accumulated steps equal one big batch, and transformers'
+    loss of numbers and of several labels does not.
+    """
+    if num_items_in_batch is None:
+        return loss
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(loss.device)
+    return loss * num_items / num_items_in_batch

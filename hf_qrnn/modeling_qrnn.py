@@ -32,7 +32,7 @@ from .configuration_qrnn import AUTO_MAP, QRNNConfig
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
 from .layers_qrnn import last_step
 from .limits_qrnn import DEFAULT_MAX_LENGTH
-from .losses_qrnn import next_token_loss, shift_tokens_right, target_loss
+from .losses_qrnn import next_token_loss, share_of_batch, shift_tokens_right, target_loss
 from .quantization_qrnn import check_quantized, leave_unpacked
 from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
@@ -532,6 +532,8 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
                 config=self.config,
                 num_items_in_batch=num_items_in_batch,
             )
+            if self.config.problem_type != "single_label_classification":
+                loss = share_of_batch(loss, labels.numel(), num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states
         )

@@ -286,10 +286,47 @@ def test_classification_flow(tmp_path: Path) -> None:
     assert again.config.problem_type == "single_label_classification"
 
 
+NUMBERS = [0.5, -1.0, 2.0, 0.0, 1.0, 0.25, -0.5, 3.0]
+TARGETS: dict[str, tuple[int, list[Any]]] = {
+    "one of two": (2, [0, 1, 1, 0, 1, 0, 0, 1]),
+    "a number": (1, NUMBERS),
+    "two numbers": (2, [[x, -x] for x in NUMBERS]),
+    "several labels": (2, [[float(x > 0), 1.0] for x in NUMBERS]),
+}
+
+
+@pytest.mark.parametrize(("num_labels", "labels"), TARGETS.values(), ids=TARGETS)
+def test_accumulated_steps_of_a_classifier_equal_one_big_batch(
+    num_labels: int, labels: list[Any], tmp_path: Path
+) -> None:
+    problem = "regression" if num_labels == 2 and labels[0] == [0.5, -0.5] else None
+    data = [{**TOKENIZER(t), "labels": y} for t, y in zip(TEXTS, labels, strict=True)]
+    models = []
+    for rows, steps in ((8, 1), (2, 4)):
+        model = make(QRNNForSequenceClassification, num_labels=num_labels, problem_type=problem)
+        arguments = options(
+            tmp_path, per_device_train_batch_size=rows, gradient_accumulation_steps=steps,
+            optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_grad_norm=0.0,
+            train_sampling_strategy="sequential", eval_strategy="no", save_strategy="no",
+            load_best_model_at_end=False,
+        )  # fmt: skip
+        collator = DataCollatorWithPadding(TOKENIZER)
+        trainer = Trainer(
+            model, TrainingArguments(**arguments), train_dataset=data, data_collator=collator
+        )
+        trainer.train()
+        models.append(model)
+    big, small = models
+    before = make(QRNNForSequenceClassification, num_labels=num_labels).classifier.weight
+    assert (big.classifier.weight - before).abs().max() > 1e-3
+    for name, parameter in big.named_parameters():
+        torch.testing.assert_close(small.get_parameter(name), parameter, msg=name)
+
+
 # ------------------------------------------------------------------ what is gathered
 
 
-@pytest.mark.parametrize("flag", ["use_cache", "output_hidden_states"])
+@pytest.mark.parametrize("flag", ["use_cache", "output_hidden_states", "output_attentions"])
 def test_predictions_of_batches_of_other_lengths_are_put_together(
     flag: str, tmp_path: Path
 ) -> None:
