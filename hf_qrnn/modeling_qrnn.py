@@ -30,6 +30,7 @@ from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape, check_stored_weights, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
 from .generation_qrnn import LanguageModelHead, as_qrnn_cache
+from .keywords_qrnn import check_keywords
 from .layers_qrnn import last_step
 from .limits_qrnn import DEFAULT_MAX_LENGTH
 from .losses_qrnn import next_token_loss, share_of_batch, shift_tokens_right, target_loss
@@ -171,6 +172,9 @@ class QRNNTextEncoder(nn.Module):
         **kwargs: Any,
     ) -> QRNNEncoderOutput | tuple[torch.Tensor, ...]:
         """Encode `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        for name in ("labels", "logits_to_keep"):  # generate() hands on what is the decoder's
+            kwargs.pop(name, None)
+        check_keywords(self, kwargs, attention_mask)
         embeds = _embed(self, input_ids, inputs_embeds)
         wants = _wants(self.config, "output_hidden_states", output_hidden_states)
         output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, wants)
@@ -227,6 +231,7 @@ class QRNNModel(QRNNPreTrainedModel):
             Hidden states (B, T, H), the state, and where asked all hidden states and the
             attention weights (B, N, T, S) of the attending layers, in source order.
         """
+        check_keywords(self, kwargs, attention_mask, past_key_values, decoder_attention_mask)
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         weights = _wants(self.config, "output_attentions", output_attentions)
         wants = (hidden, weights, self.config._attn_implementation == "eager")
@@ -331,6 +336,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
             smoothing: Share of the target spread over the vocabulary.
         """
+        check_keywords(self, kwargs, attention_mask, past_key_values, decoder_attention_mask)
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -377,6 +383,7 @@ class QRNNDecoderModel(QRNNPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Hidden states (B, T, H) and the state; see `QRNNForCausalLM.forward`."""
+        check_keywords(self, kwargs, attention_mask, past_key_values)
         embeds = _embed(self, input_ids, inputs_embeds)
         if past_key_values is None and _wants(self.config, "use_cache", use_cache):
             past_key_values = QRNNCache(self.config.decoder_layers)
@@ -409,6 +416,7 @@ class QRNNEncoderModel(QRNNPreTrainedModel):
         **kwargs: Any,
     ) -> QRNNEncoderOutput:
         """The encoding (B, S, H) of `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        check_keywords(self, kwargs, attention_mask)
         embeds = _embed(self, input_ids, inputs_embeds)
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
@@ -460,6 +468,7 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
                 split. No parameter, or Trainer would want every batch to have them.
         """
         shift_labels = kwargs.pop("shift_labels", None)
+        check_keywords(self, kwargs, attention_mask, past_key_values)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -508,6 +517,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
                 `problem_type="multi_label_classification"`.
             num_items_in_batch: Divide the loss by this number of labels, not by those here.
         """
+        check_keywords(self, kwargs, attention_mask)
         encoded = self.model(
             input_ids,
             attention_mask=attention_mask,

@@ -38,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "triton_qrnn": set(),
     "convolution_qrnn": set(),
     "attention_qrnn": set(),
+    "keywords_qrnn": {"checks_qrnn"},
     "layers_qrnn": {"attention_qrnn", "convolution_qrnn", "pooling_qrnn"},
     "losses_qrnn": {"checks_qrnn"},
     "quantization_qrnn": set(),
@@ -45,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "stacks_qrnn": {
         "attention_qrnn",
         "configuration_qrnn",
+        "keywords_qrnn",
         "layers_qrnn",
         "cache_qrnn",
         "checks_qrnn",
