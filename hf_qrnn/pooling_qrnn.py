@@ -310,7 +310,8 @@ def _equations_vjp(
         h, c, state = pool_with(scan_differentiable, (*given, mask, seed), options)
         return h, c, state
 
-    values, vjp = torch.func.vjp(outputs, *(x for x in causes if x is not None))
+    present = [x for x in causes if x is not None]
+    values, vjp = torch.func.vjp(outputs, *present)  # type: ignore[misc]
     pairs = zip(values, cotangents, strict=True)
     return _filled(causes, vjp(tuple(torch.zeros_like(y) if g is None else g for y, g in pairs)))
 
@@ -328,7 +329,8 @@ def _second_vjp(
         results = _equations_vjp(leaves[:3], (*leaves[3:], *constants), options)
         return tuple(x for x in results if x is not None)
 
-    values, vjp = torch.func.vjp(first, *(x for x in given if x is not None))
+    present = [x for x in given if x is not None]
+    values, vjp = torch.func.vjp(first, *present)  # type: ignore[misc]
     wanted = [g for x, g in zip(given[3:], grads, strict=True) if x is not None]
     return _filled(given, vjp(tuple(g.to(y.dtype) for y, g in zip(values, wanted, strict=True))))
 
