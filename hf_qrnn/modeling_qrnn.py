@@ -192,9 +192,10 @@ class QRNNModel(QRNNPreTrainedModel):
         self.decoder = QRNNDecoder(config, reads_source=True)
         self.post_init()
 
-    def get_encoder(self, modality: str | None = None) -> QRNNTextEncoder:
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder with its embedding: `model.get_encoder()(input_ids)`."""
-        return QRNNTextEncoder(self)
+        # Of images or sounds there is none; transformers says so by the model itself.
+        return QRNNTextEncoder(self) if modality is None else super().get_encoder(modality)
 
     def get_decoder(self) -> QRNNDecoder:
         """The decoder's stack."""
@@ -292,9 +293,9 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             # The general default of 20 cuts a sentence of characters after three words.
             self.generation_config.max_length = DEFAULT_MAX_LENGTH
 
-    def get_encoder(self, modality: str | None = None) -> QRNNTextEncoder:
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder with its embedding."""
-        return self.model.get_encoder()
+        return self.model.get_encoder() if modality is None else super().get_encoder(modality)
 
     def get_decoder(self) -> QRNNDecoder:
         """The decoder's stack."""

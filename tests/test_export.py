@@ -13,6 +13,7 @@ from hf_qrnn import (
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
+    QRNNModel,
     pool,
 )
 
@@ -168,3 +169,13 @@ def test_translation_model_runs_in_onnx_runtime(name: str, tmp_path: Path) -> No
         got = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         expected = model(**inputs).logits
         torch.testing.assert_close(torch.from_numpy(got[0]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_models_have_no_encoder_of_images_or_sounds() -> None:
+    # Else transformers' exporter takes a translation model for a multimodal one.
+    for model in (QRNNModel(config()), QRNNForConditionalGeneration(config())):
+        for modality in ("image", "video", "audio"):
+            assert model.get_encoder(modality=modality) is model
+        assert model.get_encoder() is not model
+        with pytest.raises(ValueError, match="modality"):
+            model.get_encoder(modality="smell")
