@@ -6,10 +6,11 @@ length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
+from torch.utils import _pytree
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attention_qrnn import Memory
@@ -37,9 +38,15 @@ def _on_each(change: RowChange, tensors: Tensors) -> Tensors:
 class QRNNCacheLayer(CacheLayerMixin):
     """What one decoder layer remembers.
 
+    Every attribute is a tensor, None, a flag or a list of tuples of tensors: exporters look for
+    tensors in them, by name and in this order, and rebuild no named tuple.
+
     Attributes:
-        state: Its last K-1 inputs (B, K-1, E) and c (B, H); None before the first step.
-        memory: What it needs of the source: V h~ (B, G*H), keys and values (B, N, S, H/N).
+        inputs, c: Its last K-1 inputs (B, K-1, E) and c (B, H); None before the first step.
+        gate_bias, source_keys, source_values: What it needs of the source, where `has_memory`:
+            V h~ (B, G*H), keys and values (B, N, S, H/N).
+        num_steps: Steps taken so far, pads included: 0-d, so that no graph takes it for a constant,
+            and on the CPU, so that nobody waits for it.
         record_past: Whether steps are kept so that `crop` can take them back.
     """
 
@@ -50,11 +57,40 @@ class QRNNCacheLayer(CacheLayerMixin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state: LayerState | None = None
-        self.memory: Memory | None = None
+        self.inputs: torch.Tensor | None = None
+        self.c: torch.Tensor | None = None
+        self.gate_bias: torch.Tensor | None = None
+        self.source_keys: torch.Tensor | None = None
+        self.source_values: torch.Tensor | None = None
+        self.num_steps = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.has_memory = False
         self.record_past = False
-        self._window: list[LayerPast] = []
-        self._num_steps = 0
+        self._window: list[tuple[torch.Tensor | None, ...]] = []
+
+    @property
+    def state(self) -> LayerState | None:
+        """The last K-1 inputs (B, K-1, E) and c (B, H); None before the first step."""
+        if self.inputs is None or self.c is None:
+            return None
+        return LayerState(self.inputs, self.c)
+
+    @property
+    def memory(self) -> Memory | None:
+        """What it needs of the source; None before it has seen one."""
+        return self._kept_memory() if self.has_memory else None
+
+    def _kept_memory(self) -> Memory:
+        return Memory(self.gate_bias, self.source_keys, self.source_values)
+
+    def _past(self) -> list[LayerPast]:
+        return [LayerPast(*past) for past in self._window]  # type: ignore[arg-type]
+
+    def _keep_state(self, state: LayerState) -> None:
+        self.inputs, self.c = state
+
+    def _keep_memory(self, memory: Memory | None) -> None:
+        self.gate_bias, self.source_keys, self.source_values = memory or Memory()
+        self.has_memory = memory is not None
 
     def current_state(self) -> LayerState | None:
         """The state to go on from, None before the first step."""
@@ -63,26 +99,26 @@ class QRNNCacheLayer(CacheLayerMixin):
     def store(self, state: LayerState, num_steps: int, past: LayerPast | None = None) -> None:
         """Replace the state after `num_steps` more steps, recorded in `past`."""
         # A clone, since a state is a view of the call's tensors, which would all be kept with it.
-        self.state = _on_each(torch.clone, state)
-        self._num_steps += num_steps
+        self._keep_state(_on_each(torch.clone, state))
+        self.num_steps = self.num_steps + num_steps
         self.is_initialized = True
         if self.record_past:
             assert past is not None, "a layer that records needs every step's state"
-            self._window.append(past)
+            self._window.append(tuple(past))
 
     def remember(self, memory: Memory) -> Memory:
         """Keep `memory` and return what is kept."""
-        self.memory = memory
+        self._keep_memory(memory)
         return memory
 
     @property
     def num_rows(self) -> int:
         """B, or -1 before the first step."""
-        return self.state.c.shape[0] if self.is_initialized and self.state is not None else -1
+        return self.c.shape[0] if self.is_initialized and self.c is not None else -1
 
     def get_seq_length(self) -> Any:
-        """Steps taken so far, pads included."""
-        return self._num_steps
+        """Steps taken so far, pads included: an int, while a graph is traced a 0-d tensor."""
+        return self.num_steps if torch.compiler.is_compiling() else int(self.num_steps)
 
     def get_mask_sizes(self, query_length: int) -> tuple[Any, int]:
         """Length and offset of the mask of the next call."""
@@ -98,17 +134,18 @@ class QRNNCacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything, whether to record excepted."""
-        self.state, self.memory = None, None
+        self.inputs = self.c = None
+        self._keep_memory(None)
         self._window = []
-        self._num_steps = 0
+        self.num_steps = torch.zeros_like(self.num_steps)
         self.is_initialized = False
 
     def _on_rows(self, change: RowChange) -> None:
         if self.state is not None:
-            self.state = _on_each(change, self.state)
+            self._keep_state(_on_each(change, self.state))
         if self.memory is not None:
-            self.memory = _on_each(change, self.memory)
-        self._window = [_on_each(change, past) for past in self._window]
+            self._keep_memory(_on_each(change, self.memory))
+        self._window = [tuple(_on_each(change, past)) for past in self._past()]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row b becomes row `beam_idx[b]`."""
@@ -134,19 +171,20 @@ class QRNNCacheLayer(CacheLayerMixin):
         Raises:
             ValueError: If those steps were not all recorded since the last `crop`.
         """
-        recorded = sum(past.c.shape[1] for past in self._window)
+        window = self._past()
+        recorded = sum(past.c.shape[1] for past in window)
         if not -recorded <= tokens_to_remove <= 0:
             rule = "0 unless the steps are recorded (`activate_past_recording`)"
             if self.record_past:
                 rule = f"in [-{recorded}, 0], the steps recorded since the last `crop`"
             raise ValueError(f"`tokens_to_remove` must be {rule}, but is {tokens_to_remove}.")
         left = recorded + tokens_to_remove
-        for past in self._window:
+        for past in window:
             if tokens_to_remove < 0 and left <= past.c.shape[1]:
-                self.state = _on_each(torch.clone, past.state_after(left))
+                self._keep_state(_on_each(torch.clone, past.state_after(left)))
                 break
             left -= past.c.shape[1]
-        self._num_steps += tokens_to_remove
+        self.num_steps = self.num_steps + tokens_to_remove
         self._window = []
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -172,61 +210,51 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
     is_compileable = True
     is_croppable = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._length: torch.Tensor | None = None
-        self._old_memory: Memory | None = None
-
     def current_state(self) -> LayerState | None:
         """The state to go on from, None before the first step."""
-        if self.state is None or not self.is_initialized:
+        state = self.state
+        if state is None or not self.is_initialized:
             return None
         # A clone, since autograd may save what `store` will overwrite.
-        return LayerState(self.state.inputs, self.state.c.clone())
+        return LayerState(state.inputs, state.c.clone())
 
     def store(self, state: LayerState, num_steps: int, past: LayerPast | None = None) -> None:
         """Overwrite the state after `num_steps` more steps."""
-        if self.state is None or (not self.is_initialized and not _alike(self.state, state)):
-            self.state = _on_each(_fixed, state)
-            self._length = _fixed(torch.zeros((), dtype=torch.int64, device=state.c.device))
+        old = self.state
+        if old is None or (not self.is_initialized and not _alike(old, state)):
+            self._keep_state(_on_each(_fixed, state))
+            self.num_steps = _fixed(torch.zeros((), dtype=torch.int64, device=state.c.device))
         else:
-            _overwrite(self.state, state)
-        assert self._length is not None
-        self._length.add_(num_steps)
+            _overwrite(old, state)
+        self.num_steps.add_(num_steps)
         self.is_initialized = True
 
     def remember(self, memory: Memory) -> Memory:
         """Keep `memory` and return what is kept."""
-        if self._old_memory is not None and _alike(self._old_memory, memory):
-            self.memory = self._old_memory
-            _overwrite(self.memory, memory)
+        old = self._kept_memory()
+        if _alike(old, memory):
+            _overwrite(old, memory)
+            self.has_memory = True
         else:
-            self.memory = self._old_memory = _on_each(_fixed, memory)
+            self._keep_memory(_on_each(_fixed, memory))
         # Not what is kept: gradients of this call reach the source.
         return memory
 
     def get_seq_length(self) -> Any:
         """Steps taken so far, pads included: a 0-d tensor after the first."""
-        return self._length if self.is_initialized and self._length is not None else 0
+        return self.num_steps if self.is_initialized else 0
 
     def reset(self) -> None:
         """Forget everything and keep the tensors for the next sequence."""
-        if self._length is not None:
-            self._length.zero_()
-        self.memory = None
+        self.num_steps.zero_()
+        self.has_memory = False
         self.is_initialized = False
 
     def _on_rows(self, change: RowChange) -> None:
-        for name in ("state", "memory"):
-            old = getattr(self, name)
-            if old is None:
-                continue
-            new = _on_each(change, old)
-            if _alike(old, new):
-                _overwrite(old, new)
-            else:
-                setattr(self, name, _on_each(_fixed, new))
-        self._old_memory = self.memory
+        if self.state is not None:
+            self._keep_state(_changed_in_place(self.state, change))
+        memory = self.memory
+        self._keep_memory(None if memory is None else _changed_in_place(memory, change))
 
     def activate_past_recording(self) -> None:
         """Refused: a recording grows, a static cache does not.
@@ -257,6 +285,15 @@ def _alike(old: Tensors, new: Tensors) -> bool:
         elif (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
             return False
     return True
+
+
+def _changed_in_place(old: Tensors, change: RowChange) -> Tensors:
+    """`old` after the change, in the same tensors where they still fit."""
+    new = _on_each(change, old)
+    if not _alike(old, new):
+        return _on_each(_fixed, new)
+    _overwrite(old, new)
+    return old
 
 
 def _overwrite(old: Tensors, new: Tensors) -> None:
@@ -294,3 +331,75 @@ class QRNNCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Steps taken so far, pads included: an int, or a 0-d tensor in a static cache."""
         return self.layer(layer_idx).get_seq_length()
+
+
+# ------------------------------------------------------------------ in graphs
+
+_TENSORS = ("inputs", "c", "gate_bias", "source_keys", "source_values", "num_steps")
+_FLAGS = ("is_initialized", "has_memory", "record_past")
+
+
+def _flatten_named(cache: QRNNCache) -> tuple[list[tuple[str, torch.Tensor]], dict[str, Any]]:
+    """The tensors of a cache by name, and what JSON can hold: how to put them back."""
+    named: list[tuple[str, torch.Tensor]] = []
+    layers = []
+    for index in range(len(cache.layers)):
+        layer, name = cache.layer(index), f"layers.{index}"
+        parts = [(f"{name}.{part}", getattr(layer, part)) for part in _TENSORS]
+        for number, past in enumerate(layer._window):
+            parts += [(f"{name}.window.{number}.{i}", x) for i, x in enumerate(past)]
+        named += [(path, x) for path, x in parts if x is not None]
+        layers.append(
+            {
+                "present": [x is not None for _, x in parts],
+                "flags": [getattr(layer, flag) for flag in _FLAGS],
+            }
+        )
+    static = any(isinstance(layer, QRNNStaticCacheLayer) for layer in cache.layers)
+    return named, {"static": static, "layers": layers}
+
+
+def _flatten(cache: QRNNCache) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    named, context = _flatten_named(cache)
+    return [tensor for _, tensor in named], context
+
+
+def _flatten_with_keys(cache: QRNNCache) -> tuple[list[tuple[Any, torch.Tensor]], dict[str, Any]]:
+    named, context = _flatten_named(cache)
+    return [(_pytree.MappingKey(name), tensor) for name, tensor in named], context
+
+
+def _unflatten(tensors: Iterable[Any], context: dict[str, Any]) -> QRNNCache:
+    rest = iter(tensors)
+    cache = QRNNCache(len(context["layers"]), static=context["static"])
+    for index, kept in enumerate(context["layers"]):
+        layer = cache.layer(index)
+        parts = [next(rest) if present else None for present in kept["present"]]
+        for name, part in zip(_TENSORS, parts, strict=False):
+            setattr(layer, name, part)
+        for name, flag in zip(_FLAGS, kept["flags"], strict=True):
+            setattr(layer, name, flag)
+        past, size = parts[len(_TENSORS) :], len(LayerPast._fields)
+        layer._window = [tuple(past[i : i + size]) for i in range(0, len(past), size)]
+    return cache
+
+
+def _register() -> None:
+    """Let torch.export take and return a cache, as transformers lets it do with its own.
+
+    The package's class and a Hub folder's have names of their own, so both can be saved.
+    """
+    if QRNNCache not in _pytree.SUPPORTED_NODES:
+        _pytree.register_pytree_node(
+            QRNNCache,
+            _flatten,
+            _unflatten,
+            serialized_type_name=f"{QRNNCache.__module__}.{QRNNCache.__qualname__}",
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
+        # A saved program holds its example inputs, which torch reads as plain data where it knows
+        # all classes, else as a pickle of anything, with a warning.
+        torch.serialization.add_safe_globals([QRNNCache, QRNNCacheLayer, QRNNStaticCacheLayer])
+
+
+_register()
