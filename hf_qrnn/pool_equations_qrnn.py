@@ -96,13 +96,13 @@ def _activate(
     if zoneout > 0.0:
         assert seed is not None, "zoneout needs a seed"
         batch, length, channels = z.shape
-        keep = zoneout_keep(seed, batch, length, channels, zoneout)
-        f = torch.where(keep, f, 1.0)
-        i = i if pooling == "ifo" else torch.where(keep, i, 0.0)
+        zoned_out = ~zoneout_keep(seed, batch, length, channels, zoneout)
+        f = f.masked_fill(zoned_out, 1.0)
+        i = i if pooling == "ifo" else i.masked_fill(zoned_out, 0.0)
     if mask is not None:
-        real = mask[:, :, None].bool()
-        f, i = torch.where(real, f, 1.0), torch.where(real, i, 0.0)
-        o = None if o is None else torch.where(real, o, 0.0)
+        padded = ~mask[:, :, None].bool()
+        f, i = f.masked_fill(padded, 1.0), i.masked_fill(padded, 0.0)
+        o = None if o is None else o.masked_fill(padded, 0.0)
     return _Gates(z, f, o, i)
 
 
