@@ -46,7 +46,6 @@ ARROWS: dict[str, set[str]] = {
     "stacks_qrnn": {
         "attention_qrnn",
         "configuration_qrnn",
-        "keywords_qrnn",
         "layers_qrnn",
         "cache_qrnn",
         "checks_qrnn",
@@ -56,6 +55,7 @@ ARROWS: dict[str, set[str]] = {
     "modeling_qrnn": {
         "attention_qrnn",
         "configuration_qrnn",
+        "keywords_qrnn",
         "layers_qrnn",
         "limits_qrnn",
         "losses_qrnn",
