@@ -136,7 +136,9 @@ def make_batches(
 ) -> tuple[EpochPlan, Iterable[Batch], Sequence[EncodedPair]]:
     """The plan of an epoch, its batches, and the training pairs as ids (of a stream the first)."""
     if data.num_proc > 0:
-        encoded = encode_stored(tokenizer, data.train, num_proc=data.num_proc, first=processes)
+        encoded = processes.main_first(
+            lambda: encode_stored(tokenizer, data.train, num_proc=data.num_proc)
+        )
     else:
         encoded = encode_pairs(tokenizer, data.train)
     kind = {"max_tokens": loop.max_tokens, "seed": options.seed}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hub_fixtures import CLIENT_WARNING
 from hub_stand_in import HubStandIn
-from test_resume import load_script
+from training_script import load_script
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration

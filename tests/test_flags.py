@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_streaming import load_script
+from training_script import load_script
 
 from hf_qrnn.flags import typed
 

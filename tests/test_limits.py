@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import load_script
+from training_script import load_script
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, pipeline
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration

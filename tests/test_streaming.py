@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from test_resume import load_script
+from training_script import load_script
 
 from hf_qrnn.tokenization import train_character_tokenizer
 from hf_qrnn.training import streaming

@@ -71,6 +71,14 @@ class Processes:
                 raise (CheckpointError if found[0] else RunError)(found[1])
         return results[0]
 
+    def main_first(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, which the main process does before the others begin.
+
+        What it leaves in a cache, they find there.
+        """
+        first = self.together(lambda: work() if self.is_main else None)
+        return work() if first is None else first
+
 
 def make_accelerator(options: RunOptions) -> Accelerator:
     """The Accelerator of a script, with nothing silently missing.

@@ -24,7 +24,6 @@ from hf_qrnn.training.batching import (
     make_loader,
 )
 from hf_qrnn.training.data import TextPair, import_optional
-from hf_qrnn.training.processes import Processes
 
 
 class StreamBatches:
@@ -125,7 +124,6 @@ def encode_stored(
     pairs: Sequence[TextPair],
     *,
     num_proc: int,
-    first: Processes | None = None,
     cache_dir: str | None = None,
 ) -> StoredPairs:
     """Encodes pairs in `num_proc` processes; the same texts and tokenizer are encoded once.
@@ -134,7 +132,6 @@ def encode_stored(
         tokenizer: For both sides; must have a backend of `tokenizers`.
         pairs: The pairs.
         num_proc: Processes, at least 1.
-        first: The processes of a run, of which the main one encodes before the others read.
         cache_dir: Where the ids are kept; None = with those of `datasets`.
 
     Raises:
@@ -154,25 +151,17 @@ def encode_stored(
         {"source": [pair.source for pair in pairs], "target": [pair.target for pair in pairs]}
     )
 
-    def encode() -> StoredPairs:
-        with _single_threaded_tokenizers():
-            stored = texts.map(
-                _encoder(tokenizer),
-                batched=True,
-                num_proc=min(num_proc, len(pairs)),
-                remove_columns=["source", "target"],
-                cache_file_name=os.path.join(folder, f"pairs-{digest.hexdigest()[:32]}.arrow"),
-                new_fingerprint=digest.hexdigest()[:32],
-                desc="tokenizing",
-            )
-        return StoredPairs(stored)
-
-    if first is None or first.count == 1:
-        return encode()
-    if first.is_main:
-        encode()
-    first.gather(None)
-    return encode()
+    with _single_threaded_tokenizers():
+        stored = texts.map(
+            _encoder(tokenizer),
+            batched=True,
+            num_proc=min(num_proc, len(pairs)),
+            remove_columns=["source", "target"],
+            cache_file_name=os.path.join(folder, f"pairs-{digest.hexdigest()[:32]}.arrow"),
+            new_fingerprint=digest.hexdigest()[:32],
+            desc="tokenizing",
+        )
+    return StoredPairs(stored)
 
 
 def _encoder(
