@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -33,7 +33,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # Seconds.
 # What the client raises for a reply that is JSON, but not the JSON it wants.
 _MISREAD = (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError)
 _HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
-_ASKED_FOR = ("config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json")
 _LOGIN = "`hf auth login` stores a token, HF_TOKEN overrides it"
 # A 403 is for one of two reasons, and the Hub says in words alone which.
 _ABOUT_RIGHTS = re.compile(
@@ -50,12 +49,6 @@ class HubError(OSError):
 
 class CorruptReplyError(ValueError):
     """A reply of the Hub that says nothing sensible."""
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Split "user/name@revision" into name and revision; None where there is none."""
-    repo, _, revision = name.partition("@")
-    return repo, revision or None
 
 
 def patiently(call: Callable[[], _T], *, what: str) -> _T:
@@ -165,28 +158,6 @@ def _refusal(error: Exception, what: str) -> str:
     if isinstance(error, ValueError) and not isinstance(error, (HfHubHTTPError, UnicodeError)):
         return f"The {what} failed: {one_line(str(error)).rstrip('.')}."
     return f"The {what} failed: the Hub answered {answer(response)}."
-
-
-def hub_answer(error: BaseException, repo: str, revision: str | None) -> str | None:
-    """What the Hub answered where that is why a model did not load, as a sentence, or None.
-
-    transformers takes a refusal for a file that is not there, and forgets the reason: so the Hub
-    is asked again. A name that the Hub does not know is None: transformers says that well.
-    """
-    kinds = (RepositoryNotFoundError, RevisionNotFoundError)
-    is_unknown = any(isinstance(cause, kinds) for cause in causes(error))
-    response = reply_of(error)
-    for name in _ASKED_FOR if response is None else ():
-        try:
-            get_hf_file_metadata(hf_hub_url(repo, name, revision=revision))
-        except Exception as again:  # no answer either, or no name of a repository
-            response = reply_of(again)
-            if response is None or response.status_code != 404:
-                break
-    is_gated = any(isinstance(cause, GatedRepoError) for cause in causes(error))
-    if response is None or response.status_code == 404 or (is_unknown and not is_gated):
-        return None
-    return f"the Hub answered {answer(response)}."
 
 
 # ------------------------------------------------------------------ what is there

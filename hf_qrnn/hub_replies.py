@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-from huggingface_hub import get_token
+from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 _LONGEST = 300  # Characters of a reason.
 _TAG = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>")
@@ -125,3 +130,34 @@ def redacted(text: str) -> str:
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return text
+
+
+_ASKED_FOR = ("config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json")
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split "user/name@revision" into name and revision; None where there is none."""
+    repo, _, revision = name.partition("@")
+    return repo, revision or None
+
+
+def hub_answer(error: BaseException, repo: str, revision: str | None) -> str | None:
+    """What the Hub answered where that is why a model did not load, as a sentence, or None.
+
+    transformers takes a refusal for a file that is not there, and forgets the reason: so the Hub
+    is asked again. A name that the Hub does not know is None: transformers says that well.
+    """
+    kinds = (RepositoryNotFoundError, RevisionNotFoundError)
+    is_unknown = any(isinstance(cause, kinds) for cause in causes(error))
+    response = reply_of(error)
+    for name in _ASKED_FOR if response is None else ():
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, name, revision=revision))
+        except Exception as again:  # no answer either, or no name of a repository
+            response = reply_of(again)
+            if response is None or response.status_code != 404:
+                break
+    is_gated = any(isinstance(cause, GatedRepoError) for cause in causes(error))
+    if response is None or response.status_code == 404 or (is_unknown and not is_gated):
+        return None
+    return f"the Hub answered {answer(response)}."

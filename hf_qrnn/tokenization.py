@@ -25,7 +25,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .hub_client import hub_answer
+from .hub_replies import hub_answer
 
 PAD_TOKEN = "<pad>"
 EOS_TOKEN = "</s>"

@@ -21,7 +21,7 @@ from transformers import (
 
 from .flags import typed
 from .generation import generate_hypotheses
-from .hub_client import hub_answer, split_revision
+from .hub_replies import hub_answer, split_revision
 from .tokenization import check_tokenizer, decode_batch, encode_batch
 
 # All that Python, an editor or another tool may take as the end of a line.

@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backends_qrnn import use_backend
-from .hub_client import HubError, commit_of, files_of, has_hash, patiently, split_revision
+from .hub_client import HubError, commit_of, files_of, has_hash, patiently
 from .hub_files import VERIFICATION_FILE, kind_of
-from .hub_replies import first_sentence, one_line
+from .hub_replies import first_sentence, one_line, split_revision
 from .json_files import read_json
 
 _LOADER = Path(__file__).with_name("load_check.py")

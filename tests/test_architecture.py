@@ -72,9 +72,9 @@ ARROWS: dict[str, set[str]] = {
     "timing": set(),
     "flags": set(),
     "bench": {"recurrent", "timing"},
-    "tokenization": {"hub_client"},
+    "tokenization": {"hub_replies"},
     "generation": {"limits_qrnn"},
-    "translation": {"flags", "generation", "tokenization", "hub_client"},
+    "translation": {"flags", "generation", "tokenization", "hub_replies"},
     "plots": {"metrics"},
     "training": {
         "flags",

@@ -23,7 +23,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from hf_qrnn.cli import main
 from hf_qrnn.configuration_qrnn import AUTO_MAP
 from hf_qrnn.hub import check_access, push, without_folders
-from hf_qrnn.hub_client import HubError, split_revision
+from hf_qrnn.hub_client import HubError
+from hf_qrnn.hub_replies import split_revision
 from hf_qrnn.translation import load_translator
 
 TRAVELLERS = travellers()
