@@ -25,8 +25,7 @@ from .modeling_qrnn import (
 )
 from .pipeline_qrnn import TASK, QRNNTranslationPipeline
 from .pooling_qrnn import pool
-from .recurrent import QRNN
-from .recurrent_state import QRNNState
+from .recurrent import QRNN, QRNNState
 
 __version__ = "0.1.0"
 

@@ -6,14 +6,11 @@ own, which `save_figure` writes to a file and a notebook shows by itself.
 
 from __future__ import annotations
 
-import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .metrics.table import VALIDATED, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,9 +42,7 @@ _FALLBACK_FONTS = (
 _CELL = 0.2  # inches
 _LONGEST_SIDE = 30.0  # inches; a longer text gets smaller cells, not a larger file
 _DPI = 150
-_INK, _FAINT = "#222222", "#808080"
-_TRAIN, _VALID = "#8fb3d9", "#1f4e86"
-_SCORES = ("#b3432b", "#d9952f", "#6a4c93", "#3d8b6e", "#444444")  # in the table's order
+INK, BLUE, _FAINT = "#222222", "#1f4e86", "#808080"
 
 
 def attention_figure(
@@ -84,7 +79,7 @@ def attention_figure(
     _label_columns(axes, source_tokens, cell)
     _label_ticks(axes.yaxis, target_tokens, cell)
     _separate_words(axes, source_tokens, target_tokens)
-    _decorate(axes, title)
+    decorate(axes, title)
     _add_color_bar(figure, axes, image, "attention weight", (width, height))
     return figure
 
@@ -117,61 +112,9 @@ def hidden_states_figure(tokens: Sequence[str], states: Any, *, title: str | Non
     _label_columns(axes, tokens, cell)
     axes.set_ylabel("channel", color=_FAINT, fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(axis="y", labelsize=8, labelcolor=_INK)
-    _decorate(axes, title)
+    axes.tick_params(axis="y", labelsize=8, labelcolor=INK)
+    decorate(axes, title)
     _add_color_bar(figure, axes, image, "state", (width, height))
-    return figure
-
-
-def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
-    """Loss, and the scores that were measured, over the steps of a training run.
-
-    Args:
-        records: The lines of `metrics.jsonl`: `{"kind": "train", "step": int, "loss": float, ...}`
-            and `{"kind": "valid", "step": int, "loss": float, "bleu": float, "chrf": float}`.
-            The loss is in nats per target token, BLEU and chrF are in [0, 100], error rates are
-            drawn in per cent; the best point of each is marked. Other kinds of lines are skipped,
-            as are values that are missing, None or not finite.
-
-    Raises:
-        ValueError: If no line has a loss.
-    """
-    from matplotlib.figure import Figure
-
-    lines = list(records)
-    losses = [(kind, _series(lines, kind, "loss")) for kind in ("train", "valid")]
-    if not any(steps for _, (steps, _) in losses):
-        raise ValueError("`records` must have a train or valid line with a loss, but has none.")
-    scores = [
-        (metric, color, _series(lines, "valid", metric.name))
-        for metric, color in zip(VALIDATED, _SCORES, strict=True)
-    ]
-    scores = [found for found in scores if found[2][0]]
-    figure = Figure(figsize=(7.5, 6.0 if scores else 3.6), facecolor="white")
-    axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
-    figure.subplots_adjust(hspace=0.1)
-    for (kind, (steps, values)), color in zip(losses, (_TRAIN, _VALID), strict=True):
-        if steps:
-            marker = "o" if kind == "valid" or len(steps) == 1 else None
-            name = {"train": "training", "valid": "validation"}[kind]
-            axes[0].plot(steps, values, color=color, marker=marker, markersize=4, label=name)
-    axes[0].set_ylabel("loss [nats / target token]", color=_INK)
-    for metric, color, (steps, values) in scores:
-        shown = [metric.scale * value for value in values]
-        label = metric.label + (" [%]" if metric.of else "")
-        axes[1].plot(steps, shown, color=color, marker="o", markersize=4, label=label)
-        _mark_best(axes[1], steps, shown, metric, color)
-    if scores:
-        axes[1].set_ylabel("validation score", color=_INK)
-        axes[1].margins(y=0.12)
-        axes[1].set_ylim(bottom=0)
-    for panel in axes:
-        _decorate(panel, None)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(color="#e6e6e6", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.legend(frameon=False)
-    axes[-1].set_xlabel("step", color=_INK)
     return figure
 
 
@@ -221,14 +164,15 @@ def _new_map(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_axes(place)
 
 
-def _decorate(axes: Axes, title: str | None) -> None:
+def decorate(axes: Axes, title: str | None) -> None:
+    """Take ticks and heavy lines from a panel, and give it a title."""
     axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():
         spine.set(color="#cccccc", linewidth=0.8)
     if title is not None:
         text = "".join(_visible(character, title=True) for character in title)
         families = [family for family, _ in _fonts()]
-        axes.set_title(text, loc="left", fontsize=11, color=_INK, family=families, parse_math=False)
+        axes.set_title(text, loc="left", fontsize=11, color=INK, family=families, parse_math=False)
 
 
 def _label_columns(axes: Axes, tokens: Sequence[str], cell: float) -> None:
@@ -247,7 +191,7 @@ def _label_ticks(axis: Axis, tokens: Sequence[str], cell: float) -> list[str]:
     axis.set_ticks(range(len(labels)), labels, fontsize=size, family=families, parse_math=False)
     for tick, token, label in zip(axis.get_ticklabels(), tokens, labels, strict=True):
         is_mark = _is_special(token) or not token.strip() or label.startswith("U+")
-        tick.set_color(_FAINT if is_mark else _INK)
+        tick.set_color(_FAINT if is_mark else INK)
     return labels
 
 
@@ -293,7 +237,7 @@ def _separate_words(axes: Axes, source_tokens: Sequence[str], target_tokens: Seq
     for tokens, draw in ((source_tokens, axes.axvline), (target_tokens, axes.axhline)):
         for index, token in enumerate(tokens):
             if token == " ":
-                draw(index, color=_VALID, alpha=0.15, linewidth=0.6)
+                draw(index, color=BLUE, alpha=0.15, linewidth=0.6)
 
 
 def _add_color_bar(
@@ -305,36 +249,5 @@ def _add_color_bar(
     beside = axes.inset_axes((1 + 0.15 / width, 1 - share, 0.14 / width, share))
     bar = figure.colorbar(image, cax=beside)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
+    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
     bar.set_label(label, fontsize=9, color=_FAINT)
-
-
-def _series(
-    records: Sequence[Mapping[str, Any]], kind: str, name: str
-) -> tuple[list[int], list[float]]:
-    """Steps and values of `name` in the lines of `kind` that have it; NaN where it diverged."""
-    points = [
-        (int(record["step"]), float(record[name]))
-        for record in records
-        if record.get("kind") == kind and record.get(name) is not None
-    ]
-    steps = [step for step, _ in points]
-    return steps, [value if math.isfinite(value) else math.nan for _, value in points]
-
-
-def _mark_best(
-    axes: Axes, steps: Sequence[int], values: Sequence[float], metric: Metric, color: str
-) -> None:
-    finite = [index for index, value in enumerate(values) if math.isfinite(value)]
-    if not finite:
-        return
-    best = max(finite, key=lambda index: metric.signed(values[index]))
-    axes.annotate(
-        f"{values[best]:.1f}",
-        (steps[best], values[best]),
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-        color=color,
-    )

@@ -31,8 +31,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_qrnn
 from hf_qrnn.flags import typed
 from hf_qrnn.hub_client import quiet_http_log
+from hf_qrnn.lengths import measure_lengths
 from hf_qrnn.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
-from hf_qrnn.plots import learning_curve_figure, save_figure
+from hf_qrnn.plots import save_figure
 from hf_qrnn.publishing import check_publishing, publish_run
 from hf_qrnn.tokenization import (
     load_tokenizer,
@@ -47,7 +48,6 @@ from hf_qrnn.training.batching import (
     encode_pairs,
     hash_pairs,
     make_loader,
-    measure_lengths,
 )
 from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
 from hf_qrnn.training.cards import describe_data
@@ -55,6 +55,7 @@ from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.fine_tuning import Base, begin, find_base
+from hf_qrnn.training.learning_curve import learning_curve_figure
 from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.options import (
     ModelOptions,

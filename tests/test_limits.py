@@ -15,9 +15,10 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, pipeline
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.cli import main
 from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.lengths import measure_lengths
 from hf_qrnn.limits_qrnn import set_length_rule, target_lengths, target_limits
 from hf_qrnn.tokenization import train_character_tokenizer
-from hf_qrnn.training.batching import EncodedPair, measure_lengths
+from hf_qrnn.training.batching import EncodedPair
 from hf_qrnn.translation import Translator, load_translator
 
 TOKENIZER = train_character_tokenizer(["ab"])

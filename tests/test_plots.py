@@ -9,13 +9,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hf_qrnn.plots import (
-    attention_figure,
-    hidden_states_figure,
-    learning_curve_figure,
-    save_figure,
-    token_label,
-)
+from hf_qrnn.plots import attention_figure, hidden_states_figure, save_figure, token_label
+from hf_qrnn.training.learning_curve import learning_curve_figure
 
 SOURCE = [*"Zwei Büsche.", "</s>"]
 TARGET = [*"two bushes", "</s>"]

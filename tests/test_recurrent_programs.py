@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hf_qrnn import QRNN, QRNNState, recurrent_state
+from hf_qrnn import QRNN, QRNNState, recurrent
 from hf_qrnn.convolution_qrnn import GateConvolution
 from hf_qrnn.layers_qrnn import QRNNLayer
 
@@ -18,7 +18,7 @@ LENGTHS = torch.tensor([3, 7, 1, 5])
 @pytest.fixture(autouse=True)
 def _warns_again() -> None:
     """What is said once in a process is said once in a test."""
-    recurrent_state._warn_of_lost_window.cache_clear()
+    recurrent._warn_of_lost_window.cache_clear()
 
 
 def batch(*shape: int) -> torch.Tensor:

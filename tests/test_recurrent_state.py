@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from hf_qrnn import QRNN, QRNNState, recurrent_state
+from hf_qrnn import QRNN, QRNNState, recurrent
 
 
 @pytest.fixture(autouse=True)
 def _warns_again() -> None:
     """What is said once in a process is said once in a test."""
-    recurrent_state._warn_of_lost_window.cache_clear()
+    recurrent._warn_of_lost_window.cache_clear()
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_state_of_another_layer_starts_the_window_at_zero(
     assert torch.equal(output, decoder(x, QRNNState(*state, ()))[0])
     # One without a window has none to lose; another batch is a mistake.
     decoder = QRNN(3, 4, 2, kernel_size=1, dtype=torch.float64)
-    recurrent_state._warn_of_lost_window.cache_clear()
+    recurrent._warn_of_lost_window.cache_clear()
     decoder(steps(5, 2), state)
     mixed = QRNNState(*state.select([0]), state.inputs)
     with pytest.raises(ValueError, match=r"`inputs\[0\]` must have shape \(2, 1, 3\)"):
@@ -277,7 +277,7 @@ def test_is_not_told_where_nothing_is_lost(state: QRNNState, layer: QRNN) -> Non
         layer(x, state)
         short = QRNN(3, 4, 2, kernel_size=1, dtype=torch.float64)
         short(x, tuple(v.detach() for v in short(x)[1]))
-    assert recurrent_state._warn_of_lost_window.cache_info().currsize == 0
+    assert recurrent._warn_of_lost_window.cache_info().currsize == 0
 
 
 def test_numbers_are_not_looked_at_by_compilers_and_transforms(
@@ -296,8 +296,8 @@ def test_numbers_are_not_looked_at_by_compilers_and_transforms(
 
 
 def test_accelerators_are_looked_at_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrent_state, "_looks", iter(range(100)))
+    monkeypatch.setattr(recurrent, "_looks", iter(range(100)))
     far = SimpleNamespace(device=SimpleNamespace(type="xpu"), is_cuda=False)
-    looked = [recurrent_state._may_look(far) for _ in range(50)]
-    assert looked == [True] * recurrent_state.MAX_LOOKS + [False] * (50 - recurrent_state.MAX_LOOKS)
-    assert recurrent_state._may_look(torch.ones(1))
+    looked = [recurrent._may_look(far) for _ in range(50)]
+    assert looked == [True] * recurrent.MAX_LOOKS + [False] * (50 - recurrent.MAX_LOOKS)
+    assert recurrent._may_look(torch.ones(1))

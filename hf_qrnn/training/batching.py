@@ -8,7 +8,6 @@ Shapes: B batch, S source length, T target length.
 """
 
 import hashlib
-import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +19,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from hf_qrnn.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO
 from hf_qrnn.tokenization import encode_batch
 from hf_qrnn.training.data import TextPair
 
-_LENGTH_ROOM = 1.25
 IGNORED_LABEL = -100
 """The label of a padded target position, which the loss skips."""
 
@@ -103,27 +100,6 @@ def hash_pairs(pairs: Iterable[EncodedPair]) -> str:
         for ids in (pair.source_ids, pair.target_ids):
             digest.update(array("q", [len(ids), *ids]).tobytes())
     return digest.hexdigest()
-
-
-def measure_lengths(
-    pairs: Iterable[EncodedPair], *, least: tuple[float, int] = (DEFAULT_RATIO, DEFAULT_OFFSET)
-) -> tuple[float, int]:
-    """Ratio and offset of `limits_qrnn.target_limits` for a model that is trained on `pairs`.
-
-    Every target of `pairs` is at most four fifths of its limit. The ratio is the largest of the
-    longer half of the sources, with that room; the offset is what the others need beside it (a
-    source of one token may have a target of thirty, which is no ratio for long ones).
-
-    Args:
-        pairs: training pairs, or the first of them.
-        least: smallest ratio and offset to give.
-    """
-    lengths = sorted((len(pair.source_ids), len(pair.target_ids)) for pair in pairs)
-    longer = lengths[len(lengths) // 2 :]
-    ratio = max(least[0], *(_LENGTH_ROOM * target / source for source, target in longer))
-    ratio = math.ceil(100 * ratio) / 100  # few digits in the file
-    rest = max(_LENGTH_ROOM * target - ratio * source for source, target in lengths)
-    return ratio, max(least[1], math.ceil(rest))
 
 
 class EpochPlan(Protocol):
