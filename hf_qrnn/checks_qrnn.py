@@ -9,7 +9,7 @@ Shapes: B batch, S source length, T target length, E embedding, H units, L layer
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -138,19 +138,26 @@ def check_mask(
 
 
 def check_stored_weights(
-    state_dict: Mapping[str, torch.Tensor] | None, files: Sequence[str] | None
+    names: Iterable[str], state_dict: Mapping[str, torch.Tensor] | None, files: Sequence[str] | None
 ) -> None:
     """Weights as they are stored, in memory or in safetensors files, before they are cast.
+
+    Args:
+        names: The model's own; what is stored beside them is not read.
+        state_dict: Weights in memory, if there are.
+        files: Paths of files, if there are.
 
     Raises:
         ValueError: If one holds no floating-point numbers (names it).
     """
+    # A head's checkpoint loads into its base and the other way round.
+    own = {name.removeprefix("model.") for name in names}
     for name, tensor in (state_dict or {}).items():
-        if not tensor.is_floating_point():
+        if name.removeprefix("model.") in own and not tensor.is_floating_point():
             raise ValueError(_wrong_weight(name, str(tensor.dtype)))
     for path in files or ():
         for name, dtype in _stored_dtypes(path).items():
-            if not dtype.startswith(("F", "BF")):
+            if name.removeprefix("model.") in own and not dtype.startswith(("F", "BF")):
                 raise ValueError(_wrong_weight(name, f"{dtype} in '{path}'"))
 
 

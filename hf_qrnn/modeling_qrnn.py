@@ -121,7 +121,7 @@ class QRNNPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Refuse integers for weights, which transformers casts without a word."""
         if load_config.hf_quantizer is None:  # quantised weights are integers by right
-            check_stored_weights(state_dict, checkpoint_files)
+            check_stored_weights(model.state_dict(), state_dict, checkpoint_files)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )

@@ -108,7 +108,7 @@ def test_command_prints_the_table(
         (["--dtype", "int8"], "`--dtype` must be one of float32, bfloat16, float16, float64"),
         (["--threads", "0"], "`--threads` must be at least 1, but is 0."),
         (["--minutes", "0"], "`--minutes` must be above 0, but is 0.0."),
-        (["--device", "tpu9"], "`device` must be one that computes in float32 here"),
+        (["--device", "tpu9"], "`--device` must be one that computes in float32 here"),
         (["--minutes", "1", "--quick"], "not allowed with argument"),
     ],
 )

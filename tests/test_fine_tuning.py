@@ -181,7 +181,8 @@ def test_what_agrees_with_the_base_may_be_given(script: ModuleType, tmp_path: Pa
     data = data_flags(tmp_path, "new", "abc", 20)
     out = ["--output_dir", str(tmp_path / "out"), "--init_from", base]
     assert script.main([*data, *flags, *out]) == 0
-    assert script.main([*data, *flags, *out, "--tokenizer", base]) == 0
+    again = ["--overwrite_output_dir", "--tokenizer", base]
+    assert script.main([*data, *flags, *out, *again]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["dropout"], config["vocab_size"]) == (0.25, len(tokenizer))
 

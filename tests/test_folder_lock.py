@@ -89,7 +89,7 @@ def test_two_processes_refuse_a_folder_in_use_with_one_sentence(
         second = start(flags(tmp_path, **changes), *launcher)
         _, error = second.communicate(timeout=180)
         assert second.returncode != 0
-        sentence = f"error: `output_dir` must not be in use, but process {first.pid} on "
+        sentence = f"error: `--output_dir` must not be in use, but process {first.pid} on "
         assert error.count(sentence) == 1, error
         assert error.count("error: `") == 1
         # torchrun tells of each process's status, and that it has no traceback to show.

@@ -362,7 +362,7 @@ def test_translate_takes_a_name_and_a_revision(
         assert capsys.readouterr().out == expected + "\n"
     assert main(["translate", f"{REPO}@none", "-i", str(tmp_path / "in")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"error: `name_or_path` must be .*, but is 'someone/qrnn-de-en@none'", error)
+    assert re.match(r"error: `MODEL` must be .*, but is 'someone/qrnn-de-en@none'", error)
 
 
 def test_command_line_says_what_it_did(

@@ -277,11 +277,11 @@ def test_command_line_takes_several_references(
     [
         (["--references", "short"], "'ref' has 5 and 'short' has 1."),
         (["--hypotheses", "other"], "`--hypotheses` must be given once, but is given again with"),
-        (["--bleu_tokenize", "jp"], "`bleu_tokenize` must be one of none, zh,"),
+        (["--bleu_tokenize", "jp"], "`--bleu_tokenize` must be one of none, zh,"),
         (["--bleu_tokenize", "ko-mecab"], "it needs `pip install 'sacrebleu[ko]'`."),
         (["--num_resamples", "1"], "`--num_resamples` must be at least 2, but is 1."),
         (["--compare", "none"], "existing file, but is 'none'."),
-        (["--compare", "short"], "`baseline` and `references` must have the same number"),
+        (["--compare", "short"], "`--compare` and `--references` must have the same number"),
     ],
     ids=["references", "twice", "tokens", "package", "resamples", "missing", "length"],
 )
