@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch.utils import _pytree
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attention_qrnn import Memory
+from .internals_qrnn import mark_static_address, register_container
 from .layers_qrnn import LayerPast, LayerState
 
 Tensors = TypeVar("Tensors", LayerState, Memory, LayerPast)
@@ -272,7 +272,7 @@ def _fixed(tensor: torch.Tensor) -> torch.Tensor:
     """A copy whose address compiled graphs may rely on."""
     copy = tensor.detach().clone(memory_format=torch.contiguous_format)
     if not torch.compiler.is_compiling():
-        torch._dynamo.mark_static_address(copy)
+        mark_static_address(copy)
     return copy
 
 
@@ -359,16 +359,6 @@ def _flatten_named(cache: QRNNCache) -> tuple[list[tuple[str, torch.Tensor]], di
     return named, {"static": static, "layers": layers}
 
 
-def _flatten(cache: QRNNCache) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    named, context = _flatten_named(cache)
-    return [tensor for _, tensor in named], context
-
-
-def _flatten_with_keys(cache: QRNNCache) -> tuple[list[tuple[Any, torch.Tensor]], dict[str, Any]]:
-    named, context = _flatten_named(cache)
-    return [(_pytree.MappingKey(name), tensor) for name, tensor in named], context
-
-
 def _unflatten(tensors: Iterable[Any], context: dict[str, Any]) -> QRNNCache:
     rest = iter(tensors)
     cache = QRNNCache(len(context["layers"]), static=context["static"])
@@ -384,22 +374,8 @@ def _unflatten(tensors: Iterable[Any], context: dict[str, Any]) -> QRNNCache:
     return cache
 
 
-def _register() -> None:
-    """Let torch.export take and return a cache, as transformers lets it do with its own.
-
-    The package's class and a Hub folder's have names of their own, so both can be saved.
-    """
-    if QRNNCache not in _pytree.SUPPORTED_NODES:
-        _pytree.register_pytree_node(
-            QRNNCache,
-            _flatten,
-            _unflatten,
-            serialized_type_name=f"{QRNNCache.__module__}.{QRNNCache.__qualname__}",
-            flatten_with_keys_fn=_flatten_with_keys,
-        )
-        # A saved program holds its example inputs, which torch reads as plain data where it knows
-        # all classes, else as a pickle of anything, with a warning.
-        torch.serialization.add_safe_globals([QRNNCache, QRNNCacheLayer, QRNNStaticCacheLayer])
-
-
-_register()
+# Let torch.export take and return a cache, as transformers lets it do with its own.
+register_container(QRNNCache, _flatten_named, _unflatten)
+# A saved program holds its example inputs, which torch reads as plain data where it knows all
+# classes, else as a pickle of anything, with a warning.
+torch.serialization.add_safe_globals([QRNNCache, QRNNCacheLayer, QRNNStaticCacheLayer])

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .internals_qrnn import is_transformed
+
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
 
 
@@ -27,7 +29,7 @@ def may_look(tensor: Any) -> bool:
 
 def may_read(tensor: torch.Tensor) -> bool:
     """Whether its values may decide: a transform of torch.func shows none of a sample alone."""
-    return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    return tensor.device.type == "cpu" and not is_transformed()
 
 
 def check_token_ids(

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .internals_qrnn import in_forward_mode, is_hooked, is_transformed, is_watched
+
 # Below so many pairs of steps, input channels or outputs, what is saved is lost again to additions
 # and to smaller products (benchmarks/results/bench_convolution_cpu.jsonl).
 LEAST_PAIRS, LEAST_INPUTS, LEAST_OUTPUTS = 256, 128, 256
@@ -112,9 +114,9 @@ def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> 
         # First of all: to a compiler a size is not a number to compare.
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-        and not torch._C._are_functorch_transforms_active()
-        and getattr(torch.autograd.forward_ad, "_current_level", -1) < 0
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not is_transformed()
+        and not in_forward_mode()
+        and not is_watched()
         and type(padded) is torch.Tensor
         and padded.device.type == "cpu"
         and padded.shape[1] - kernel_size + 1 >= LEAST_STEPS
@@ -122,13 +124,7 @@ def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> 
         and type(convolution) is nn.Linear
         and type(convolution.weight) is nn.Parameter
         and "forward" not in convolution.__dict__
-        and not (
-            convolution._forward_hooks
-            or convolution._forward_pre_hooks
-            or convolution._backward_hooks
-            or convolution._backward_pre_hooks
-            or nn.modules.module._has_any_global_hook()
-        )
+        and not is_hooked(convolution)
     )
 
 

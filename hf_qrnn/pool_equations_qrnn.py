@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad
 
+from .internals_qrnn import scan_of_graphs
+
 NUM_GATES = {"f": 2, "fo": 3, "ifo": 4}
 
 # The state before every 32nd processed step is kept for the backward pass: a tile's start.
@@ -244,7 +246,6 @@ def scan_in_graph(
     f: torch.Tensor, write: torch.Tensor, state: torch.Tensor, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All states and the final one, by one loop of an exported graph, of any length."""
-    from torch._higher_order_ops.scan import scan
 
     def step(
         state: torch.Tensor, now: tuple[torch.Tensor, torch.Tensor]
@@ -254,7 +255,7 @@ def scan_in_graph(
         return state, state.clone()
 
     by_time = tuple((x.flip(1) if reverse else x).transpose(0, 1) for x in (f, write))
-    state, c = scan(step, state, by_time)
+    state, c = scan_of_graphs()(step, state, by_time)
     # Its length is T, which the exporter would not know of itself.
     c = c.reshape(by_time[1].shape).transpose(0, 1)
     return c.flip(1) if reverse else c, state

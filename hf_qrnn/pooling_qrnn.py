@@ -8,12 +8,13 @@ Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from .backends_qrnn import Backward, Forward, backward_of, choose, forward_of
+from .internals_qrnn import in_forward_mode, is_transformed, register_decomposition
 from .pool_equations_qrnn import (
     NUM_GATES,
     TILE,
@@ -93,7 +94,7 @@ def pool(
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)
-    if _in_forward_mode() or (_is_transformed() and torch.compiler.is_compiling()):
+    if in_forward_mode() or (is_transformed() and torch.compiler.is_compiling()):
         # Neither forward-mode derivatives nor a compiled transform follow an operation of ours.
         options = (pooling, zoneout, reverse)
         h, c, state = pool_with(scan_differentiable, arguments[:5], options)
@@ -116,7 +117,7 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
     if traced or any(type(x) not in _PLAIN_TENSORS for x in tensors):
         run = getattr(getattr(torch.ops, _NAMESPACE), name)
     else:
-        run = differentiable.apply if _wants_grad(*tensors) or _is_transformed() else function
+        run = differentiable.apply if _wants_grad(*tensors) or is_transformed() else function
     results: tuple[torch.Tensor, ...] = run(*arguments)
     return results
 
@@ -127,19 +128,7 @@ def _wants_grad(*tensors: torch.Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     # Inside a vmap a tensor does not say what an outer transform wants of it.
-    return any(x is not None and x.requires_grad for x in tensors) or _is_transformed()
-
-
-# Whether a transform of torch.func is at work. Of what is not plain torch, only an autograd
-# function follows one.
-_is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
-_FORWARD_AD: Any = torch.autograd.forward_ad
-
-
-def _in_forward_mode() -> bool:
-    """Whether derivatives may go along with values: only the equations' own operations can."""
-    in_mode: bool = getattr(_FORWARD_AD, "_current_level", -1) >= 0
-    return in_mode
+    return any(x is not None and x.requires_grad for x in tensors) or is_transformed()
 
 
 def _check(
@@ -250,7 +239,7 @@ def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     given = grads[:3]  # of h, c and the state; nobody reads the tiles
     if all(grad is None for grad in given):
         return (None, None, None, *unused)
-    if _in_forward_mode():
+    if in_forward_mode():
         return (*_equations_vjp(given, tensors, ctx.options), *unused)
     if not ctx.has_tiles:
         tiles = _run(_FORWARD, *tensors, *ctx.options, False, True, ctx.backend)[3]
@@ -273,7 +262,7 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     The tiles are recomputed here from their own causes, so their gradient needs no path of its own.
     """
     *given, mask, seed, _ = ctx.saved_tensors  # grads of h, c, state; gates, bias, initial_state
-    if _is_transformed() or _in_forward_mode():
+    if is_transformed() or in_forward_mode():
         return (*_second_vjp(given, (mask, seed), ctx.options, grads), *(None,) * 7)
     with torch.enable_grad():
         leaves = [None if x is None else x.detach().requires_grad_() for x in given]
@@ -460,19 +449,7 @@ def _register() -> None:
     backward.register_autograd(_backward_vjp, setup_context=_backward_context)
 
 
-def _register_decomposition() -> None:
-    """Say what the forward operation is made of, to exporters that know no operation of ours.
-
-    torch.onnx looks it up in torch's table when it translates an exported program, whoever made it.
-    """
-    register = getattr(torch._decomp, "register_decomposition", None)
-    operation = getattr(getattr(torch.ops, _NAMESPACE), _FORWARD).default
-    if register is None or operation in torch._decomp.decomposition_table:
-        return
-    register(operation)(_forward_in_graph)
-    # Else symbolic shapes would be found by the loop, not by the fake kernel.
-    register(operation, type="meta")(_fake_forward)
-
-
 _register()
-_register_decomposition()
+register_decomposition(
+    getattr(getattr(torch.ops, _NAMESPACE), _FORWARD).default, _forward_in_graph, _fake_forward
+)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
+from .internals_qrnn import is_transformed, is_watched
 from .layers_qrnn import LayerState, QRNNLayer, last_step
 from .pooling_qrnn import NUM_GATES
 
@@ -489,8 +490,8 @@ def _may_look(tensor: torch.Tensor) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or is_transformed()
+        or is_watched()
         or tensor.device.type == "meta"
         or _warn_of_lost_window.cache_info().currsize > 0
     ):

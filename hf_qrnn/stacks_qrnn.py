@@ -15,6 +15,7 @@ from .attention_qrnn import RMS_NORM_EPS, AttentionBlock, Memory, OutputAttentio
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
 from .checks_qrnn import check_mask, check_rows
 from .configuration_qrnn import QRNNConfig
+from .internals_qrnn import is_transformed
 from .layers_qrnn import (
     Connection,
     DecoderLayerOutput,
@@ -61,7 +62,7 @@ def real_steps(
     mask = attention_mask.bool()
     if torch.compiler.is_compiling() or mask.device.type == "meta":
         return mask
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return mask
     if mask.device.type == "cpu" and bool(mask.all()):
         return None

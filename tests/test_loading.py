@@ -72,8 +72,10 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     endings = {path.suffix for path in folder.iterdir()}
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
-    parts = "attention backends cache checks configuration convolution generation keywords layers "
-    parts += "limits losses modeling pool_equations pooling quantization stacks triton"
+    parts = "attention backends cache checks configuration convolution generation internals "
+    parts += (
+        "keywords layers limits losses modeling pool_equations pooling quantization stacks triton"
+    )
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 

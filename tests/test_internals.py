@@ -1,0 +1,124 @@
+"""hf_qrnn.internals_qrnn: what old models do in a torch whose private names have changed."""
+
+import ast
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_architecture import MODULES, TRAVELLERS, imports, relative, tree
+
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration, internals_qrnn
+
+LOOKED_UP = ("_transforms_at_work", "_num_dispatch_modes", "_global_hooks")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_of_torch(path: Path) -> list[str]:
+    """Attributes behind `torch` or `nn` and imports from it that begin with an underscore."""
+    found = [
+        target
+        for level, target in imports(path)
+        if level == 0 and target.startswith("torch.") and any(map(is_private, target.split(".")))
+    ]
+    for node in ast.walk(tree(path)):
+        names, root = [], node
+        while isinstance(root, ast.Attribute):
+            names.append(root.attr)
+            root = root.value
+        if isinstance(root, ast.Name) and root.id in ("torch", "nn") and names:
+            found += [name for name in names if is_private(name)]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in TRAVELLERS if name != "internals_qrnn"])
+def test_traveller_asks_torch_by_public_names(name: str) -> None:
+    assert private_names_of_torch(MODULES[name]) == []
+
+
+def test_private_names_are_seen() -> None:
+    # The reader above must not be blind to any way of writing one.
+    assert "torch.utils._pytree" in private_names_of_torch(MODULES["internals_qrnn"])
+    assert "torch._higher_order_ops.scan.scan" in private_names_of_torch(MODULES["internals_qrnn"])
+    old = Path(__file__).parent / "saved_by_0_1_0" / "code" / "convolution_qrnn.py"
+    assert set(private_names_of_torch(old)) >= {"_C", "_has_any_global_hook"}, relative(old)
+
+
+def trained_and_generated(kind: Any) -> list[Any]:
+    """Loss, gradients and ids: wide enough for steps by pairs, which the names decide on."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "embedding_size": 128, "hidden_size": 128}
+    model = kind(QRNNConfig(**sizes, encoder_layers=1, decoder_layers=1))
+    ids = torch.randint(3, 20, (32, 20))
+    mask = torch.ones_like(ids)
+    mask[0, 15:] = 0
+    loss = model(ids, attention_mask=mask, labels=ids).loss
+    loss.backward()
+    made = [
+        model.eval().generate(ids[:2], attention_mask=mask[:2], max_new_tokens=5, **call)
+        for call in ({}, {"num_beams": 2}, {"cache_implementation": "static"})
+    ]
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters()), *made]
+
+
+@pytest.mark.parametrize("kind", [QRNNForCausalLM, QRNNForConditionalGeneration])
+@pytest.mark.parametrize("name", [*LOOKED_UP, "_pytree", "_FORWARD_AD"])
+def test_one_name_is_gone(monkeypatch: pytest.MonkeyPatch, kind: Any, name: str) -> None:
+    expected = trained_and_generated(kind)
+    monkeypatch.setattr(internals_qrnn, name, None)
+    got = trained_and_generated(kind)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+ALL_GONE = """
+import torch, transformers
+import transformers.cache_utils, transformers.modeling_layers, transformers.modeling_utils
+import transformers.generation.utils, transformers.modeling_outputs, transformers.initialization
+gone = [
+    (torch._C, "_are_functorch_transforms_active"),
+    (torch._C, "_len_torch_dispatch_stack"),
+    (torch.nn.modules.module, "_has_any_global_hook"),
+    (torch.autograd.forward_ad, "_current_level"),
+    (torch._dynamo, "mark_static_address"),
+    (torch._decomp, "register_decomposition"),
+]
+kept = [(owner, name, getattr(owner, name)) for owner, name in gone]
+for owner, name in gone:
+    delattr(owner, name)
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+for owner, name, value in kept:  # torch itself needs them
+    if name != "mark_static_address":
+        setattr(owner, name, value)
+from hf_qrnn import internals_qrnn
+assert internals_qrnn.is_transformed() and internals_qrnn.is_watched()
+sizes = {"vocab_size": 20, "embedding_size": 6, "hidden_size": 8}
+model = QRNNForConditionalGeneration(QRNNConfig(**sizes, encoder_layers=1, decoder_layers=1))
+ids = torch.randint(3, 20, (2, 9))
+model(ids, labels=ids).loss.backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+model.eval()
+for options in ({}, {"num_beams": 2}, {"cache_implementation": "static", "disable_compile": True}):
+    assert model.generate(ids, max_new_tokens=4, **options).shape[0] == 2
+print("ran")
+"""
+
+
+def test_all_names_are_gone_while_the_code_is_imported() -> None:
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ALL_GONE)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "ran"
