@@ -42,8 +42,9 @@ def gate_convolution(
     quantisers ask for `type(module) is nn.Linear` and would pass by any other.
     """
     convolution = nn.Linear(kernel_size * input_size, num_gates * hidden_size)
-    # For those who initialise it: the rows of its bias that open the forget gate.
-    convolution.forget_rows = slice(hidden_size, 2 * hidden_size)  # type: ignore[assignment]
+    # For those who initialise it: the rows of its bias that open the forget gate, from and to.
+    # Numbers, not a slice, which `torch.load` would not take out of a saved module.
+    convolution.forget_rows = (hidden_size, 2 * hidden_size)  # type: ignore[assignment]
     return convolution
 
 

@@ -94,7 +94,7 @@ class QRNNPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bias = torch.zeros_like(module.bias)
                 # At the layer it would be too late: what is initialised is not written to again.
-                bias[getattr(module, "forget_rows", slice(0))] = self.config.forget_bias
+                bias[slice(*getattr(module, "forget_rows", (0,)))] = self.config.forget_bias
                 init.copy_(module.bias, bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=float(self.config.initializer_range))

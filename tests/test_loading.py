@@ -73,9 +73,8 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
     parts = "attention backends cache checks configuration convolution generation internals "
-    parts += (
-        "keywords layers limits losses modeling pool_equations pooling quantization stacks triton"
-    )
+    parts += "keywords layers limits losses modeling pool_equations pooling quantization "
+    parts += "stacks triton"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 

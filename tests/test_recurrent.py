@@ -460,22 +460,24 @@ def test_other_submodules_are_not_layers() -> None:
     assert not torch.equal(layer(x)[0], expected)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.ao.quantization")
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        nn.DataParallel,
-        lambda layer: torch.ao.quantization.quantize_dynamic(layer, {nn.LSTM, nn.Linear}),
-        copy.deepcopy,
-    ],
-    ids=["DataParallel", "quantize_dynamic", "deepcopy"],
-)
+@pytest.mark.parametrize("wrap", [nn.DataParallel, copy.deepcopy])
 def test_wrappers_of_lstm_leave_it_whole(wrap: Callable[[nn.Module], nn.Module]) -> None:
     layer, x = make(), batch(7, 2, 3)
     wrapped, (expected, _) = wrap(layer), layer(x)
     first, state = wrapped(x[:4])
     second, _ = wrapped(x[4:], state)
     torch.testing.assert_close(torch.cat([first, second]), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantiz")
+def test_torch_quantises_the_convolutions() -> None:
+    layer, x = make().float(), batch(7, 2, 3).float()
+    quantised = torch.ao.quantization.quantize_dynamic(layer, dtype=torch.qint8)
+    assert quantised.l0.convolution.weight().dtype == torch.qint8
+    expected, _ = layer(x)
+    first, state = quantised(x[:4])
+    second, _ = quantised(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), expected, rtol=0.0, atol=0.05)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, QRNN])
