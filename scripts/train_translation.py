@@ -54,7 +54,7 @@ from hf_qrnn.training.cards import describe_data
 from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_marker
 from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
-from hf_qrnn.training.fine_tuning import Base, begin, find_base
+from hf_qrnn.training.fine_tuning import Base, begin, find_base, has_base
 from hf_qrnn.training.learning_curve import learning_curve_figure
 from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.options import (
@@ -325,7 +325,7 @@ def keep_base(base: Base | None, folder: RunFolder, resumed: Path | None) -> dic
     if base is None:
         return None
     is_own = resumed is not None and resumed.resolve().parents[1] == folder.path.resolve()
-    if folder.is_main_process and not is_own:
+    if folder.is_main_process and not (is_own and has_base(folder.path)):
         base.save(folder.path)
     return base.record()
 

@@ -181,8 +181,7 @@ def test_what_agrees_with_the_base_may_be_given(script: ModuleType, tmp_path: Pa
     data = data_flags(tmp_path, "new", "abc", 20)
     out = ["--output_dir", str(tmp_path / "out"), "--init_from", base]
     assert script.main([*data, *flags, *out]) == 0
-    again = ["--overwrite_output_dir", "--tokenizer", base]
-    assert script.main([*data, *flags, *out, *again]) == 0
+    assert script.main([*data, *flags, *out, "--tokenizer", base, "--overwrite_output_dir"]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["dropout"], config["vocab_size"]) == (0.25, len(tokenizer))
 
@@ -276,3 +275,73 @@ def test_a_bfloat16_model_is_trained_in_float32(script: ModuleType, tmp_path: Pa
     assert load_translator(str(tmp_path / "out")).model.dtype == torch.float32
     described = json.loads((tmp_path / "out/run.json").read_text())
     assert (described["options"]["tokenizer"], described["base"]["new_characters"]) == ("byte", 0)
+
+
+def began(folder: Path) -> object:
+    return json.loads((folder / "run.json").read_text()).get("base")
+
+
+@pytest.mark.parametrize("options", [[], ["--resume", "auto"], ["--overwrite_output_dir"]])
+def test_a_folder_of_the_users_named_base_is_not_deleted(
+    options: list[str], script: ModuleType, tmp_path: Path
+) -> None:
+    base = Path(save(tmp_path / "runs" / "base", train_character_tokenizer(["abcABC"])))
+    weights = (base / "model.safetensors").read_bytes()
+    flags = [*data_flags(tmp_path, "old", "abc", 20), "--cpu", "--max_steps", "1"]
+    flags += ["--output_dir", str(tmp_path / "runs"), "--init_from", str(base)]
+    assert script.main([*flags, *options]) == (0 if options else 2)
+    there = base if not options else tmp_path / "runs.replaced" / "base"
+    assert (there / "model.safetensors").read_bytes() == weights
+
+
+def test_a_resume_goes_on_with_what_its_run_began_with(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save(tmp_path / "first", train_character_tokenizer(["abcABC"]))
+    other = save(tmp_path / "other", train_character_tokenizer(["abcABC"]))
+    out = tmp_path / "out"
+    flags = [*data_flags(tmp_path, "new", "abcx", 20), "--cpu", "--save_every", "1"]
+    flags += ["--output_dir", str(out), "--max_steps"]
+    assert script.main([*flags, "1", "--init_from", base]) == 0
+    first = began(out)
+    assert first == {"init_from": base, "is_on_hub": False, "new_characters": 2}
+    # Neither the flag nor those of the model need be given again.
+    assert script.main([*flags, "2", "--resume", "auto"]) == 0
+    assert began(out) == first
+    # Another beginning is another run.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    assert script.main([*flags, "3", "--resume", "auto", "--init_from", other]) == 2
+    sentence = f"`--init_from` must be left out or be '{base}', as in '{out}', to resume from it"
+    assert sentence in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    # The run that takes the place of its own past keeps it too.
+    again = ["--overwrite_output_dir", "--resume", str(out / "checkpoints" / "step-00000001")]
+    assert script.main([*flags, "3", *again]) == 0
+    assert (began(out), (out / "base" / "base.json").is_file()) == (first, True)
+
+
+def test_a_run_that_began_with_random_weights_is_not_resumed_as_another(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = [*data_flags(tmp_path, "old", "abc", 20), "--cpu", *SIZES, "--output_dir", str(out)]
+    assert script.main([*flags, "--max_steps", "1"]) == 0
+    resume = ["--max_steps", "2", "--resume", "auto", "--init_from", str(out)]
+    assert script.main([*flags, *resume]) == 2
+    assert "`--init_from` must be left out to resume from" in capsys.readouterr().err
+
+
+def test_a_start_that_was_killed_leaves_no_base_to_the_next(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    base = save(tmp_path / "first", train_character_tokenizer(["abcABC"]))
+    out = tmp_path / "out"
+    flags = [*data_flags(tmp_path, "old", "abc", 20), "--cpu", "--output_dir", str(out)]
+    assert script.main([*flags, "--max_steps", "1", "--init_from", base]) == 0
+    for path in out.iterdir():  # as at a kill before the first checkpoint
+        if path.name not in ("run.json", "metrics.jsonl", "base"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert script.main([*flags, *SIZES, "--max_steps", "1", "--resume", "auto"]) == 0
+    assert not (out / "base").exists()
+    assert not (tmp_path / "out.replaced").exists()

@@ -98,13 +98,21 @@ def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None
     """What `--init_from` names, or where a checkpoint is resumed what its run began with.
 
     Raises:
-        ValueError: If there is no such model, or it is no QRNN that translates.
+        ValueError: If there is no such model, it is no QRNN that translates, or the run that is
+            resumed began with another.
     """
+    resumed = find_checkpoint(options.resume, checkpoints)
+    if resumed is not None:
+        folder = resumed.resolve().parents[1]
+        if has_base(folder):
+            return _same_base(_read_base(folder / _FOLDER), options.init_from, folder)
+        if options.init_from is not None and (folder / "run.json").is_file():
+            raise ValueError(
+                f"`init_from` must be left out to resume from '{folder}', a run that began with "
+                f"random weights, but is {options.init_from!r}."
+            )
     if options.init_from is None:
         return None
-    resumed = find_checkpoint(options.resume, checkpoints)
-    if resumed is not None and (kept := resumed.resolve().parents[1] / _FOLDER).is_dir():
-        return _read_base(kept)
     with typed(name_or_path="init_from"):
         loaded = load_translator(options.init_from, device="cpu", dtype=torch.float32)
     if loaded.model.config.model_type != "qrnn":
@@ -115,6 +123,11 @@ def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None
     model = _rebuilt(loaded.model, {}, loaded.model.state_dict())
     is_on_hub = not Path(options.init_from).exists()
     return Base(model, loaded.tokenizer, options.init_from, is_on_hub)
+
+
+def has_base(folder: Path) -> bool:
+    """Whether a run's folder holds what it began with."""
+    return (folder / _FOLDER / _RECORD).is_file()
 
 
 def begin(
@@ -161,6 +174,16 @@ def _read_base(path: Path) -> Base:
     record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
     return Base(
         model, tokenizer, record["init_from"], record["is_on_hub"], record["new_characters"]
+    )
+
+
+def _same_base(base: Base, wanted: str | None, folder: Path) -> Base:
+    """What the run in `folder` began with, if that is what was asked for, or nothing was."""
+    if wanted is None or Path(wanted).resolve() == Path(base.name).resolve():
+        return base
+    raise ValueError(
+        f"`init_from` must be left out or be {base.name!r}, as in '{folder}', to resume from it, "
+        f"but is {wanted!r}."
     )
 
 

@@ -36,15 +36,15 @@ from hf_qrnn.hub_files import may_be_shared
 from hf_qrnn.training.checkpoint import CheckpointFolder, RunError, free_name, read_marker
 from hf_qrnn.training.folder_lock import FolderLock
 
-_CONFIG, _METRICS = "config.json", "metrics.jsonl"
+_CONFIG, _METRICS, _BASE = "config.json", "metrics.jsonl", "base"
 # Any of these, and a folder is in use: something of value would be replaced, or mixed with.
 _SIGNS = (
     *(_CONFIG, "model.safetensors", "model.safetensors.index.json"),
-    *("checkpoints", "training.json", _METRICS, "run.json"),
+    *("checkpoints", "training.json", _METRICS, "run.json", _BASE),
 )
 # What a run writes beside what a push shares.
 _OWN = {
-    "checkpoints", "training.json", "test.hypotheses.txt", "trackers", "base", "base.saving",
+    "checkpoints", "training.json", "test.hypotheses.txt", "trackers", _BASE, "base.saving",
     ".saving",
 }  # fmt: skip
 _RECORDS = {"run.json", _METRICS, "learning_curve.png", "training.json"}
@@ -145,7 +145,10 @@ class RunFolder:
         found = [name for name in _SIGNS if self._has(name)]
         if not found:
             return
-        if not overwrite and set(found) <= {"run.json", _METRICS}:
+        # A folder of the user's may have that name too.
+        is_start = _BASE not in found or (self.path / _BASE / "base.json").is_file()
+        if not overwrite and is_start and set(found) <= {"run.json", _METRICS, _BASE}:
+            shutil.rmtree(self.path / _BASE, ignore_errors=True)
             logger.info("%s has no checkpoint yet: from the start", self.path)
             return
         names = [path.name for path in self.path.iterdir() if _is_of_a_run(path.name)]
