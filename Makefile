@@ -20,7 +20,7 @@ kernels: $(STAMP)
 	@$(BIN)/python hf_qrnn/kernels/build.py --quiet
 
 run: kernels
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m demo.run
 
 test: kernels
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -22,9 +22,9 @@ from results import BOTH, FORWARD, Record, versus
 from running import add_options, run
 from torch import nn
 
-from hf_qrnn import convolution_qrnn
-from hf_qrnn.bench import DTYPES, check_device
-from hf_qrnn.timing import Call, environment, interleave, using_threads
+from hf_qrnn.model import convolution_qrnn
+from hf_qrnn.speed.paper_table import DTYPES, check_device
+from hf_qrnn.speed.timing import Call, environment, interleave, using_threads
 
 NUM_GATES = 3
 

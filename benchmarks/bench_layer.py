@@ -30,8 +30,8 @@ from results import BOTH, FORWARD, Record, versus
 from running import add_options, run
 
 from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, use_backend
-from hf_qrnn.backends_qrnn import unavailable
-from hf_qrnn.bench import (
+from hf_qrnn.model.backends_qrnn import unavailable
+from hf_qrnn.speed.paper_table import (
     DTYPES,
     HIDDEN_SIZE,
     PAPER_CELLS,
@@ -42,7 +42,7 @@ from hf_qrnn.bench import (
     paper_speedup,
     qrnn_call,
 )
-from hf_qrnn.timing import (
+from hf_qrnn.speed.timing import (
     Call,
     available_cores,
     captured,

@@ -25,10 +25,10 @@ from peers import PEERS, load
 from results import BOTH, FORWARD, Record
 from running import add_options, run
 
-from hf_qrnn.backends_qrnn import BACKENDS, backward_of, forward_of, unavailable, use_backend
-from hf_qrnn.bench import DTYPES, HIDDEN_SIZE, PAPER_CELLS, check_device
-from hf_qrnn.pooling_qrnn import NUM_GATES, TILE
-from hf_qrnn.timing import (
+from hf_qrnn.model.backends_qrnn import BACKENDS, backward_of, forward_of, unavailable, use_backend
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, TILE
+from hf_qrnn.speed.paper_table import DTYPES, HIDDEN_SIZE, PAPER_CELLS, check_device
+from hf_qrnn.speed.timing import (
     Call,
     Timing,
     beyond_caches,

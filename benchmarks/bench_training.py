@@ -28,11 +28,10 @@ import transformers
 from accelerate import Accelerator
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.tokenization import encode_batch, train_character_tokenizer
-from hf_qrnn.training.batching import Batch, BucketBatchSampler, encode_pairs, make_loader
+from hf_qrnn.data.batching import Batch, BucketBatchSampler, encode_pairs, make_loader
+from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.tokenization import encode_batch, train_character_tokenizer
 from hf_qrnn.training.checkpoint import CheckpointFolder
-from hf_qrnn.training.corpus import make_corpus
-from hf_qrnn.training.data import TextPair
 from hf_qrnn.training.loop import LoopOptions, Trainer, make_optimizer
 from hf_qrnn.training.run_folder import RunFolder, write_lines
 
@@ -57,6 +56,9 @@ class Clock:
 
 def make_pairs(count: int) -> list[TextPair]:
     """Generated sentences, three joined to a line of about 100 characters a side."""
+    sys.path.append(str(Path(__file__).parents[1]))  # the demo is no part of the package
+    from demo.corpus.corpus import make_corpus
+
     corpus = make_corpus(num_train=3 * count, seed=0).train
     groups = zip(corpus[::3], corpus[1::3], corpus[2::3], strict=True)
     return [

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from results import BOTH, FORWARD, Record
 
-from hf_qrnn.bench import HIDDEN_SIZE, PAPER_CELLS
+from hf_qrnn.speed.paper_table import HIDDEN_SIZE, PAPER_CELLS
 
 MISSES = Path(__file__).with_name("misses.md")
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_qrnn.timing import Call
+from hf_qrnn.speed.timing import Call
 
 Shape = tuple[int, int, int]
 

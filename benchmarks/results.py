@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_qrnn.timing import Timing, times_as_fast
+from hf_qrnn.speed.timing import Timing, times_as_fast
 
 Record = dict[str, Any]
 

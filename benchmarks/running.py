@@ -11,7 +11,7 @@ from goals import MISSES, check, listed_misses
 from results import Record, Results, markdown, read
 
 from hf_qrnn import kernels
-from hf_qrnn.bench import DTYPES
+from hf_qrnn.speed.paper_table import DTYPES
 
 SIMD = ("baseline", "avx2", "avx512")
 

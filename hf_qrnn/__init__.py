@@ -14,18 +14,18 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .backends_qrnn import use_backend
-from .cache_qrnn import QRNNCache
-from .configuration_qrnn import QRNNConfig
-from .modeling_qrnn import (
+from .layer import QRNN, QRNNState
+from .model.backends_qrnn import use_backend
+from .model.cache_qrnn import QRNNCache
+from .model.configuration_qrnn import QRNNConfig
+from .model.modeling_qrnn import (
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
     QRNNModel,
 )
-from .pipeline_qrnn import TASK, QRNNTranslationPipeline
-from .pooling_qrnn import pool
-from .recurrent import QRNN, QRNNState
+from .model.pipeline_qrnn import TASK, QRNNTranslationPipeline
+from .model.pooling_qrnn import pool
 
 __version__ = "0.1.0"
 

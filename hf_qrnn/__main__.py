@@ -1,6 +1,6 @@
 """`python -m hf_qrnn` is the command `hf-qrnn`."""
 
-from .cli import main
+from hf_qrnn.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from hf_qrnn.backends_qrnn import backward_of, forward_of, unavailable  # noqa: E402
-from hf_qrnn.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
+from hf_qrnn.model.backends_qrnn import backward_of, forward_of, unavailable  # noqa: E402
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
 from scripts.gpu_contracts import contracts  # noqa: E402
 
 Record = dict[str, Any]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hf_qrnn import QRNN, pool, use_backend
-from hf_qrnn.backends_qrnn import unavailable
-from hf_qrnn.pooling_qrnn import NUM_GATES
+from hf_qrnn.model.backends_qrnn import unavailable
+from hf_qrnn.model.pooling_qrnn import NUM_GATES
 
 
 def contracts(

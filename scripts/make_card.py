@@ -15,9 +15,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from hf_qrnn.flags import typed
-from hf_qrnn.publishing import write_card
-from hf_qrnn.training.data import read_lines
+from hf_qrnn.data.flags import typed
+from hf_qrnn.data.reading import read_lines
+from hf_qrnn.training.publish import write_card
 from hf_qrnn.training.stopping import exit_status
 
 

@@ -29,18 +29,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_qrnn
-from hf_qrnn.flags import typed
-from hf_qrnn.hub_client import quiet_http_log
-from hf_qrnn.lengths import measure_lengths
-from hf_qrnn.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
-from hf_qrnn.plots import save_figure
-from hf_qrnn.publishing import check_publishing, publish_run
-from hf_qrnn.tokenization import (
-    load_tokenizer,
-    make_byte_tokenizer,
-    train_character_tokenizer,
-)
-from hf_qrnn.training.batching import (
+from hf_qrnn.data.batching import (
     Batch,
     BucketBatchSampler,
     EncodedPair,
@@ -49,10 +38,15 @@ from hf_qrnn.training.batching import (
     hash_pairs,
     make_loader,
 )
+from hf_qrnn.data.flags import typed
+from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
+from hf_qrnn.data.streaming import StreamBatches, encode_stored
+from hf_qrnn.data.tokenization import load_tokenizer, make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.hub.client import quiet_http_log
+from hf_qrnn.model.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
 from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
 from hf_qrnn.training.cards import describe_data
 from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint, read_marker
-from hf_qrnn.training.data import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.fine_tuning import Base, begin, find_base, has_base
 from hf_qrnn.training.learning_curve import learning_curve_figure
@@ -71,11 +65,13 @@ from hf_qrnn.training.processes import (
     make_accelerator,
     start_trackers,
 )
+from hf_qrnn.training.publish import check_publishing, publish_run
 from hf_qrnn.training.run_folder import RunFolder, write_lines
-from hf_qrnn.training.snapshot import full_weights
+from hf_qrnn.training.run_state import full_weights
 from hf_qrnn.training.stopping import end_process, exit_status
-from hf_qrnn.training.streaming import StreamBatches, encode_stored
-from hf_qrnn.translation import one_line
+from hf_qrnn.translation.lengths import measure_lengths
+from hf_qrnn.translation.plots import save_figure
+from hf_qrnn.translation.translator import one_line
 
 logger = logging.getLogger("train_translation")
 KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions, PublishOptions)

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import hf_qrnn
-from hf_qrnn.pooling_qrnn import NUM_GATES, state_dtype
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, state_dtype
 
 CSRC = Path(hf_qrnn.__file__).parent / "kernels" / "csrc"
-EMULATION = CSRC / "emulation"
+EMULATION = Path(__file__).parent / "cuda_emulation"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TILE = 32
 
@@ -46,11 +46,12 @@ class Call(ctypes.Structure):
 def compile_with_gxx(
     source: str, target: Path, *options: str, libraries: Sequence[str] = ()
 ) -> Path:
-    """Compiles a file of csrc/emulation; any warning is an error."""
+    """Compiles a file of `cuda_emulation/`; any warning is an error."""
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     # As in CUDA: a word is read where two 16-bit numbers were written.
     flags += ["-fno-strict-aliasing", "-DQRNN_EMULATE_CUDA"]
-    command = ["g++", *flags, *options, str(EMULATION / source)]
+    command = ["g++", *flags, f"-I{EMULATION}", f"-I{CSRC / 'cuda'}", *options]
+    command.append(str(EMULATION / source))
     done = subprocess.run(
         [*command, *libraries, "-o", str(target)], capture_output=True, text=True, check=False
     )

@@ -16,7 +16,7 @@ from transformers.utils import hub as transformers_hub
 
 import hf_qrnn
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
 
 REPO = "someone/qrnn-de-en"
 # huggingface_hub hands files to its HTTP library in a way that this calls outdated.
@@ -74,7 +74,7 @@ def fault_rows(command: str, *, fails: bool) -> list[Row]:
 
 def travellers() -> set[str]:
     """The modules that the heads need, found by following their imports."""
-    package, needed, seen = Path(hf_qrnn.__file__).parent, {"modeling_qrnn"}, set[str]()
+    package, needed, seen = Path(hf_qrnn.__file__).parent / "model", {"modeling_qrnn"}, set[str]()
     while needed - seen:
         name = min(needed - seen)
         seen.add(name)

@@ -18,17 +18,17 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.tokenization import train_character_tokenizer
-from hf_qrnn.training import snapshot
-from hf_qrnn.training.batching import (
+from hf_qrnn.data.batching import (
     BatchPlan,
     BucketBatchSampler,
     EncodedPair,
     encode_pairs,
     make_loader,
 )
+from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.training import run_state as snapshot
 from hf_qrnn.training.checkpoint import CheckpointFolder, hash_tensors, read_checkpoint
-from hf_qrnn.training.data import TextPair
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.meter import Meter

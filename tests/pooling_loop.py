@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput
 
 
 def split_mix(x: int) -> int:

@@ -1,4 +1,4 @@
-"""hf_qrnn.attention_qrnn: Eq. 8 by a plain loop, pads, both ways to compute it, asked for."""
+"""hf_qrnn.model.attention_qrnn: Eq. 8 by a plain loop, pads, both ways to compute it, asked for."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +17,13 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
 )
-from hf_qrnn.attention_qrnn import AttentionBlock, Memory, OutputAttention, attend, split_heads
+from hf_qrnn.model.attention_qrnn import (
+    AttentionBlock,
+    Memory,
+    OutputAttention,
+    attend,
+    split_heads,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

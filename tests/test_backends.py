@@ -1,4 +1,4 @@
-"""hf_qrnn.backends_qrnn and hf_qrnn.kernels: which code pools, and what is said when it cannot."""
+"""Backends and kernels: which code pools, and what is said when it cannot."""
 
 import json
 import os
@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, backends_qrnn, kernels, use_backend
-from hf_qrnn.backends_qrnn import VARIABLE, choose, unavailable
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels, use_backend
 from hf_qrnn.kernels import build
-from hf_qrnn.layers_qrnn import QRNNLayer
-from hf_qrnn.pooling_qrnn import pool
+from hf_qrnn.model import backends_qrnn
+from hf_qrnn.model.backends_qrnn import VARIABLE, choose, unavailable
+from hf_qrnn.model.layers_qrnn import QRNNLayer
+from hf_qrnn.model.pooling_qrnn import pool
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -163,7 +164,7 @@ def test_everything_runs_without_library_compiler_and_triton(tmp_path: Path) -> 
         "import torch, hf_qrnn\n"
         "gates = torch.ones(1, 2, 6, requires_grad=True)\n"
         "hf_qrnn.pool(gates, pooling='fo').h.sum().backward()\n"
-        "from hf_qrnn.backends_qrnn import choose, unavailable\n"
+        "from hf_qrnn.model.backends_qrnn import choose, unavailable\n"
         "assert choose('auto', gates.device, gates.dtype) == 'torch'\n"
         "print(unavailable('compiled', gates.device))\n"
     )

@@ -1,4 +1,4 @@
-"""hf_qrnn.training.batching: each example once, within limits, alike on all ranks."""
+"""hf_qrnn.data.batching: each example once, within limits, alike on all ranks."""
 
 import os
 
@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_qrnn.tokenization import make_byte_tokenizer, train_character_tokenizer
-from hf_qrnn.training.batching import (
+from hf_qrnn.data.batching import (
     BatchPlan,
     BucketBatchSampler,
     EncodedPair,
@@ -16,7 +15,8 @@ from hf_qrnn.training.batching import (
     encode_pairs,
     make_loader,
 )
-from hf_qrnn.training.data import TextPair
+from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 
 
 def pairs_of(lengths):

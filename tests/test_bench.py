@@ -1,15 +1,22 @@
-"""hf_qrnn.bench and `hf-qrnn bench`: the paper's table, both layers of a cell, its limit."""
+"""The paper's table and `hf-qrnn bench`: both layers of a cell, the time limit."""
 
 import re
 
 import pytest
 import torch
 
-from hf_qrnn import bench
-from hf_qrnn.bench import Cell, compare, compare_cells, layer_call, paper_speedup, speed_table
-from hf_qrnn.cli import main
-from hf_qrnn.recurrent import QRNN
-from hf_qrnn.timing import Timing
+from hf_qrnn.cli.main import main
+from hf_qrnn.layer import QRNN
+from hf_qrnn.speed import paper_table as bench
+from hf_qrnn.speed.paper_table import (
+    Cell,
+    compare,
+    compare_cells,
+    layer_call,
+    paper_speedup,
+    speed_table,
+)
+from hf_qrnn.speed.timing import Timing
 
 TINY = ((2, 3), (1, 4))
 

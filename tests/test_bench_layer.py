@@ -12,9 +12,9 @@ from benching import make_brief
 from controls import LSTMTranslator
 from goals import Goal
 
-from hf_qrnn.backends_qrnn import VARIABLE
-from hf_qrnn.bench import PAPER_CELLS, Cell
-from hf_qrnn.timing import Call
+from hf_qrnn.model.backends_qrnn import VARIABLE
+from hf_qrnn.speed.paper_table import PAPER_CELLS, Cell
+from hf_qrnn.speed.timing import Call
 
 
 @pytest.fixture

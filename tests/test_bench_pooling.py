@@ -15,7 +15,7 @@ import torch
 from benching import make_brief
 
 from hf_qrnn import kernels
-from hf_qrnn.timing import Timing
+from hf_qrnn.speed.timing import Timing
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import pytest
 import results
 from goals import Goal, check, judge, listed_misses
 
-from hf_qrnn.timing import Timing
+from hf_qrnn.speed.timing import Timing
 
 EACH = Goal("each", {"bench": "layer"}, "ratio", 2.0, cells=((1, 4), (2, 8)))
 MEAN = Goal("mean", {"bench": "layer"}, "ratio", 2.0, cells=((1, 4), (2, 8)), mean=True)

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from hf_qrnn.data.reading import TextPair
 from hf_qrnn.metrics.table import TABLE, VALIDATED
 from hf_qrnn.training import checkpoint as checkpoint_module
 from hf_qrnn.training.best import (
@@ -20,7 +21,6 @@ from hf_qrnn.training.best import (
     order_by,
 )
 from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
-from hf_qrnn.training.data import TextPair
 from hf_qrnn.training.loop import TrainState
 from hf_qrnn.training.options import RunOptions
 

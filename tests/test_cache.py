@@ -8,8 +8,8 @@ import torch
 from generating import language_model, seq2seq, source
 
 from hf_qrnn import QRNNCache
-from hf_qrnn.cache_qrnn import QRNNCacheLayer, QRNNStaticCacheLayer
-from hf_qrnn.layers_qrnn import LayerPast
+from hf_qrnn.model.cache_qrnn import QRNNCacheLayer, QRNNStaticCacheLayer
+from hf_qrnn.model.layers_qrnn import LayerPast
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "f k1": {"pooling": "f", "decoder_kernel_sizes": 1},

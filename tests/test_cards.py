@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForSequenceClassification
-from hf_qrnn.cli import main
-from hf_qrnn.publishing import check_publishing, publish_run, write_card
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.reading import TextPair
 from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
-from hf_qrnn.training.data import TextPair
 from hf_qrnn.training.options import PublishOptions, parse_options
+from hf_qrnn.training.publish import check_publishing, publish_run, write_card
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "/srv/ann/train_translation.py --train_source /srv/ann/train.de --data_name 'Some data'"

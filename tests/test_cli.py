@@ -1,4 +1,4 @@
-"""hf_qrnn.cli: a line in is a line out, and every mistake is one sentence and status 2."""
+"""hf_qrnn.cli.main: a line in is a line out, and every mistake is one sentence and status 2."""
 
 import gzip
 import io
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels
-from hf_qrnn.cli import main
-from hf_qrnn.tokenization import train_character_tokenizer
-from hf_qrnn.training.scoring import score_translations
-from hf_qrnn.translation import load_translator
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.metrics.scoring import score_translations
+from hf_qrnn.translation.translator import load_translator
 
 Capture = pytest.CaptureFixture[bytes]
 ALPHABET = "abcdefgh ijkl.ü\n\u2028"
@@ -108,13 +108,13 @@ def test_process_is_quiet_when_its_reader_leaves(model: str) -> None:
 def test_imports_are_light_and_help_is_fast() -> None:
     script = """
 import sys
-from hf_qrnn.cli import main
-import hf_qrnn.plots, hf_qrnn.training.scoring
+from hf_qrnn.cli.main import main
+import hf_qrnn.translation.plots, hf_qrnn.metrics.scoring
 try:
     main(["--help"])
 finally:
     assert not {"matplotlib", "sacrebleu"} & set(sys.modules)
-    hf_qrnn.plots.attention_figure(["a"], ["b"], [[1.0]])
+    hf_qrnn.translation.plots.attention_figure(["a"], ["b"], [[1.0]])
     assert "matplotlib.pyplot" not in sys.modules
 """
     command = [sys.executable, "-W", "error", "-c", script]
@@ -350,7 +350,7 @@ def test_ctrl_c_ends_quietly(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_qrnn.translation.Translator.translate", interrupt)
+    monkeypatch.setattr("hf_qrnn.translation.translator.Translator.translate", interrupt)
     _feed(monkeypatch, b"a\n")
     assert main(["translate", model]) == 130
     assert capsysbinary.readouterr().err == b""

@@ -1,4 +1,4 @@
-"""hf_qrnn.configuration_qrnn: what is accepted, what is refused and in which words."""
+"""hf_qrnn.model.configuration_qrnn: what is accepted, what is refused and in which words."""
 
 import copy
 import json

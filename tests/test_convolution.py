@@ -1,4 +1,4 @@
-"""hf_qrnn.convolution_qrnn: one product or three, forward and backward, and when which."""
+"""hf_qrnn.model.convolution_qrnn: one product or three, forward and backward, and when which."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_qrnn.convolution_qrnn import (
+from hf_qrnn.model.convolution_qrnn import (
     LEAST_INPUTS,
     LEAST_OUTPUTS,
     LEAST_PAIRS,

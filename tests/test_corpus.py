@@ -14,11 +14,13 @@ from collections.abc import Iterator
 import pytest
 
 import hf_qrnn
-from hf_qrnn.training import corpus, corpus_lexicon, corpus_verbs
-from hf_qrnn.training.corpus import CorpusSplits, SentencePair, make_corpus
-from hf_qrnn.training.corpus_grammar import german_noun
-from hf_qrnn.training.corpus_lexicon import Adjective, Noun
-from hf_qrnn.training.corpus_sentences import Derivation, Speaker, is_reserved
+from demo.corpus import corpus
+from demo.corpus import lexicon as corpus_lexicon
+from demo.corpus import verbs as corpus_verbs
+from demo.corpus.corpus import CorpusSplits, SentencePair, make_corpus
+from demo.corpus.grammar import german_noun
+from demo.corpus.lexicon import Adjective, Noun
+from demo.corpus.sentences import Derivation, Speaker, is_reserved
 
 NOUNS: dict[str, Noun] = {
     noun.german: noun
@@ -119,7 +121,7 @@ def test_make_corpus_is_deterministic() -> None:
     code = (
         "import hashlib, sys, types; package = types.ModuleType('hf_qrnn');"
         f"package.__path__ = {list(hf_qrnn.__path__)!r}; sys.modules['hf_qrnn'] = package;"
-        "from hf_qrnn.training.corpus import make_corpus;"
+        "from demo.corpus.corpus import make_corpus;"
         "c = make_corpus(num_train=500, num_test=20, num_held_out=10, seed=4);"
         "print(hashlib.sha256(repr(c).encode()).hexdigest(), 'torch' in sys.modules)"
     )

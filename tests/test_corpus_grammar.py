@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hf_qrnn.training import corpus_grammar, corpus_lexicon, corpus_verbs
-from hf_qrnn.training.corpus_grammar import (
+from demo.corpus import grammar as corpus_grammar
+from demo.corpus import lexicon as corpus_lexicon
+from demo.corpus import verbs as corpus_verbs
+from demo.corpus.grammar import (
     PRONOUNS,
     Clause,
     NounPhrase,
@@ -26,8 +28,8 @@ from hf_qrnn.training.corpus_grammar import (
     noun_phrase,
     prepositional,
 )
-from hf_qrnn.training.corpus_lexicon import Adjective, Noun, Phrase
-from hf_qrnn.training.corpus_verbs import Modal, Verb
+from demo.corpus.lexicon import Adjective, Noun, Phrase
+from demo.corpus.verbs import Modal, Verb
 
 NOUNS: dict[str, Noun] = {
     noun.german: noun

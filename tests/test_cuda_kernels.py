@@ -24,7 +24,7 @@ from cuda_emulation import (
 )
 from pooling_loop import inputs, loop
 
-from hf_qrnn.pooling_qrnn import NUM_GATES, pool, state_dtype
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype
 
 needs_gxx = pytest.mark.skipif(missing_tool("g++") is not None, reason=str(missing_tool("g++")))
 needs_nvcc = pytest.mark.skipif(

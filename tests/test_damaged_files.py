@@ -8,8 +8,8 @@ import pytest
 from hub_fixtures import CLIENT_WARNING, REPO, save_run
 from hub_stand_in import HubStandIn
 
-from hf_qrnn.cli import main
-from hf_qrnn.json_files import read_json, read_json_lines
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.json_files import read_json, read_json_lines
 from hf_qrnn.training.cards import model_card
 from hf_qrnn.training.run_files import read_records, read_run
 

@@ -1,4 +1,4 @@
-"""hf_qrnn.training.data: every source of pairs gives the same pairs, every fault one sentence."""
+"""hf_qrnn.data.reading: every source of pairs gives the same pairs, every fault one sentence."""
 
 import csv
 import gzip
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_qrnn.training.data import (
+from hf_qrnn.data.reading import (
     DataOptions,
     FilterReport,
     TextPair,
@@ -458,7 +458,7 @@ def test_import_and_plain_files_need_neither_datasets_nor_pyarrow(tmp_path):
     source, target = write_parallel(tmp_path, "train", PAIRS, ".xz")
     code = (
         "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
-        "from hf_qrnn.training.data import read_parallel\n"
+        "from hf_qrnn.data.reading import read_parallel\n"
         "print(len(read_parallel(*sys.argv[1:])))\n"
     )
     done = subprocess.run(

@@ -19,9 +19,9 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
     QRNNModel,
-    cache_qrnn,
 )
-from hf_qrnn.cache_qrnn import QRNNCacheLayer
+from hf_qrnn.model import cache_qrnn
+from hf_qrnn.model.cache_qrnn import QRNNCacheLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # exporters' own, of many kinds
 

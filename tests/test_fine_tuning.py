@@ -14,8 +14,7 @@ from training_script import load_script
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
-from hf_qrnn.hub import push
-from hf_qrnn.tokenization import (
+from hf_qrnn.data.tokenization import (
     add_characters,
     decode_batch,
     encode_batch,
@@ -23,9 +22,10 @@ from hf_qrnn.tokenization import (
     tokenizer_kind,
     train_character_tokenizer,
 )
+from hf_qrnn.hub.push import push
 from hf_qrnn.training.fine_tuning import Base, begin
 from hf_qrnn.training.options import ModelOptions, TokenizerOptions
-from hf_qrnn.translation import load_translator
+from hf_qrnn.translation.translator import load_translator
 
 
 @pytest.fixture(scope="module")

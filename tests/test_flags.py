@@ -1,4 +1,4 @@
-"""hf_qrnn.flags: errors name what the user typed, at every door."""
+"""hf_qrnn.data.flags: errors name what the user typed, at every door."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from training_script import load_script
 
-from hf_qrnn.flags import typed
+from hf_qrnn.data.flags import typed
 
 
 @pytest.mark.parametrize("kind", [ValueError, TypeError, FileNotFoundError, ImportError])

@@ -5,7 +5,7 @@ import torch
 from generating import language_model, seq2seq, source
 from transformers import DynamicCache
 
-from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.translation.search import generate_hypotheses
 
 VARIANTS = {
     "f k1": {"pooling": "f", "decoder_kernel_sizes": 1},

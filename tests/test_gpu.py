@@ -9,7 +9,7 @@ import results
 import torch
 
 from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, use_backend
-from hf_qrnn.backends_qrnn import unavailable
+from hf_qrnn.model.backends_qrnn import unavailable
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,4 +1,4 @@
-"""hf_qrnn.hub: one commit, nothing too much in it, whatever the network does."""
+"""hf_qrnn.hub.push: one commit, nothing too much in it, whatever the network does."""
 
 import json
 import logging
@@ -20,12 +20,12 @@ from hub_stand_in import READ_TOKEN, WRITE_TOKEN, Fault, HubStandIn
 from huggingface_hub import HfApi, get_token
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hf_qrnn.cli import main
-from hf_qrnn.configuration_qrnn import AUTO_MAP
-from hf_qrnn.hub import check_access, push, without_folders
-from hf_qrnn.hub_client import HubError
-from hf_qrnn.hub_replies import split_revision
-from hf_qrnn.translation import load_translator
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.hub_replies import split_revision
+from hf_qrnn.hub.client import HubError
+from hf_qrnn.hub.push import check_access, push, without_folders
+from hf_qrnn.model.configuration_qrnn import AUTO_MAP
+from hf_qrnn.translation.translator import load_translator
 
 TRAVELLERS = travellers()
 SHARED = TRAVELLERS | {

@@ -1,4 +1,4 @@
-"""hf_qrnn.hub_files: a fixed list of names goes to the Hub, and nothing outside the folder."""
+"""hf_qrnn.hub.files: a fixed list of names goes to the Hub, and nothing outside the folder."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from hub_stand_in import HubStandIn
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hf_qrnn.cli import main
-from hf_qrnn.hub import push
-from hf_qrnn.hub_files import kind_of, shared_files
-from hf_qrnn.verification import VERIFICATION_FILE
+from hf_qrnn.cli.main import main
+from hf_qrnn.hub.files import kind_of, shared_files
+from hf_qrnn.hub.push import push
+from hf_qrnn.hub.verify import VERIFICATION_FILE
 
 MODEL = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",

@@ -1,4 +1,4 @@
-"""hf_qrnn.hub_replies: the Hub's own reason reaches the user, and no secret does."""
+"""hf_qrnn.data.hub_replies: the Hub's own reason reaches the user, and no secret does."""
 
 import json
 import logging
@@ -11,11 +11,11 @@ from hub_fixtures import CLIENT_WARNING, REPO, save_run
 from hub_stand_in import WRITE_TOKEN, Fault, HubStandIn
 from huggingface_hub import HfApi
 
-from hf_qrnn.cli import main
-from hf_qrnn.hub import push
-from hf_qrnn.hub_client import HubError, commit_of, files_of, patiently, quiet_http_log
-from hf_qrnn.hub_replies import redacted
-from hf_qrnn.tokenization import load_tokenizer
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.hub_replies import redacted
+from hf_qrnn.data.tokenization import load_tokenizer
+from hf_qrnn.hub.client import HubError, commit_of, files_of, patiently, quiet_http_log
+from hf_qrnn.hub.push import push
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 
@@ -142,7 +142,7 @@ def test_secrets_in_a_reason_are_not_shown(
     [
         ("/home/ann/x and /home/anna/x", "~/x and /home/anna/x"),
         ("token hf_short", "token hf_short"),
-        ("hf_qrnn/hub.py", "hf_qrnn/hub.py"),
+        ("hf_qrnn/hub/push.py", "hf_qrnn/hub/push.py"),
     ],
 )
 def test_redacted(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

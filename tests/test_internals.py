@@ -1,4 +1,4 @@
-"""hf_qrnn.internals_qrnn: what old models do in a torch whose private names have changed."""
+"""hf_qrnn.model.internals_qrnn: what old models do in a torch whose private names have changed."""
 
 import ast
 import os
@@ -12,7 +12,8 @@ import pytest
 import torch
 from test_architecture import MODULES, TRAVELLERS, imports, relative, tree
 
-from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration, internals_qrnn
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
+from hf_qrnn.model import internals_qrnn
 
 LOOKED_UP = ("_transforms_at_work", "_num_dispatch_modes", "_global_hooks")
 

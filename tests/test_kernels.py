@@ -12,8 +12,8 @@ import torch
 from pooling_loop import gradients, in_double, inputs, largest_difference, loop, weighted
 
 from hf_qrnn import kernels, use_backend
-from hf_qrnn.backends_qrnn import unavailable
-from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput, pool
+from hf_qrnn.model.backends_qrnn import unavailable
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -364,7 +364,7 @@ import threading
 import torch
 
 from hf_qrnn import use_backend
-from hf_qrnn.pooling_qrnn import NUM_GATES, pool
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool
 
 done = []
 

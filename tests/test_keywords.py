@@ -17,7 +17,7 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
 )
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0], [0, 0, 12, 13]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1]])

@@ -1,4 +1,4 @@
-"""hf_qrnn.layers_qrnn: pads, directions, windows and steps change nothing; Eqs. 1 and 7."""
+"""hf_qrnn.model.layers_qrnn: pads, directions, windows and steps change nothing; Eqs. 1 and 7."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from hf_qrnn import convolution_qrnn
-from hf_qrnn.layers_qrnn import (
+from hf_qrnn.model import convolution_qrnn
+from hf_qrnn.model.layers_qrnn import (
     Connection,
     FeedForward,
     LayerState,
@@ -21,7 +21,7 @@ from hf_qrnn.layers_qrnn import (
     last_inputs,
     last_step,
 )
-from hf_qrnn.pooling_qrnn import NUM_GATES, pool
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory", "products")
 
@@ -356,7 +356,7 @@ def test_blocks_of_rows_equal_all_rows_at_once(
     )
     whole = layer(x, mask, **options)
     per_row = 5 * (2 * E + NUM_GATES[pooling] * H) * 8
-    monkeypatch.setattr("hf_qrnn.layers_qrnn.BLOCK_BYTES", 2 * per_row + 1)
+    monkeypatch.setattr("hf_qrnn.model.layers_qrnn.BLOCK_BYTES", 2 * per_row + 1)
     with torch.no_grad():
         blocks = layer(x, mask, **options)
     layer(x, mask, **options)  # with gradients nothing is cut

@@ -1,4 +1,4 @@
-"""hf_qrnn.limits_qrnn: how long a target may become, on every road the same."""
+"""hf_qrnn.model.limits_qrnn: how long a target may become, on every road the same."""
 
 import io
 import json
@@ -13,13 +13,13 @@ from training_script import load_script
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, pipeline
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.cli import main
-from hf_qrnn.generation import generate_hypotheses
-from hf_qrnn.lengths import measure_lengths
-from hf_qrnn.limits_qrnn import set_length_rule, target_lengths, target_limits
-from hf_qrnn.tokenization import train_character_tokenizer
-from hf_qrnn.training.batching import EncodedPair
-from hf_qrnn.translation import Translator, load_translator
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.batching import EncodedPair
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.model.limits_qrnn import set_length_rule, target_lengths, target_limits
+from hf_qrnn.translation.lengths import measure_lengths
+from hf_qrnn.translation.search import generate_hypotheses
+from hf_qrnn.translation.translator import Translator, load_translator
 
 TOKENIZER = train_character_tokenizer(["ab"])
 A, B = TOKENIZER.convert_tokens_to_ids(["a", "b"])

@@ -28,8 +28,8 @@ from hf_qrnn import (
     QRNNModel,
     use_backend,
 )
-from hf_qrnn.configuration_qrnn import AUTO_MAP
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.model.configuration_qrnn import AUTO_MAP
 
 HEADS = {
     AutoModel: QRNNModel,
@@ -72,7 +72,7 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     endings = {path.suffix for path in folder.iterdir()}
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
-    parts = "attention backends cache checks configuration convolution generation internals "
+    parts = "attention backends cache checks configuration convolution generate_hooks internals "
     parts += "keywords layers limits losses modeling pool_equations pooling quantization "
     parts += "stacks triton"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}

@@ -11,10 +11,10 @@ from typing import Any
 import evaluate
 import pytest
 
-from hf_qrnn.cli import main
+from hf_qrnn.cli.main import main
 from hf_qrnn.metrics import METRIC_NAMES, metric_path
-from hf_qrnn.training.scoring import SACREBLEU_METRICS as METRICS
-from hf_qrnn.training.scoring import compare_translations, score_translations
+from hf_qrnn.metrics.scoring import SACREBLEU_METRICS as METRICS
+from hf_qrnn.metrics.scoring import compare_translations, score_translations
 
 REFERENCES = [
     "Two young, White males are outside near many bushes.",

@@ -17,7 +17,7 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
 )
-from hf_qrnn.losses_qrnn import shift_tokens_right, token_loss
+from hf_qrnn.model.losses_qrnn import shift_tokens_right, token_loss
 
 MODERN = {
     "encoder_bidirectional": True,

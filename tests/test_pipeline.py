@@ -17,7 +17,7 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNTranslationPipeline,
 )
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
 
 TEXTS = ["abc def", "k", "ab  cd efghijk", "hg"]
 

@@ -1,4 +1,4 @@
-"""hf_qrnn.plots: figures show the numbers and labels given, in any script, without a warning."""
+"""Plots: figures show the numbers and labels given, in any script, without a warning."""
 
 import math
 from pathlib import Path
@@ -9,8 +9,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hf_qrnn.plots import attention_figure, hidden_states_figure, save_figure, token_label
 from hf_qrnn.training.learning_curve import learning_curve_figure
+from hf_qrnn.translation.plots import (
+    attention_figure,
+    hidden_states_figure,
+    save_figure,
+    token_label,
+)
 
 SOURCE = [*"Zwei Büsche.", "</s>"]
 TARGET = [*"two bushes", "</s>"]

@@ -1,4 +1,4 @@
-"""hf_qrnn.pooling_qrnn: `pool` is Eqs. 3 to 6, with gradients, and one node to a compiler."""
+"""hf_qrnn.model.pooling_qrnn: `pool` is Eqs. 3 to 6, with gradients, and one node to a compiler."""
 
 import functools
 import importlib
@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from pooling_loop import gradients, in_double, inputs, keeps, largest_difference, loop, weighted
 from torch._dynamo.backends.common import aot_autograd
 
-from hf_qrnn import pooling_qrnn, use_backend
-from hf_qrnn.pooling_qrnn import NUM_GATES, PoolOutput, zoneout_keep
+from hf_qrnn import use_backend
+from hf_qrnn.model import pooling_qrnn
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput, zoneout_keep
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -571,8 +572,7 @@ def test_export_with_dynamic_time_keeps_the_operation() -> None:
     mask = tensor_mask("empty_row")
     shapes = {"gates": {1: time}, "mask": {1: time}}
     program = torch.export.export(Pool(), (given, mask), dynamic_shapes=shapes)
-    targets = [node.target for node in program.graph.nodes]
-    assert targets.count(FORWARD) == 1
+    assert [node.target for node in program.graph.nodes].count(FORWARD) == 1
     longer = torch.cat([given, given], dim=1)
     longer_mask = torch.cat([mask, mask], dim=1)
     assert torch.equal(program.module()(longer, longer_mask), Pool()(longer, longer_mask))

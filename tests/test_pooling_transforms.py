@@ -29,7 +29,7 @@ from hf_qrnn import (
     pool,
     use_backend,
 )
-from hf_qrnn.pooling_qrnn import NUM_GATES
+from hf_qrnn.model.pooling_qrnn import NUM_GATES
 
 pytestmark = [
     pytest.mark.usefixtures("nan_memory"),

@@ -25,7 +25,7 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
 )
-from hf_qrnn.quantization_qrnn import check_quantized, leave_unpacked
+from hf_qrnn.model.quantization_qrnn import check_quantized, leave_unpacked
 
 MODERN = {
     "encoder_bidirectional": True,
@@ -107,7 +107,7 @@ def test_look_alikes_run_by_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> N
     quantized, _ = quantized_as(model)
     batch = inputs()
     wanted = model(**batch).logits
-    monkeypatch.setattr("hf_qrnn.layers_qrnn.BLOCK_BYTES", 1)
+    monkeypatch.setattr("hf_qrnn.model.layers_qrnn.BLOCK_BYTES", 1)
     with torch.no_grad():
         torch.testing.assert_close(quantized(**batch).logits, wanted)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.cli import main
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.tokenization import train_character_tokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,7 +87,9 @@ def test_every_command_of_the_table_runs(
     for name in ("in.de", "out.en", "ref.en", "other.en"):
         (tmp_path / name).write_text("Der Arzt ruft.\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_qrnn.bench.QUICK_CELLS", ((1, 2),))  # the rest is a matter of time
+    monkeypatch.setattr(
+        "hf_qrnn.speed.paper_table.QUICK_CELLS", ((1, 2),)
+    )  # the rest is a matter of time
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Der Arzt.\n")))
     assert main(shlex.split(command)[1:]) == 0
 

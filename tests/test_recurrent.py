@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from hf_qrnn import QRNN, QRNNState, recurrent
+from hf_qrnn import QRNN, QRNNState
+from hf_qrnn import layer as recurrent
 
 POOLINGS = ("f", "fo", "ifo")
 LENGTHS = torch.tensor([3, 7, 1, 5])

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hf_qrnn import QRNN, QRNNState, recurrent
-from hf_qrnn.layers_qrnn import QRNNLayer
+from hf_qrnn import QRNN, QRNNState
+from hf_qrnn import layer as recurrent
+from hf_qrnn.model.layers_qrnn import QRNNLayer
 
 LENGTHS = torch.tensor([3, 7, 1, 5])
 

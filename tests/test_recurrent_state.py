@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from hf_qrnn import QRNN, QRNNState, recurrent
+from hf_qrnn import QRNN, QRNNState
+from hf_qrnn import layer as recurrent
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from training_script import flags, load_script
 
-from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, convolution_qrnn
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn.data.batching import BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.model import convolution_qrnn
 from hf_qrnn.training import checkpoint as checkpoint_module
-from hf_qrnn.training import processes, snapshot
-from hf_qrnn.training.batching import BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.training import processes
+from hf_qrnn.training import run_state as snapshot
 from hf_qrnn.training.checkpoint import (
     CheckpointError,
     CheckpointFolder,

@@ -22,10 +22,10 @@ from hf_qrnn import (
     QRNNModel,
     pool,
 )
-from hf_qrnn.generation import generate_hypotheses
-from hf_qrnn.modeling_qrnn import QRNNEncoderOutput
-from hf_qrnn.tokenization import train_character_tokenizer
-from hf_qrnn.translation import Translator, load_translator
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.model.modeling_qrnn import QRNNEncoderOutput
+from hf_qrnn.translation.search import generate_hypotheses
+from hf_qrnn.translation.translator import Translator, load_translator
 
 POOLING = ("f", "fo", "ifo")
 

@@ -15,7 +15,7 @@ from training_script import flags, load_script, tree
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
 from hf_qrnn.training.checkpoint import CheckpointFolder, RunError
 from hf_qrnn.training.run_folder import RunFolder, write_lines
 

@@ -1,4 +1,4 @@
-"""hf_qrnn.training.scoring: the numbers and signatures of the `sacrebleu` command."""
+"""hf_qrnn.metrics.scoring: the numbers and signatures of the `sacrebleu` command."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_qrnn.training.scoring import (
+from hf_qrnn.metrics.scoring import (
     METRICS,
     SACREBLEU_METRICS,
     compare_translations,

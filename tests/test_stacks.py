@@ -1,4 +1,4 @@
-"""hf_qrnn.stacks_qrnn: pads, order and h~ of the whole encoder and decoder."""
+"""hf_qrnn.model.stacks_qrnn: pads, order and h~ of the whole encoder and decoder."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hf_qrnn import QRNNConfig
-from hf_qrnn.layers_qrnn import QRNNLayer
-from hf_qrnn.stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
+from hf_qrnn.model.layers_qrnn import QRNNLayer
+from hf_qrnn.model.stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

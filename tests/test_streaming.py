@@ -1,4 +1,4 @@
-"""hf_qrnn.training.streaming: every pair once, exact resumes, ids that are encoded once."""
+"""hf_qrnn.data.streaming: every pair once, exact resumes, ids that are encoded once."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from training_script import load_script
 
-from hf_qrnn.tokenization import train_character_tokenizer
-from hf_qrnn.training import streaming
-from hf_qrnn.training.batching import encode_pairs
-from hf_qrnn.training.data import DataOptions, PairStream, TextPair, load_translation_data
-from hf_qrnn.training.streaming import StreamBatches, encode_stored
+from hf_qrnn.data import streaming
+from hf_qrnn.data.batching import encode_pairs
+from hf_qrnn.data.reading import DataOptions, PairStream, TextPair, load_translation_data
+from hf_qrnn.data.streaming import StreamBatches, encode_stored
+from hf_qrnn.data.tokenization import train_character_tokenizer
 
 PAIRS = [TextPair("ab" * (1 + i % 9) + chr(97 + i % 20), "c" * (1 + i % 7)) for i in range(75)]
 TOKENIZER = train_character_tokenizer(["abcdefghijklmnopqrstuvwxyz"])

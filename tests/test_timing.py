@@ -1,4 +1,4 @@
-"""hf_qrnn.timing: turns, counts of rounds, paired ratios, the copy rate, the record."""
+"""hf_qrnn.speed.timing: turns, counts of rounds, paired ratios, the copy rate, the record."""
 
 import importlib.metadata
 import json
@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from hf_qrnn import timing
-from hf_qrnn.timing import Timing, interleave, stream_copy, times_as_fast, using_threads
+from hf_qrnn.speed import timing
+from hf_qrnn.speed.timing import Timing, interleave, stream_copy, times_as_fast, using_threads
 
 
 def test_calls_take_turns_after_warming_up() -> None:

@@ -1,4 +1,4 @@
-"""hf_qrnn.tokenization: nothing is lost, nothing in a text becomes a special token."""
+"""hf_qrnn.data.tokenization: nothing is lost, nothing in a text becomes a special token."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from hf_qrnn.tokenization import (
+from hf_qrnn.data.tokenization import (
     SPECIAL_TOKENS,
     appends_eos,
     check_tokenizer,

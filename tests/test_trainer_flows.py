@@ -33,9 +33,9 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
     QRNNModel,
-    modeling_qrnn,
 )
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.model import modeling_qrnn
 
 TEXTS = ["abc", "hgfedcba", "b", "dead", "a bag", "face", "he", "cabbage"]
 TOKENIZER = train_character_tokenizer(TEXTS)

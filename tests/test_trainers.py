@@ -23,8 +23,8 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
 )
-from hf_qrnn.layers_qrnn import QRNNLayer
-from hf_qrnn.tokenization import train_character_tokenizer
+from hf_qrnn.data.tokenization import train_character_tokenizer
+from hf_qrnn.model.layers_qrnn import QRNNLayer
 
 TEXTS = ["abc", "hgfedcba", "b", "dead", "a bag", "face", "he", "cabbage"]
 TOKENIZER = train_character_tokenizer(TEXTS)

@@ -18,21 +18,16 @@ from hub_stand_in import HubStandIn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.generation import generate_hypotheses
-from hf_qrnn.tokenization import decode_batch, encode_batch, train_character_tokenizer
-from hf_qrnn.training.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.data.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.data.reading import DataOptions
+from hf_qrnn.data.tokenization import decode_batch, encode_batch, train_character_tokenizer
+from hf_qrnn.metrics.scoring import score_translations
 from hf_qrnn.training.checkpoint import CheckpointFolder
-from hf_qrnn.training.data import DataOptions
 from hf_qrnn.training.evaluation import mean_loss
-from hf_qrnn.training.loop import (
-    LoopOptions,
-    Trainer,
-    learning_rate_factor,
-    make_optimizer,
-)
+from hf_qrnn.training.loop import LoopOptions, Trainer, learning_rate_factor, make_optimizer
 from hf_qrnn.training.meter import Meter
 from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
-from hf_qrnn.training.scoring import score_translations
+from hf_qrnn.translation.search import generate_hypotheses
 
 ROOT = Path(__file__).parents[1]
 KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)

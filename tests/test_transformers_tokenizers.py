@@ -12,7 +12,7 @@ import upstream_table
 from transformers import PreTrainedTokenizerFast
 from upstream_table import TOKENIZERS
 
-from hf_qrnn.tokenization import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 
 tokenization = upstream.load("test_tokenization_common")
 backend = upstream.load("test_tokenizers_backend_mixin")

@@ -1,4 +1,4 @@
-"""hf_qrnn.translation: texts in, texts out, and the maps of what the model looked at."""
+"""hf_qrnn.translation.translator: texts in, texts out, and the maps of what the model looked at."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
-from hf_qrnn.tokenization import make_byte_tokenizer, train_character_tokenizer
-from hf_qrnn.translation import Translator, load_translator, one_line
+from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.translation.translator import Translator, load_translator, one_line
 
 ALPHABET = "abcdefgh ijkl.ü\n"
 TEXTS = ["abc", "", "hül dki", " \t", "a", "lkj ihg fed cba abc def."]

@@ -1,4 +1,4 @@
-"""hf_qrnn.triton_qrnn: the kernels run in the interpreter and compile for GPUs."""
+"""hf_qrnn.model.triton_qrnn: the kernels run in the interpreter and compile for GPUs."""
 
 import importlib.util
 import os
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool, triton_qrnn
-from hf_qrnn.backends_qrnn import VARIABLE
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool
+from hf_qrnn.model import triton_qrnn
+from hf_qrnn.model.backends_qrnn import VARIABLE
 
 HERE = Path(__file__).parent
 KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}

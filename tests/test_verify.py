@@ -1,4 +1,4 @@
-"""hf_qrnn.verification: what is verified is what was pushed, and nothing less passes."""
+"""hf_qrnn.hub.verify: what is verified is what was pushed, and nothing less passes."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
     use_backend,
-    verification,
 )
-from hf_qrnn.cli import main
-from hf_qrnn.hub import push
-from hf_qrnn.hub_client import HubError
-from hf_qrnn.verification import VERIFICATION_FILE, verify, write_verification
+from hf_qrnn.cli.main import main
+from hf_qrnn.hub import verify as verification
+from hf_qrnn.hub.client import HubError
+from hf_qrnn.hub.push import push
+from hf_qrnn.hub.verify import VERIFICATION_FILE, verify, write_verification
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 

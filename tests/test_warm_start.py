@@ -13,7 +13,7 @@ from hf_qrnn import (
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
 )
-from hf_qrnn.warm_start import classifier_from_language_model
+from hf_qrnn.model.warm_start import classifier_from_language_model
 
 VARIANTS = {
     "plain": {},

@@ -6,10 +6,10 @@ import pytest
 import torch
 from pooling_loop import in_double, inputs, largest_difference, loop
 
-from hf_qrnn import triton_qrnn
-from hf_qrnn.backends_qrnn import VARIABLE
-from hf_qrnn.pooling_qrnn import NUM_GATES, pool, zoneout_keep
-from hf_qrnn.triton_qrnn import pool_backward, pool_forward
+from hf_qrnn.model import triton_qrnn
+from hf_qrnn.model.backends_qrnn import VARIABLE
+from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, zoneout_keep
+from hf_qrnn.model.triton_qrnn import pool_backward, pool_forward
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

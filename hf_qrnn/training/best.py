@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from hf_qrnn.data.reading import TextPair
 from hf_qrnn.metrics.table import BY_NAME, VALIDATED, check_bleu_tokenizer
-from hf_qrnn.training.data import TextPair
 
 METRIC_CHOICES = ("auto", *(metric.name for metric in VALIDATED), "loss")
 """What `--metric` may be."""

@@ -16,10 +16,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from ..hub import without_folders
-from ..json_files import read_json
-from ..metrics.table import BY_NAME, VALIDATED
-from .data import TextPair
+from hf_qrnn.data.json_files import read_json
+from hf_qrnn.data.reading import TextPair
+from hf_qrnn.hub.push import without_folders
+from hf_qrnn.metrics.table import BY_NAME, VALIDATED
+
 from .run_files import read_records, read_run, read_test
 
 TEMPLATE = Path(__file__).with_name("card_template.md")

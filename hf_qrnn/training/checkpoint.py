@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_qrnn.training.best import Standing, is_same_order
+from .best import Standing, is_same_order
 
 FORMAT = 1
 MARKER = "complete.json"

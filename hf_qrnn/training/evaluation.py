@@ -11,13 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_qrnn.generation import generate_hypotheses
+from hf_qrnn.data.batching import Batch
+from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.tokenization import decode_batch, encode_batch
+from hf_qrnn.metrics.scoring import METRICS, Score, score_translations
 from hf_qrnn.metrics.table import VALIDATED
-from hf_qrnn.tokenization import decode_batch, encode_batch
-from hf_qrnn.training.batching import Batch
-from hf_qrnn.training.data import TextPair
-from hf_qrnn.training.processes import Processes
-from hf_qrnn.training.scoring import METRICS, Score, score_translations
+from hf_qrnn.translation.search import generate_hypotheses
+
+from .processes import Processes
 
 
 @torch.no_grad()

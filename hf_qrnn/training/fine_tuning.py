@@ -26,11 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_qrnn.flags import typed
-from hf_qrnn.tokenization import add_characters, is_nfc, load_tokenizer, tokenizer_kind
-from hf_qrnn.training.checkpoint import CheckpointFolder, find_checkpoint
-from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions
-from hf_qrnn.translation import load_translator
+from hf_qrnn.data.flags import typed
+from hf_qrnn.data.tokenization import add_characters, is_nfc, load_tokenizer, tokenizer_kind
+from hf_qrnn.translation.translator import load_translator
+
+from .checkpoint import CheckpointFolder, find_checkpoint
+from .options import ModelOptions, RunOptions, TokenizerOptions
 
 # They change no weight; all others of ModelOptions are the loaded model's.
 _FREE = ("dropout", "embedding_dropout", "zoneout")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_qrnn.metrics.table import VALIDATED, Metric
-from hf_qrnn.plots import BLUE, INK, decorate
+from hf_qrnn.translation.plots import BLUE, INK, decorate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,10 +17,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from hf_qrnn.training import snapshot
-from hf_qrnn.training.batching import Batch, EpochPlan
-from hf_qrnn.training.best import Standing, best_standing
-from hf_qrnn.training.checkpoint import (
+from hf_qrnn.data.batching import Batch, EpochPlan
+
+from . import run_state as snapshot
+from .best import Standing, best_standing
+from .checkpoint import (
     Checkpoint,
     CheckpointFolder,
     average_weights,
@@ -28,12 +29,12 @@ from hf_qrnn.training.checkpoint import (
     read_checkpoint,
     read_marker,
 )
-from hf_qrnn.training.clock import Stopwatch
-from hf_qrnn.training.identity import compare_identity
-from hf_qrnn.training.meter import Meter, negative_log_likelihood, peak_memory
-from hf_qrnn.training.options import check_at_least
-from hf_qrnn.training.processes import Processes
-from hf_qrnn.training.stopping import (
+from .clock import Stopwatch
+from .identity import compare_identity
+from .meter import Meter, negative_log_likelihood, peak_memory
+from .options import check_at_least
+from .processes import Processes
+from .stopping import (
     DivergenceError,
     InterruptionError,
     Signals,

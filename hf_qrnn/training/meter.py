@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from hf_qrnn.training.batching import Batch
-from hf_qrnn.training.processes import Processes
+from hf_qrnn.data.batching import Batch
+
+from .processes import Processes
 
 
 @dataclass

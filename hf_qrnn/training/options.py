@@ -13,7 +13,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_qrnn.metrics.table import check_bleu_tokenizer
-from hf_qrnn.training.best import check_metric
+
+from .best import check_metric
 
 _PRECISIONS = ("no", "bf16")
 
@@ -219,7 +220,7 @@ def parse_options(
 
 
 def flag_names(kinds: Sequence[type]) -> dict[str, str]:
-    """What a user types for each field of the dataclasses, for `hf_qrnn.flags.typed`."""
+    """What a user types for each field of the dataclasses, for `hf_qrnn.data.flags.typed`."""
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     return {name: f"--{name}" for name in (*names, "config")}
 

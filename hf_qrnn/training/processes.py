@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import TorchDynamoPlugin
 
-from hf_qrnn.training.checkpoint import CheckpointError, RunError
-from hf_qrnn.training.options import RunOptions
+from .checkpoint import CheckpointError, RunError
+from .options import RunOptions
 
 Result = TypeVar("Result")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..json_files import read_json, read_json_lines
+from hf_qrnn.data.json_files import read_json, read_json_lines
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "a text": (str,),

@@ -32,9 +32,10 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_qrnn.hub_files import may_be_shared
-from hf_qrnn.training.checkpoint import CheckpointFolder, RunError, free_name, read_marker
-from hf_qrnn.training.folder_lock import FolderLock
+from hf_qrnn.hub.files import may_be_shared
+
+from .checkpoint import CheckpointFolder, RunError, free_name, read_marker
+from .folder_lock import FolderLock
 
 _CONFIG, _METRICS, _BASE = "config.json", "metrics.jsonl", "base"
 # Any of these, and a folder is in use: something of value would be replaced, or mixed with.

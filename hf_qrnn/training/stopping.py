@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from hf_qrnn.training.checkpoint import RunError
+from .checkpoint import RunError
 
 EXIT_MISTAKE = 2
 """Status after a user's mistake, or a checkpoint that cannot be written or read."""

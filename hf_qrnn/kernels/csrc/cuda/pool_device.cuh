@@ -2,7 +2,7 @@
 #pragma once
 
 #if defined(QRNN_EMULATE_CUDA)
-#include "../emulation/cuda_on_cpu.h"
+#include "cuda_on_cpu.h"  // of the tests
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -1,0 +1,1 @@
+"""German-English sentences by a small grammar of each language."""

@@ -1,0 +1,1 @@
+"""The command `hf-qrnn`, one file a command."""

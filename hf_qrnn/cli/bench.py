@@ -1,0 +1,77 @@
+"""The command `hf-qrnn bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+_TEXT = """\
+Compare one QRNN layer (320 units, k = 2) with nn.LSTM of the same size on this machine, forward,
+and print how many times as fast it is beside the paper's table (Fig. 4: cuDNN on a K40).
+--minutes limits the time: small cells come first, and a cell without time left is a dash."""
+
+
+def add_bench(commands: Any) -> None:
+    """Add `bench` to the commands of a parser."""
+    parser = commands.add_parser(
+        "bench",
+        help="this machine beside the paper's table of speed",
+        description=_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_bench)
+    add = parser.add_argument
+    add("--device", metavar="D", help="as cpu or cuda:0 (the GPU if there is one, else the CPU)")
+    add("--threads", metavar="N", type=int, help="of the CPU (as many as torch has)")
+    add("--dtype", metavar="T", help="float32, bfloat16 or float16 (float32; bfloat16 on a GPU)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", metavar="M", type=float, default=5.0, help="at most (5)")
+    length.add_argument("--quick", action="store_true", help="six cells of the thirty")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from hf_qrnn.model.backends_qrnn import choose
+    from hf_qrnn.speed.paper_table import (
+        DTYPES,
+        PAPER_CELLS,
+        QUICK_CELLS,
+        check_device,
+        compare_cells,
+        speed_table,
+    )
+    from hf_qrnn.speed.timing import environment, using_threads
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"`--dtype` must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"`--threads` must be at least 1, but is {args.threads}.")
+    if not args.minutes > 0:
+        raise ValueError(f"`--minutes` must be above 0, but is {args.minutes}.")
+    check_device(device, dtype)
+    on_gpu = torch.device(device).type == "cuda"
+    cells = QUICK_CELLS if args.quick else PAPER_CELLS
+    with using_threads(args.threads):
+        record = environment(device)
+    backend = choose("auto", torch.device(device), DTYPES[dtype])
+    with tqdm(total=len(cells), unit=" cells", disable=None, file=sys.stderr, leave=False) as bar:
+        found = compare_cells(
+            cells,
+            device=device,
+            dtype=dtype,
+            threads=args.threads,
+            seconds=60 * args.minutes,
+            graph=on_gpu,
+            on_cell=bar.update,
+        )
+    where = record["gpu"] if on_gpu else f"{record['cpu']}, {record['threads']} threads"
+    print(f"{where}; {dtype}; pooling backend {backend}; torch {record['torch']}")
+    how = "CUDA graph against CUDA graph" if on_gpu else "one call each, in turns"
+    print(f"times as fast as nn.LSTM, forward, 320 units, {how}; in brackets the paper's (K40)")
+    print(speed_table(found, cells))

@@ -1,0 +1,1 @@
+"""Reads, tokenizes and batches text."""

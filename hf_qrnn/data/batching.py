@@ -1,0 +1,347 @@
+"""Batches of similar lengths with a bounded number of padded tokens.
+
+Every rank computes the same batches from (seed, epoch) and takes its own share, so no process has
+to speak to another, and a run can be resumed at any batch. Nothing here draws from torch's global
+random generator.
+
+Shapes: B batch, S source length, T target length.
+"""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from .reading import TextPair
+from .tokenization import encode_batch
+
+IGNORED_LABEL = -100
+"""The label of a padded target position, which the loss skips."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """One pair as token ids, the end token included.
+
+    Attributes:
+        source_ids: ids of the source.
+        target_ids: ids of the target.
+        source_chars: characters of the source text; None = one for each id but the end token.
+    """
+
+    source_ids: list[int]
+    target_ids: list[int]
+    source_chars: int | None = None
+
+    @property
+    def num_source_chars(self) -> int:
+        """Characters of the source text."""
+        return len(self.source_ids) - 1 if self.source_chars is None else self.source_chars
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Which examples form a batch.
+
+    Attributes:
+        indices: positions in the data set.
+        is_filler: True if the batch only keeps this rank in step with the others: another rank
+            already counts these examples, so its loss must weigh zero.
+    """
+
+    indices: list[int]
+    is_filler: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch for the model, with the counts that logs and losses need.
+
+    Attributes:
+        inputs: `input_ids` (B, S), `attention_mask` (B, S) and `labels` (B, T), all int64.
+        is_filler: True if the loss of this batch must weigh zero.
+        num_source_chars: characters of the source texts.
+        num_source_tokens: source ids that are not padding.
+        num_target_tokens: target ids that are not padding.
+        indices: positions in the data set.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    is_filler: bool
+    num_source_chars: int
+    num_source_tokens: int
+    num_target_tokens: int
+    indices: tuple[int, ...] = ()
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]
+) -> list[EncodedPair]:
+    """Encodes sentence pairs with one tokenizer for both sides."""
+    sources = encode_batch(tokenizer, [pair.source for pair in pairs])
+    targets = encode_batch(tokenizer, [pair.target for pair in pairs])
+    return [
+        EncodedPair(source, target, len(pair.source))
+        for source, target, pair in zip(sources, targets, pairs, strict=True)
+    ]
+
+
+def hash_pairs(pairs: Iterable[EncodedPair]) -> str:
+    """SHA-256 of the ids in their order: a resumed run must have the same data."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.source_ids, pair.target_ids):
+            digest.update(array("q", [len(ids), *ids]).tobytes())
+    return digest.hexdigest()
+
+
+class EpochPlan(Protocol):
+    """What plans an epoch: the batches each process sees, in their order."""
+
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Choose the epoch of the next iterations, and the batches to leave out of it."""
+
+    def __len__(self) -> int:
+        """Batches of the epoch, the same on every process."""
+
+
+class BucketBatchSampler(Sampler[BatchPlan]):
+    """Plans the batches of an epoch: similar lengths, at most `max_tokens` tokens a side.
+
+    The examples are shuffled and cut into pools; a pool is sorted by length and cut into batches
+    with rows * longest row <= max_tokens on the source and on the target side. A longer example
+    forms a batch of its own. `world_size` neighbouring batches form a group, one for each rank,
+    and the groups are shuffled. Missing batches of the last group are fillers. Every example
+    occurs exactly once an epoch outside fillers.
+
+    The order depends on (`seed`, epoch) alone, by a `torch.Generator`; the number of batches may
+    differ a little between epochs, never between ranks.
+
+    Args:
+        pairs: the data set, or anything with its lengths.
+        max_tokens: largest number of padded tokens of a batch, for each side.
+        seed: seed of the order.
+        pool_size: examples sorted together; large = less padding, small = more random batches.
+        shuffle: False = one pool in order of length, the same in every epoch.
+        world_size: number of ranks.
+        rank: this rank, from 0.
+
+    Raises:
+        ValueError: a number is out of its range, or there are no examples.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[EncodedPair],
+        *,
+        max_tokens: int,
+        seed: int = 0,
+        pool_size: int = 8192,
+        shuffle: bool = True,
+        world_size: int = 1,
+        rank: int = 0,
+    ) -> None:
+        for name, value in (
+            ("max_tokens", max_tokens),
+            ("pool_size", pool_size),
+            ("world_size", world_size),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"`rank` must be from 0 to {world_size - 1} (`world_size` - 1), but is {rank}."
+            )
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0, but is {seed}.")
+        if not pairs:
+            raise ValueError("`pairs` must hold at least one pair, but is empty.")
+        self._lengths = [(len(pair.source_ids), len(pair.target_ids)) for pair in pairs]
+        self._max_tokens, self._pool_size = max_tokens, pool_size
+        self._seed, self._shuffle = seed, shuffle
+        self._world_size, self._rank = world_size, rank
+        self._epoch = self._start = 0
+        self._plans: list[BatchPlan] | None = None
+
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Chooses the epoch of the next iterations, and the batch they begin with.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            start: batches of the epoch to leave out, as a resumed run has already seen them.
+
+        Raises:
+            ValueError: a number is negative.
+        """
+        if epoch < 0 or start < 0:
+            name, value = ("epoch", epoch) if epoch < 0 else ("start", start)
+            raise ValueError(f"`{name}` must be at least 0, but is {value}.")
+        if epoch != self._epoch:
+            self._plans = None
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        """Batches that the next iteration yields, the same on every rank."""
+        return max(0, len(self._planned()) - self._start)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        return iter(self._planned()[self._start :])
+
+    def _planned(self) -> list[BatchPlan]:
+        """This rank's batches of the whole epoch."""
+        if self._plans is None:
+            generator = torch.Generator().manual_seed(self._order_seed())
+            batches = self._cut(self._sorted_pools(generator))
+            groups = self._grouped(batches)
+            if self._shuffle:
+                order = torch.randperm(len(groups), generator=generator).tolist()
+                groups = [groups[position] for position in order]
+            self._plans = [group[self._rank] for group in groups]
+        return self._plans
+
+    def _order_seed(self) -> int:
+        """One number for (seed, epoch); neighbouring seeds share no epoch's order."""
+        return (self._seed * 1_000_003 + self._epoch) % 2**63
+
+    def _sorted_pools(self, generator: torch.Generator) -> Iterator[int]:
+        """All examples, shuffled, then sorted by length within each pool."""
+        size = len(self._lengths)
+        if not self._shuffle:
+            yield from sorted(range(size), key=self._sort_key)
+            return
+        order: list[int] = torch.randperm(size, generator=generator).tolist()
+        for start in range(0, size, self._pool_size):
+            yield from sorted(order[start : start + self._pool_size], key=self._sort_key)
+
+    def _sort_key(self, index: int) -> tuple[int, int]:
+        """Sorts by the longer side, coarsely, and within that by the target, up and down in turn.
+
+        Measured on Multi30k (4000 tokens a batch): 4.3 % padding; by the longer side alone 8.4 %,
+        by the source alone 11.8 %.
+        """
+        source, target = self._lengths[index]
+        step = max(source, target) // 4
+        return step, target if step % 2 else -target
+
+    def _cut(self, order: Iterator[int]) -> list[list[int]]:
+        """Cuts the sorted examples where one more row would pass `max_tokens` on a side."""
+        batches: list[list[int]] = []
+        longest = 0
+        for index in order:
+            length = max(self._lengths[index])
+            longest = max(longest, length)
+            if batches and (len(batches[-1]) + 1) * longest <= self._max_tokens:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+                longest = length
+        return batches
+
+    def _grouped(self, batches: list[list[int]]) -> list[list[BatchPlan]]:
+        """Neighbouring batches in groups of one for each rank; the last is filled up."""
+        groups: list[list[BatchPlan]] = []
+        for start in range(0, len(batches), self._world_size):
+            group = [BatchPlan(batch) for batch in batches[start : start + self._world_size]]
+            filler = BatchPlan(group[-1].indices, is_filler=True)
+            group += [filler] * (self._world_size - len(group))
+            groups.append(group)
+        return groups
+
+
+def collate_pairs(pairs: Sequence[EncodedPair], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pads pairs on the right to the longest of the batch.
+
+    Args:
+        pairs: at least one pair.
+        pad_token_id: id of the padding token.
+
+    Returns:
+        `input_ids` (B, S), `attention_mask` (B, S; 1 = real, 0 = padding) and `labels` (B, T;
+        padding = -100), all int64.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    if not pairs:
+        raise ValueError("`pairs` must hold at least one pair, but is empty.")
+    sources = [pair.source_ids for pair in pairs]
+    return {
+        "input_ids": _pad(sources, pad_token_id),
+        "attention_mask": _pad([[1] * len(row) for row in sources], 0),
+        "labels": _pad([pair.target_ids for pair in pairs], IGNORED_LABEL),
+    }
+
+
+def make_loader(
+    pairs: Sequence[EncodedPair],
+    sampler: Iterable[BatchPlan],
+    *,
+    pad_token_id: int,
+    num_workers: int = 0,
+) -> "DataLoader[Batch]":
+    """Makes the loader of the batches that `sampler` plans, in its order.
+
+    Do not pass it through `accelerator.prepare`: the sampler already splits by rank.
+
+    Args:
+        pairs: the data set.
+        sampler: plans the batches, usually a `BucketBatchSampler`.
+        pad_token_id: id of the padding token.
+        num_workers: processes that pad batches; 0 = this one.
+
+    Returns:
+        A `DataLoader` that yields `Batch`.
+    """
+    return DataLoader(
+        _PlannedBatches(pairs, pad_token_id),
+        sampler=sampler,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        # Without a generator of its own, each epoch would draw a number from torch's global one,
+        # and dropout after a resume would differ.
+        generator=torch.Generator(),
+        worker_init_fn=_leave_group if num_workers > 0 else None,
+    )
+
+
+class _PlannedBatches(Dataset[Batch]):
+    """A data set whose positions are plans and whose items are whole batches."""
+
+    def __init__(self, pairs: Sequence[EncodedPair], pad_token_id: int) -> None:
+        self._pairs = pairs
+        self._pad_token_id = pad_token_id
+
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        pairs = [self._pairs[index] for index in plan.indices]
+        return Batch(
+            inputs=collate_pairs(pairs, pad_token_id=self._pad_token_id),
+            is_filler=plan.is_filler,
+            num_source_chars=sum(pair.num_source_chars for pair in pairs),
+            num_source_tokens=sum(len(pair.source_ids) for pair in pairs),
+            num_target_tokens=sum(len(pair.target_ids) for pair in pairs),
+            indices=tuple(plan.indices),
+        )
+
+
+def _leave_group(worker: int) -> None:
+    """A signal to the whole run, which saves and ends, must not end its loader's workers first."""
+    os.setpgid(0, 0)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows of ids as one tensor (B, longest), filled up with `value` on the right."""
+    width = max(map(len, rows))
+    flat = chain.from_iterable([*row, *[value] * (width - len(row))] for row in rows)
+    return torch.tensor(list(flat), dtype=torch.int64).reshape(len(rows), width)  # (B, longest)

@@ -1,0 +1,587 @@
+"""Sentence pairs from text files, JSON lines, TSV, CSV, parquet, local folders and the Hub.
+
+Everything a file or a data set can get wrong is said in one sentence that names the file and the
+line. Only a newline ends a line (U+2028, NEL and form feed are text), so line i of one file stays
+the translation of line i of the other. `datasets` and `pyarrow` are imported only when asked for.
+"""
+
+import csv
+import gzip
+import importlib
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .flags import typed
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *_OPENERS)
+_Splits = Mapping[str, Iterable[Mapping[str, Any]]]
+# Of a stream, what teaches the tokenizer its characters and the log its characters per token.
+_STREAM_SAMPLE = 20_000
+_VALID_SPLITS = ("validation", "valid", "dev", "val")
+_LOCAL_FILES = (
+    "use local files: --train_source and --train_target (text), or --train_file (JSON lines, TSV, "
+    "CSV)"
+)
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """One sentence and its translation.
+
+    Attributes:
+        source: the sentence to translate.
+        target: its translation.
+    """
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """What `filter_pairs` kept and dropped, in pairs.
+
+    Attributes:
+        total: pairs seen.
+        kept: pairs kept.
+        too_long: pairs dropped because a side has more than `max_chars` characters.
+        empty: pairs dropped because a side has nothing but white space.
+        max_chars: the limit, in characters.
+    """
+
+    total: int
+    kept: int
+    too_long: int
+    empty: int
+    max_chars: int
+
+    def __str__(self) -> str:
+        return (
+            f"kept {self.kept} of {self.total} pairs (dropped {self.too_long} longer than "
+            f"{self.max_chars} characters and {self.empty} with an empty side)"
+        )
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the sentence pairs come from; each field is the flag of the same name.
+
+    A split is read from its two text files, else from its file of pairs, else from the data set.
+
+    Attributes:
+        train_source: training sentences, one a line (text, .gz, .xz).
+        train_target: their translations, one a line.
+        valid_source: validation sentences.
+        valid_target: their translations.
+        test_source: test sentences.
+        test_target: their translations.
+        train_file: training pairs (.jsonl, .tsv, .csv, .parquet; all but the last also .gz, .xz).
+        valid_file: validation pairs.
+        test_file: test pairs.
+        dataset_name: a name on the Hub, a local folder, or one file of training pairs.
+        dataset_config: the configuration of the data set, as "de-en".
+        source_lang: key or column of the source, as "de".
+        target_lang: key or column of the target, as "en".
+        max_chars: training pairs with a longer side, in characters, are dropped.
+        limit: use only the first `limit` training pairs (after dropping); None = all.
+        streaming: read the training split of `dataset_name` as it is needed, never as a whole.
+        num_proc: processes that tokenize the training pairs and keep the ids on the disk, through
+            `datasets`; 0 = tokenize here, in memory.
+    """
+
+    train_source: str | None = None
+    train_target: str | None = None
+    valid_source: str | None = None
+    valid_target: str | None = None
+    test_source: str | None = None
+    test_target: str | None = None
+    train_file: str | None = None
+    valid_file: str | None = None
+    test_file: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    source_lang: str | None = None
+    target_lang: str | None = None
+    max_chars: int = 300
+    limit: int | None = None
+    streaming: bool = False
+    num_proc: int = 0
+
+
+@dataclass(frozen=True)
+class TranslationData:
+    """The pairs of one experiment.
+
+    Attributes:
+        train: training pairs, filtered by length; of a stream the first.
+        valid: validation pairs, never filtered.
+        test: test pairs, never filtered; empty when the options name none.
+        report: what the filter dropped from the training pairs.
+        stream: all training pairs, filtered, to be iterated for every epoch; None = `train` is all.
+        num_proc: processes to tokenize `train` in; 0 = this one.
+    """
+
+    train: list[TextPair] = field(repr=False)
+    valid: list[TextPair] = field(repr=False)
+    test: list[TextPair] = field(repr=False)
+    report: FilterReport
+    stream: "PairStream | None" = field(default=None, repr=False)
+    num_proc: int = 0
+
+
+def read_lines(path: str | Path) -> list[str]:
+    r"""Reads the lines of a UTF-8 text file, plain, .gz or .xz.
+
+    Only "\n" ends a line. One "\r" before it (or at the end of the file) is taken as part of a
+    Windows line end and dropped; any other "\r" is text. A byte order mark at the start of the
+    file is dropped. A newline at the end of the file makes no extra line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not valid UTF-8 (names the line) or not a valid .gz or .xz file.
+    """
+    lines = _read_text(Path(path)).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_parallel(source_path: str | Path, target_path: str | Path) -> list[TextPair]:
+    """Reads two text files of which line i of one is the translation of line i of the other.
+
+    Raises:
+        FileNotFoundError: one of the files does not exist.
+        ValueError: the files have different numbers of lines, or one is not valid UTF-8.
+    """
+    with typed(path="source_path"):
+        sources = read_lines(source_path)
+    with typed(path="target_path"):
+        targets = read_lines(target_path)
+    if len(sources) != len(targets):
+        raise ValueError(
+            "`source_path` and `target_path` must have the same number of lines, but "
+            f"'{source_path}' has {len(sources)} and '{target_path}' has {len(targets)}."
+        )
+    return [TextPair(source, target) for source, target in zip(sources, targets, strict=True)]
+
+
+def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> list[TextPair]:
+    r"""Reads a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
+
+    A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV and
+    CSV have two columns, source then target, or a first line that names the languages among the
+    columns. TSV has no quoting (a quote is a character). CSV has commas and the quotes of Python's
+    `csv` module, strictly: in quotes a comma, a doubled quote and a newline are text, as "\n" is
+    in JSON; a quote that is never closed is an error; blank lines are skipped.
+
+    Args:
+        path: .jsonl, .json (one object a line), .tsv or .csv, each also with .gz or .xz; .parquet.
+        source_lang: key or column of the source, as "de".
+        target_lang: key or column of the target, as "en".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the suffix is none of these, or a row is not a pair (names the row).
+    """
+    path = Path(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _OPENERS:
+        suffixes.pop()
+    kind = suffixes[-1] if suffixes else ""
+    where = f"'{path}'"
+    if kind in (".jsonl", ".json"):
+        return list(_pairs(_json_rows(path), source_lang, target_lang, where, "line"))
+    if kind == ".tsv":
+        rows = enumerate((line.split("\t") for line in read_lines(path)), 1)
+        return _table_pairs(rows, path, source_lang, target_lang, separators="tabs")
+    if kind == ".csv":
+        return _table_pairs(_csv_rows(path), path, source_lang, target_lang, separators="commas")
+    if kind == ".parquet" and path.suffix.lower() == ".parquet":
+        return list(_pairs(_parquet_rows(path), source_lang, target_lang, where, "row"))
+    raise ValueError(
+        "`path` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz) or .parquet, "
+        f"but is '{path}'."
+    )
+
+
+def load_hub_pairs(
+    name: str, *, config: str | None, split: str, source_lang: str, target_lang: str
+) -> list[TextPair]:
+    """Loads one split of a data set by name from the Hub, or from a local folder.
+
+    Args:
+        name: as "bentrevett/multi30k", or the path of a folder.
+        config: the data set's configuration, as "de-en", or None.
+        split: as "train".
+        source_lang: key or column of the source, as "de".
+        target_lang: key or column of the target, as "en".
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        ConnectionError: the Hub cannot be reached.
+        ValueError: no such data set, configuration or split, or a row is not a pair.
+    """
+    splits = _load_splits(name, config)
+    if split not in splits:
+        raise ValueError(
+            f"`split` must be one of {_names(splits)} in the data set '{name}', but is '{split}'."
+        )
+    return _split_pairs(splits, split, f"'{name}'", source_lang, target_lang)
+
+
+def filter_pairs(
+    pairs: Iterable[TextPair], *, max_chars: int = 300
+) -> tuple[list[TextPair], FilterReport]:
+    """Drops pairs with a side longer than `max_chars` characters or without text.
+
+    Returns:
+        The pairs kept, in their order, and the counts. A pair that is empty on one side and too
+        long on the other counts as empty.
+
+    Raises:
+        ValueError: `max_chars` is below 1.
+    """
+    if max_chars < 1:
+        raise ValueError(f"`max_chars` must be at least 1, but is {max_chars}.")
+    kept: list[TextPair] = []
+    total = too_long = empty = 0
+    for pair in pairs:
+        total += 1
+        fault = _fault(pair, max_chars)
+        empty += fault == "empty"
+        too_long += fault == "too long"
+        if fault is None:
+            kept.append(pair)
+    return kept, FilterReport(total, len(kept), too_long, empty, max_chars)
+
+
+def _fault(pair: TextPair, max_chars: int) -> str | None:
+    """Why a training pair is dropped."""
+    if not pair.source.strip() or not pair.target.strip():
+        return "empty"
+    return "too long" if max(len(pair.source), len(pair.target)) > max_chars else None
+
+
+class PairStream:
+    """The filtered training pairs of `options.dataset_name`, read anew by every iteration.
+
+    Args:
+        options: names the data set, and what is dropped.
+
+    Raises:
+        ValueError: `dataset_name` or a language is not given.
+    """
+
+    def __init__(self, options: DataOptions) -> None:
+        if options.dataset_name is None:
+            raise ValueError("`dataset_name` must be given for `streaming`, but is not.")
+        if Path(options.dataset_name).is_file():
+            raise ValueError(
+                "`dataset_name` must be a folder or a data set on the Hub for `streaming`, but is "
+                f"the file '{options.dataset_name}': name its folder."
+            )
+        self._options, self._name = options, options.dataset_name
+        self._languages = _languages(options)
+
+    def __iter__(self) -> Iterator[TextPair]:
+        options = self._options
+        splits = _load_splits(self._name, options.dataset_config, streaming=True)
+        if "train" not in splits:
+            raise ValueError(
+                f"`dataset_name` must have the split 'train', but '{self._name}' has only "
+                f"{_names(splits)}."
+            )
+        where = f"the split 'train' of '{self._name}'"
+        rows = enumerate(splits["train"], 1)
+        pairs = _pairs(rows, where=where, unit="row", **self._languages)
+        kept = (pair for pair in pairs if _fault(pair, options.max_chars) is None)
+        return islice(kept, options.limit)
+
+
+def load_translation_data(options: DataOptions) -> TranslationData:
+    """Loads training, validation and (if named) test pairs, and filters the training pairs.
+
+    Raises:
+        FileNotFoundError: a named file does not exist.
+        ImportError: `datasets` or `pyarrow` is needed and not installed.
+        ConnectionError: the Hub cannot be reached.
+        ValueError: the options name no training or validation pairs, name them twice, or a file
+            is not what it should be.
+    """
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"`limit` must be at least 1, but is {options.limit}.")
+    if options.num_proc < 0:
+        raise ValueError(f"`num_proc` must be at least 0, but is {options.num_proc}.")
+    stream = PairStream(options) if options.streaming else None
+    pairs = _load_split(options, "train") if stream is None else islice(stream, _STREAM_SAMPLE)
+    train, report = filter_pairs(pairs, max_chars=options.max_chars)
+    if not train:
+        raise ValueError(
+            f"{_places(options, 'train')} must hold a pair with text on both sides of at most "
+            f"{options.max_chars} characters (`max_chars`), but {report.kept} of the "
+            f"{report.total} pairs are such."
+        )
+    return TranslationData(
+        train=train[: options.limit],
+        valid=_load_split(options, "valid"),
+        test=_load_split(options, "test"),
+        report=report,
+        stream=stream,
+        num_proc=options.num_proc,
+    )
+
+
+def _load_split(options: DataOptions, split: str) -> list[TextPair]:
+    """The pairs of "train", "valid" or "test", from the first place the options name."""
+    source: str | None = getattr(options, f"{split}_source")
+    target: str | None = getattr(options, f"{split}_target")
+    file: str | None = getattr(options, f"{split}_file")
+    if (source is None) != (target is None):
+        given, missing = ("source", "target") if target is None else ("target", "source")
+        raise ValueError(
+            f"`{split}_{missing}` must be given together with `{split}_{given}`, but is not."
+        )
+    if source is not None and target is not None:
+        if file is not None:
+            raise ValueError(
+                f"`{split}_file` must be left out when `{split}_source` is given, but is '{file}'."
+            )
+        with typed(source_path=f"{split}_source", target_path=f"{split}_target"):
+            return _not_empty(read_parallel(source, target), options, split)
+    if file is not None:
+        with typed(path=f"{split}_file"):
+            return _not_empty(read_pairs_file(file, **_languages(options)), options, split)
+    name = options.dataset_name
+    if name is not None and (Path(name).is_file() or Path(name).suffix.lower() in _FILE_SUFFIXES):
+        if split == "train":
+            with typed(path="dataset_name"):
+                return _not_empty(read_pairs_file(name, **_languages(options)), options, split)
+        name = None
+    if name is not None:
+        pairs = _load_named_split(options, name, split)
+        return pairs if split == "test" else _not_empty(pairs, options, split)
+    if split == "test":
+        return []
+    raise ValueError(
+        f"`{split}_source` and `{split}_target`, `{split}_file` or a `dataset_name` with such a "
+        "split must be given, but none is."
+    )
+
+
+def _places(options: DataOptions, split: str) -> str:
+    """The options that name the pairs of a split, for a sentence."""
+    if getattr(options, f"{split}_source") is not None:
+        return f"`{split}_source` and `{split}_target`"
+    return "`dataset_name`" if getattr(options, f"{split}_file") is None else f"`{split}_file`"
+
+
+def _not_empty(pairs: list[TextPair], options: DataOptions, split: str) -> list[TextPair]:
+    """`pairs`, of which there must be one."""
+    if not pairs:
+        raise ValueError(f"{_places(options, split)} must hold at least one pair, but is empty.")
+    return pairs
+
+
+def _load_named_split(options: DataOptions, name: str, split: str) -> list[TextPair]:
+    """A split of the data set `name`; validation has several customary names."""
+    present = _load_splits(name, options.dataset_config)
+    candidates = _VALID_SPLITS if split == "valid" else (split,)
+    found = next((candidate for candidate in candidates if candidate in present), None)
+    if found is None and split == "test":
+        return []
+    if found is None:
+        raise ValueError(
+            f"`dataset_name` must have the split '{candidates[0]}', but '{name}' has only "
+            f"{_names(present)}: give --{split}_source and --{split}_target, or --{split}_file."
+        )
+    return _split_pairs(present, found, f"'{name}'", **_languages(options))
+
+
+def _split_pairs(
+    splits: _Splits, split: str, name: str, source_lang: str, target_lang: str
+) -> list[TextPair]:
+    where = f"the split '{split}' of {name}"
+    return list(_pairs(enumerate(splits[split], 1), source_lang, target_lang, where, "row"))
+
+
+def _languages(options: DataOptions) -> dict[str, str]:
+    if options.source_lang is None or options.target_lang is None:
+        missing = "source_lang" if options.source_lang is None else "target_lang"
+        raise ValueError(f"`{missing}` must be the key of a language like 'de', but is not given.")
+    return {"source_lang": options.source_lang, "target_lang": options.target_lang}
+
+
+def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
+    """All splits of a data set, as `datasets` gives them (rows are read when iterated)."""
+    if not name:
+        raise ValueError("`dataset_name` must be a folder or a data set on the Hub, but is ''.")
+    datasets = import_optional("datasets", f"load the data set '{name}'")
+    rule = "`dataset_name` must be a local folder or a data set on the Hub"
+    try:
+        splits: _Splits = datasets.load_dataset(name, config, streaming=streaming)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{rule}, but '{name}' is no folder here and the Hub cannot be reached: {_LOCAL_FILES}."
+        ) from error
+    except FileNotFoundError as error:
+        found = "holds no data files" if Path(name).exists() else "is neither"
+        raise ValueError(f"{rule}, but '{name}' {found}: {_LOCAL_FILES}.") from error
+    except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{rule}, but '{name}' does not load: {_first_line(error)}") from error
+    return splits
+
+
+def import_optional(module: str, purpose: str) -> Any:
+    """Imports an optional library only now that it is needed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f"`{package}` must be installed to {purpose}, but is not: pip install {package}, or "
+            f"{_LOCAL_FILES}."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".") + "."
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The whole content of a file, unpacked if it is .gz or .xz."""
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
+    opener = _OPENERS.get(path.suffix.lower())
+    if opener is None:
+        return path.read_bytes()
+    try:
+        with opener(path, "rb") as file:
+            content: bytes = file.read()
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"`path` must be a complete {path.suffix} file, but '{path}' is not: {error}."
+        ) from error
+    return content
+
+
+def _read_text(path: Path) -> str:
+    """The whole content of a UTF-8 file, without a byte order mark at its start."""
+    content = _read_bytes(path)
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"`path` must be UTF-8 text, but '{path}' has an invalid byte in line {line}."
+        ) from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The objects of a file of JSON lines with their line numbers; blank lines are skipped."""
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"line {number} of '{path}' must be a JSON object, but is not: {error}."
+            ) from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a file of comma-separated values, numbered by the line they begin in."""
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"the row in line {line} of '{path}' must be comma-separated values with every quote "
+            f"closed, but is not: {error}."
+        ) from error
+
+
+def _table_pairs(
+    rows: Iterable[tuple[int, list[str]]],
+    path: Path,
+    source_lang: str,
+    target_lang: str,
+    *,
+    separators: str,
+) -> list[TextPair]:
+    """The pairs of numbered rows, with or without a first row that names the columns."""
+    rows = list(rows)
+    names = rows[0][1] if rows else []
+    source_column, target_column, width = 0, 1, 2
+    if source_lang in names and target_lang in names:
+        source_column, target_column = names.index(source_lang), names.index(target_lang)
+        width, rows = len(names), rows[1:]
+    for number, row in rows:
+        if len(row) != width:
+            raise ValueError(
+                f"line {number} of '{path}' must have {width} columns (separated by {separators}; "
+                "a file of more than two names them in its first line, the languages among them), "
+                f"but has {len(row)}."
+            )
+    return [TextPair(row[source_column], row[target_column]) for _, row in rows]
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a parquet file, numbered from 1."""
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
+    pyarrow, parquet = (
+        import_optional(module, f"read '{path}'") for module in ("pyarrow", "pyarrow.parquet")
+    )
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"`path` must be a parquet file, but '{path}' is not: {_first_line(error)}"
+        ) from error
+    return enumerate(table.to_pylist(), 1)
+
+
+def _pairs(
+    rows: Iterable[tuple[int, Any]], source_lang: str, target_lang: str, where: str, unit: str
+) -> Iterator[TextPair]:
+    """Turns numbered rows into pairs; a row that is not a pair is an error that names it."""
+    for number, row in rows:
+        place = f"{unit} {number} of {where}"
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{place} must be an object, but is a {type(row).__name__}.")
+        nested = row.get("translation")
+        texts = nested if isinstance(nested, Mapping) else row
+        source, target = (_text(texts, key, place) for key in (source_lang, target_lang))
+        yield TextPair(source, target)
+
+
+def _text(texts: Mapping[str, Any], key: str, place: str) -> str:
+    if key not in texts:
+        raise ValueError(f"{place} must have the key '{key}', but has {_names(texts) or 'no key'}.")
+    value = texts[key]
+    if not isinstance(value, str):
+        raise ValueError(f"'{key}' in {place} must be text, but is {value!r}.")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise ValueError(
+            f"'{key}' in {place} must be valid Unicode, but has half a surrogate pair."
+        )
+    return value

@@ -1,0 +1,1 @@
+"""Pushes to the Hub and verifies what was pushed."""

@@ -1,0 +1,277 @@
+"""Pushing a model folder to the Hub in one commit.
+
+A push sends what a reader needs and nothing else of a run's folder: weights as safetensors, config
+with the entries of all Auto classes, the code that travels, tokenizer, generation config, the run's
+record and metrics, the card, and a small file of inputs and logits that `hf-qrnn verify` checks.
+
+The token comes from `hf auth login` or HF_TOKEN; it is no argument here, and no error shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+)
+from yaml import YAMLError
+
+from hf_qrnn.data.json_files import read_json, read_text
+
+from .client import HubError, commit_of, files_of, has_hash, patiently
+from .files import kind_of, shared_files
+from .verify import write_verification
+
+_REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_ABSOLUTE_FOLDER = re.compile(r"(?<![\w.:/])/(?:[^\s/\"']+/)+")
+_PATH_KEY = re.compile(r"\w+_files?|source_spm|target_spm|vocab|name_or_path")
+_USAGE_NAME = re.compile(r'^name = ".*"$', flags=re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did.
+
+    Attributes:
+        commit: The commit that holds the folder now.
+        url: Its page.
+        changed: Paths that the commit changed or removed; none where all was there already.
+        was_lost: The commit was made by an attempt whose reply was lost.
+    """
+
+    commit: str
+    url: str
+    changed: list[str]
+    was_lost: bool = False
+
+
+def without_folders(value: Any) -> Any:
+    """JSON content with absolute paths cut to their last part.
+
+    The folders of one machine say nothing to another's reader, and may name a person.
+    """
+    if isinstance(value, str):
+        return _ABSOLUTE_FOLDER.sub("", value)
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folders(entry) for entry in value]
+    return value
+
+
+# ------------------------------------------------------------------ what travels
+
+
+def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> None:
+    """Copy what a push sends from `folder` to `target`, fit for other people's eyes.
+
+    Paths in run.json lose their folders, and the card's usage block names the repository. `card`
+    stands in for a missing README.md.
+
+    Raises:
+        ValueError: If the folder is no complete model that transformers can load anywhere, or one
+            of the files holds the token.
+    """
+    for path in shared_files(folder):
+        shutil.copyfile(path, target / path.name)
+    run, readme = target / "run.json", target / "README.md"
+    if run.is_file():
+        _write_json(run, without_folders(read_json(run)))
+    _forget_paths(target / "tokenizer_config.json")
+    if readme.is_file():
+        card = read_text(readme)
+    if card is not None:
+        text = _USAGE_NAME.sub(f'name = "{repo}"', card, count=1)
+        readme.write_text(text, encoding="utf-8")
+    token = (get_token() or "").encode()
+    for path in target.iterdir():
+        if token and token in path.read_bytes():
+            raise ValueError(f"`MODEL` must not hold your token, but {path.name!r} does.")
+
+
+def _forget_paths(path: Path) -> None:
+    """Drop the files that a tokenizer's config names: transformers might open them.
+
+    It finds those beside the config by their names; what an older release or another tool wrote
+    here is a path of one machine.
+    """
+    config = read_json(path)
+    kept = {
+        key: value
+        for key, value in config.items()
+        if not (_PATH_KEY.fullmatch(key) and isinstance(value, (str, list)))
+    }
+    if kept != config:
+        _write_json(path, kept)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------ push
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    card: str | None = None,
+    endpoint: str | None = None,
+) -> PushResult:
+    """Push a model folder in one commit; none where the Hub has all of it already.
+
+    An attempt whose reply was lost is recognised by what the Hub holds, so repeating is safe.
+
+    Args:
+        folder: As `save_pretrained` or a training script writes it.
+        repo: "user/name"; made if missing.
+        private: Make a missing repository private; a public one is refused.
+        revision: Branch to push to, made from main if missing; None is main.
+        tag: Name for the commit; an existing tag is never moved.
+        card: The card to send where the folder has no README.md.
+        endpoint: Address of the Hub; None is that of huggingface_hub (HF_ENDPOINT).
+
+    Raises:
+        ValueError: If the folder is incomplete or an argument is wrong.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    if not _REPO_NAME.fullmatch(repo):
+        raise ValueError(f"`REPO` must be like user/name, but is {repo!r}.")
+    with TemporaryDirectory() as name:
+        staged = Path(name)
+        stage(Path(folder), staged, repo, card=card)
+        _check_card(staged)
+        write_verification(staged)
+        target = _Target(HfApi(endpoint=endpoint), repo, revision or "main")
+        target.prepare(private=private, tag=tag)
+        result = target.commit(staged, f"Push {Path(folder).resolve().name} with hf_qrnn")
+        if tag is not None:
+            target.add_tag(tag, result.commit)
+        return result
+
+
+def check_access(repo: str, *, private: bool = False, endpoint: str | None = None) -> None:
+    """Make the repository if missing: a wrong token shows before hours of training, not after.
+
+    Raises:
+        ValueError: If the name is none.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    if not _REPO_NAME.fullmatch(repo):
+        raise ValueError(f"`hub_model_id` must be like user/name, but is {repo!r}.")
+    _Target(HfApi(endpoint=endpoint), repo, "main").prepare(private=private, tag=None)
+
+
+def _check_card(staged: Path) -> None:
+    path = staged / "README.md"
+    if not path.is_file():
+        raise ValueError(
+            "`MODEL` must hold a card (README.md), but has none: training scripts write one, and "
+            "scripts/make_card.py does for an older run."
+        )
+    try:
+        card = ModelCard(read_text(path))
+    except YAMLError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"`README.md` must have front matter, but it is damaged: {reason}."
+        ) from error
+    if not card.data.to_dict():
+        raise ValueError("`MODEL` must hold a card with front matter, but README.md has none.")
+
+
+@dataclass
+class _Target:
+    """A branch of a repository."""
+
+    api: HfApi
+    repo: str
+    branch: str
+
+    def prepare(self, *, private: bool, tag: str | None) -> None:
+        """Make repository and branch where they are missing; find what speaks against the push."""
+        api, repo = self.api, self.repo
+        what = f"push to {repo}"
+        patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True), what=what)
+        if private and not patiently(lambda: api.model_info(repo), what=what).private:
+            raise ValueError(f"`--private` must be left out for {repo}, which is public already.")
+        refs = patiently(lambda: api.list_repo_refs(repo), what=what)
+        branches = {ref.name: ref.target_commit for ref in refs.branches}
+        tags = {ref.name: ref.target_commit for ref in refs.tags}
+        if self.branch in tags and self.branch not in branches:
+            raise ValueError(f"`--revision` must be a branch, but {self.branch!r} is a tag.")
+        if tag in tags and tags[tag] != branches.get(self.branch):
+            raise ValueError(
+                f"`--tag` must be new or name what {self.branch} holds, but {tag!r} names the "
+                f"commit {tags[tag][:12]}."
+            )
+        if self.branch not in branches:
+            patiently(lambda: api.create_branch(repo, branch=self.branch, exist_ok=True), what=what)
+
+    def commit(self, staged: Path, message: str) -> PushResult:
+        """Make the branch hold the staged files in one commit, if it does not already."""
+        sent: list[str] = []
+
+        def attempt() -> PushResult:
+            head, changed, operations = self._changes(staged)
+            if not operations:
+                return PushResult(head, self._url(head), sent, was_lost=bool(sent))
+            sent[:] = changed
+            # With the parent named, nobody else's commit in between is overwritten: the Hub
+            # answers 412 and the next attempt compares with the new state.
+            made = self.api.create_commit(
+                self.repo, operations, commit_message=message, revision=self.branch,
+                parent_commit=head,
+            )  # fmt: skip
+            return PushResult(made.oid, self._url(made.oid), list(changed))
+
+        return patiently(attempt, what=f"push to {self.repo}")
+
+    def _changes(
+        self, staged: Path
+    ) -> tuple[str, list[str], list[CommitOperationAdd | CommitOperationDelete]]:
+        """The branch's head, the paths that differ from the staged files, and what mends them."""
+        head = commit_of(self.api, self.repo, self.branch)
+        there = {entry.path: entry for entry in files_of(self.api, self.repo, head)}
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        changed = []
+        for path in sorted(staged.iterdir()):
+            if path.name in there and has_hash(path, there[path.name]):
+                continue
+            changed.append(path.name)
+            operations.append(CommitOperationAdd(path.name, str(path)))
+        for name in sorted(there):
+            if kind_of(name) is not None and not (staged / name).exists():
+                changed.append(name)
+                operations.append(CommitOperationDelete(name))
+        return head, changed, operations
+
+    def add_tag(self, tag: str, commit: str) -> None:
+        """Name the commit; a tag of that name on the same commit is left as it is."""
+
+        def attempt() -> None:
+            refs = self.api.list_repo_refs(self.repo)
+            found = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
+            if found is None:
+                self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=False)
+            elif found != commit:
+                raise HubError(f"`--tag` must be new, but {tag!r} names the commit {found[:12]}.")
+
+        patiently(attempt, what=f"tag {tag} on {self.repo}")
+
+    def _url(self, commit: str) -> str:
+        return f"{self.api.endpoint}/{self.repo}/commit/{commit}"

@@ -1,0 +1,1 @@
+"""The models: every file that ends in `_qrnn.py` travels with a saved model."""

@@ -1,0 +1,574 @@
+"""Quasi-recurrent models for transformers (Bradbury et al. 2016, arXiv 1611.01576).
+
+One base layout for all heads, so that any checkpoint loads into any of them with every common
+weight: `model.shared`, `model.encoder.layers.*`, `model.decoder.layers.*`, `lm_head`, `classifier`.
+
+Shapes: B batch, S source length, T target length, E embedding, H units, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithPast,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    SequenceClassifierOutput,
+)
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from .attention_qrnn import attention_implementation
+from .cache_qrnn import QRNNCache
+from .checks_qrnn import check_rows, check_shape, check_stored_weights, embed
+from .configuration_qrnn import AUTO_MAP, QRNNConfig
+from .generate_hooks_qrnn import LanguageModelHead, as_qrnn_cache
+from .keywords_qrnn import check_keywords
+from .layers_qrnn import last_step
+from .limits_qrnn import DEFAULT_MAX_LENGTH
+from .losses_qrnn import next_token_loss, share_of_batch, shift_tokens_right, target_loss
+from .quantization_qrnn import check_quantized, leave_unpacked
+from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
+
+LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
+
+
+def _embed(
+    model: Any,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    name: str = "input_ids",
+) -> torch.Tensor:
+    sizes = (model.config.vocab_size, model.config.embedding_size)
+    return embed(model.shared, sizes, input_ids, inputs_embeds, name)
+
+
+def _wants(config: QRNNConfig, name: str, given: bool | None) -> bool:
+    return bool(getattr(config, name, False) if given is None else given)
+
+
+class QRNNPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and the rules all heads share."""
+
+    config: QRNNConfig
+    config_class = QRNNConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _input_embed_layer = "shared"
+    _no_split_modules = ["QRNNEncoderLayer", "QRNNDecoderLayer"]
+
+    def __init__(self, config: QRNNConfig, *inputs: Any, **kwargs: Any) -> None:
+        config.check()  # fields may have been assigned since it was made
+        super().__init__(config, *inputs, **kwargs)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        # Before transformers looks, which would fetch the kernel that is asked for.
+        return attention_implementation(attn_implementation)
+
+    def get_correct_attn_implementation(
+        self, requested_attention: str | None, is_init_check: bool = False
+    ) -> str:
+        """The implementation of attention to use, "sdpa" unless "eager" is asked for."""
+        return attention_implementation(requested_attention)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights N(0, 1/fan_in), forget biases `forget_bias`, other biases 0.
+
+        Paper: not given. Here: a variance that keeps pre-activations near 1, where tanh and sigma
+        bend but do not saturate; and a forget gate that starts open, so that the state of a
+        character model outlives a word from the first update.
+        """
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                bias = torch.zeros_like(module.bias)
+                # At the layer it would be too late: what is initialised is not written to again.
+                bias[slice(*getattr(module, "forget_rows", (0,)))] = self.config.forget_bias
+                init.copy_(module.bias, bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=float(self.config.initializer_range))
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The model of a folder or of the Hub, as for any model of transformers."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_quantized(model)
+        leave_unpacked(model)
+        return loaded
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any,
+        state_dict: Any,
+        checkpoint_files: Any,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Refuse integers for weights, which transformers casts without a word."""
+        if load_config.hf_quantizer is None:  # quantised weights are integers by right
+            check_stored_weights(model.state_dict(), state_dict, checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
+        """Save weights, config and the code, so that every Auto class loads the folder anywhere."""
+        if self._auto_class is None:  # the base of one head: no Auto class would load just this
+            vars(self.config).pop("auto_map", None)
+        else:
+            # Saving writes the entry of the saved class alone: every head must find its own.
+            self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def _own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
+    """A copy for one head: heads of one config must not change each other's."""
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _fitting_config(config: QRNNConfig, **values: Any) -> QRNNConfig:
+    """`config` itself where it has `values`: a head and its base share one, as everywhere."""
+    if all(getattr(config, name) == value for name, value in values.items()):
+        return config
+    return _own_config(config, **values)
+
+
+class QRNNTextEncoder(nn.Module):
+    """The encoder together with the embedding it borrows: what `get_encoder` returns."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: QRNNModel) -> None:
+        super().__init__()
+        self.config, self.shared, self.encoder = model.config, model.shared, model.encoder
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> QRNNEncoderOutput | tuple[torch.Tensor, ...]:
+        """Encode `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        for name in ("labels", "logits_to_keep"):  # generate() hands on what is the decoder's
+            kwargs.pop(name, None)
+        check_keywords(self, kwargs, attention_mask)
+        embeds = _embed(self, input_ids, inputs_embeds)
+        wants = _wants(self.config, "output_hidden_states", output_hidden_states)
+        output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, wants)
+        return output.to_tuple() if return_dict is False else output
+
+
+class QRNNModel(QRNNPreTrainedModel):
+    """Encoder and decoder without a head (section 2.3 of 1611.01576)."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _fitting_config(config, is_encoder_decoder=True, is_decoder=False)
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.encoder = QRNNEncoder(config)
+        self.decoder = QRNNDecoder(config, reads_source=True)
+        self.post_init()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder with its embedding: `model.get_encoder()(input_ids)`."""
+        # Of images or sounds there is none; transformers says so by the model itself.
+        return QRNNTextEncoder(self) if modality is None else super().get_encoder(modality)
+
+    def get_decoder(self) -> QRNNDecoder:
+        """The decoder's stack."""
+        return self.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | tuple[torch.Tensor, ...] | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        """Encode the source and decode the target.
+
+        Args:
+            input_ids: (B, S). Or `inputs_embeds` (B, S, E). Not needed with `encoder_outputs`.
+            attention_mask: (B, S), 1 where a source token is real.
+            decoder_input_ids: (B, T), shifted right. Or `decoder_inputs_embeds` (B, T, E).
+            decoder_attention_mask: (B, at least T); its last T columns belong to the inputs.
+            encoder_outputs: What the encoder returned, with `final_states`.
+            past_key_values: State to go on from; changed in place.
+            use_cache: Return the state; never in training with labels.
+
+        Returns:
+            Hidden states (B, T, H), the state, and where asked all hidden states and the
+            attention weights (B, N, T, S) of the attending layers, in source order.
+        """
+        check_keywords(self, kwargs, attention_mask, past_key_values, decoder_attention_mask)
+        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
+        weights = _wants(self.config, "output_attentions", output_attentions)
+        wants = (hidden, weights, self.config._attn_implementation == "eager")
+        target = _embed(self, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids")
+        if encoder_outputs is None:
+            embeds = _embed(self, input_ids, inputs_embeds)
+            encoded: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
+        else:
+            encoded = _as_encoder_output(encoder_outputs, target.shape[0], self.config)
+        if past_key_values is None and _wants(self.config, "use_cache", use_cache):
+            past_key_values = QRNNCache(self.config.decoder_layers)
+        decoded = self.decoder(
+            target,
+            decoder_attention_mask,
+            encoded,
+            attention_mask,
+            as_qrnn_cache(past_key_values),
+            *wants,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=() if weights else None,  # no layer attends to the target
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+        )
+
+
+def _as_encoder_output(
+    given: ModelOutput | tuple[torch.Tensor, ...], batch: int, config: QRNNConfig
+) -> QRNNEncoderOutput:
+    # By attribute, not by class: the package's class and a Hub folder's may meet in one process.
+    finals = getattr(given, "final_states", None)
+    if finals is None:
+        raise ValueError(
+            "`encoder_outputs` must have `final_states`, as `get_encoder()` returns them, "
+            f"but is a {type(given).__name__} without."
+        )
+    encoded: QRNNEncoderOutput = given  # type: ignore[assignment]
+    check_rows("encoder_outputs.last_hidden_state", encoded.last_hidden_state, batch)
+    shape = (batch, config.encoder_layers, config.hidden_size)
+    check_shape("encoder_outputs.final_states", encoded.final_states, shape)
+    return encoded
+
+
+class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
+    """The sequence-to-sequence model of section 3.3: translation, summarisation, spelling."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=True, is_decoder=False)
+        super().__init__(config)
+        self.model = QRNNModel(config)
+        self._add_output_layer(config)
+        self.post_init()
+        if self.generation_config.max_length in (None, 20):
+            # The general default of 20 cuts a sentence of characters after three words.
+            self.generation_config.max_length = DEFAULT_MAX_LENGTH
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder with its embedding."""
+        return self.model.get_encoder() if modality is None else super().get_encoder(modality)
+
+    def get_decoder(self) -> QRNNDecoder:
+        """The decoder's stack."""
+        return self.model.get_decoder()
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Decoder inputs (B, T) for labels (B, T): shifted right behind the start token."""
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        for name, value in (("decoder_start_token_id", start), ("pad_token_id", pad)):
+            if value is None:
+                raise ValueError(f"`{name}` must be a token id to train from labels, but is None.")
+        return shift_tokens_right(labels, pad, start)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | tuple[torch.Tensor, ...] | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
+
+        Args:
+            labels: (B, T), -100 where nothing counts; the decoder's inputs come from them too.
+            logits_to_keep: Compute logits for the last so many steps only; 0 for all.
+            num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
+            smoothing: Share of the target spread over the vocabulary.
+        """
+        check_keywords(self, kwargs, attention_mask, past_key_values, decoder_attention_mask)
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self._logits(outputs.last_hidden_state, logits_to_keep)
+        loss = target_loss(logits, labels, num_items_in_batch, smoothing)
+        others = {name: x for name, x in outputs.items() if name != "last_hidden_state"}
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **others)
+
+
+class QRNNDecoderModel(QRNNPreTrainedModel):
+    """The language model without its output layer: the decoder without V and attention."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _fitting_config(config, is_encoder_decoder=False, is_decoder=True)
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.decoder = QRNNDecoder(config, reads_source=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Hidden states (B, T, H) and the state; see `QRNNForCausalLM.forward`."""
+        check_keywords(self, kwargs, attention_mask, past_key_values)
+        embeds = _embed(self, input_ids, inputs_embeds)
+        if past_key_values is None and _wants(self.config, "use_cache", use_cache):
+            past_key_values = QRNNCache(self.config.decoder_layers)
+        output: BaseModelOutputWithPastAndCrossAttentions = self.decoder(
+            embeds,
+            attention_mask,
+            past_key_values=as_qrnn_cache(past_key_values),
+            output_hidden_states=_wants(self.config, "output_hidden_states", output_hidden_states),
+        )
+        return output
+
+
+class QRNNEncoderModel(QRNNPreTrainedModel):
+    """The classifier without its output layer: the encoder."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _fitting_config(config, is_encoder_decoder=False, is_decoder=False)
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.encoder = QRNNEncoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> QRNNEncoderOutput:
+        """The encoding (B, S, H) of `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        check_keywords(self, kwargs, attention_mask)
+        embeds = _embed(self, input_ids, inputs_embeds)
+        hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
+        output: QRNNEncoderOutput = self.encoder(embeds, attention_mask, hidden)
+        return output
+
+
+class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
+    """The language model of section 3.2: the decoder alone, h = o . c in its last layer too."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=False, is_decoder=True)
+        super().__init__(config)
+        self.model = QRNNDecoderModel(config)
+        self._add_output_layer(config)
+        self.post_init()
+        if self.generation_config.max_length in (None, 20):
+            self.generation_config.max_new_tokens = LANGUAGE_MODEL_MAX_NEW_TOKENS
+
+    def get_decoder(self) -> QRNNDecoder:
+        """The stack of layers."""
+        return self.model.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: QRNNCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the next tokens.
+
+        Args:
+            input_ids: (B, T). Or `inputs_embeds` (B, T, E).
+            attention_mask: (B, at least T), 1 where a token is real; its last T columns count.
+            past_key_values: State to go on from; changed in place.
+            labels: (B, T), usually the input ids; shifted here, -100 does not count.
+            use_cache: Return the state.
+            num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
+            smoothing: Share of the target spread over the vocabulary.
+            kwargs: `shift_labels` (B, T), aligned with the logits: `labels` of a sequence that was
+                split. No parameter, or Trainer would want every batch to have them.
+        """
+        shift_labels = kwargs.pop("shift_labels", None)
+        check_keywords(self, kwargs, attention_mask, past_key_values)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache if labels is None and shift_labels is None else False,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self._logits(outputs.last_hidden_state, logits_to_keep)
+        return CausalLMOutputWithPast(
+            loss=next_token_loss(logits, labels, shift_labels, num_items_in_batch, smoothing),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class QRNNForSequenceClassification(QRNNPreTrainedModel):
+    """The sentiment model of section 3.1: the encoder and a linear layer on its encoding."""
+
+    def __init__(self, config: QRNNConfig) -> None:
+        config = _own_config(config, is_encoder_decoder=False, is_decoder=False)
+        super().__init__(config)
+        self.model = QRNNEncoderModel(config)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits (B, num_labels) of each row.
+
+        Args:
+            input_ids: (B, S). Or `inputs_embeds` (B, S, E).
+            attention_mask: (B, S), 1 where a token is real.
+            labels: (B,) class ids; (B,) numbers for one label; (B, num_labels) of 0 and 1 for
+                `problem_type="multi_label_classification"`.
+            num_items_in_batch: Divide the loss by this number of labels, not by those here.
+        """
+        check_keywords(self, kwargs, attention_mask)
+        encoded = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        states = encoded.last_hidden_state
+        mask = real_steps(attention_mask, states.shape[1])
+        if self.config.classifier_pooling == "last":
+            pooled = _last_of_directions(states, mask, self.config)
+        else:
+            num_real = states.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+            pooled = states.sum(1) / num_real
+        logits = self.classifier(pooled)
+        loss = None
+        if labels is not None:
+            check_rows("labels", labels, logits.shape[0])
+            loss = self.loss_function(
+                labels=labels,
+                pooled_logits=logits,
+                config=self.config,
+                num_items_in_batch=num_items_in_batch,
+            )
+            if self.config.problem_type != "single_label_classification":
+                loss = share_of_batch(loss, labels.numel(), num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+        )
+
+
+def _last_of_directions(
+    states: torch.Tensor, mask: torch.Tensor | None, config: QRNNConfig
+) -> torch.Tensor:
+    """The encoding (B, H) at the last processed step, of each direction its own half."""
+    if not config.encoder_bidirectional:
+        return last_step(states, mask, reverse=config.reverse_source)
+    halves = states.chunk(2, dim=-1)
+    ways = (config.reverse_source, not config.reverse_source)
+    return torch.cat(
+        [last_step(half, mask, reverse=way) for half, way in zip(halves, ways, strict=True)], -1
+    )
+
+
+__all__ = [
+    "QRNNDecoderModel",
+    "QRNNEncoderModel",
+    "QRNNForCausalLM",
+    "QRNNForConditionalGeneration",
+    "QRNNForSequenceClassification",
+    "QRNNModel",
+    "QRNNPreTrainedModel",
+]

@@ -1,0 +1,1 @@
+"""Times code; compares the layer with `nn.LSTM` as the paper does."""

@@ -1,0 +1,32 @@
+"""Measures how long translations become, for the limit that is saved with a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from hf_qrnn.data.batching import EncodedPair
+from hf_qrnn.model.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO
+
+_LENGTH_ROOM = 1.25
+
+
+def measure_lengths(
+    pairs: Iterable[EncodedPair], *, least: tuple[float, int] = (DEFAULT_RATIO, DEFAULT_OFFSET)
+) -> tuple[float, int]:
+    """Ratio and offset of `limits_qrnn.target_limits` for a model that is trained on `pairs`.
+
+    Every target of `pairs` is at most four fifths of its limit. The ratio is the largest of the
+    longer half of the sources, with that room; the offset is what the others need beside it (a
+    source of one token may have a target of thirty, which is no ratio for long ones).
+
+    Args:
+        pairs: training pairs, or the first of them.
+        least: smallest ratio and offset to give.
+    """
+    lengths = sorted((len(pair.source_ids), len(pair.target_ids)) for pair in pairs)
+    longer = lengths[len(lengths) // 2 :]
+    ratio = max(least[0], *(_LENGTH_ROOM * target / source for source, target in longer))
+    ratio = math.ceil(100 * ratio) / 100  # few digits in the file
+    rest = max(_LENGTH_ROOM * target - ratio * source for source, target in lengths)
+    return ratio, max(least[1], math.ceil(rest))

@@ -1,0 +1,276 @@
+"""From sentences to sentences: a model and its tokenizer behind one `translate`.
+
+Shapes: S source tokens, T target tokens, H units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_qrnn.data.flags import typed
+from hf_qrnn.data.hub_replies import hub_answer, split_revision
+from hf_qrnn.data.tokenization import check_tokenizer, decode_batch, encode_batch
+
+from .search import generate_hypotheses
+
+# All that Python, an editor or another tool may take as the end of a line.
+_LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translation.
+
+    Attributes:
+        text: As the model wrote it; see `one_line`.
+        score: Log-probability in nats: the sum over the target tokens for greedy search, their
+            mean for beam search; 0 for an empty source.
+        is_cut: Whether it reached the length limit before its end.
+    """
+
+    text: str
+    score: float
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where a translation looked.
+
+    Attributes:
+        source_tokens: S texts: what each token adds to the sentence, end token included; a token
+            that ends inside a character is "", the character belongs to the one that completes it.
+        target_tokens: T texts, the same of the translation; its end token only if the model
+            wrote one.
+        weights: (T, S) float32 on the CPU, the mean over heads and attending layers; a row adds
+            up to 1.
+    """
+
+    source_tokens: list[str]
+    target_tokens: list[str]
+    weights: torch.Tensor
+
+
+class Translator:
+    """A translation model with its tokenizer, in evaluation mode.
+
+    Args:
+        model: A sequence-to-sequence model.
+        tokenizer: The tokenizer it was trained with.
+
+    Raises:
+        ValueError: If the tokenizer has no end token.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.train(False)
+        self.tokenizer = check_tokenizer(tokenizer)
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        *,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[Translation]]:
+        """Translate texts; a result does not depend on the batch it was computed in.
+
+        Args:
+            texts: Sentences. One without anything but white space gives empty translations.
+            num_beams: Beams; 1 is greedy search.
+            num_return_sequences: Translations a text, best first; at most `num_beams`.
+            max_new_tokens: The most tokens of a translation, its end token included; None = what
+                the model's generation config says (`limits_qrnn.py`).
+            batch_size: Texts a batch.
+            on_batch: Called with a number of texts whenever they are done.
+
+        Returns:
+            For every text its `num_return_sequences` translations.
+
+        Raises:
+            TypeError: If `texts` is one string.
+            ValueError: If a number is out of range or a text is not valid Unicode.
+        """
+        rows = encode_batch(self.tokenizer, texts)
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        results = [[Translation("", 0.0)] * num_return_sequences for _ in texts]
+        if on_batch is not None and len(filled) < len(texts):
+            on_batch(len(texts) - len(filled))
+        hypotheses = generate_hypotheses(
+            self.model,
+            [rows[index] for index in filled],
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+        for index, found in zip(filled, hypotheses, strict=True):
+            outputs = decode_batch(self.tokenizer, [hypothesis.ids for hypothesis in found])
+            results[index] = [
+                Translation(text, hypothesis.score, hypothesis.is_cut)
+                for text, hypothesis in zip(outputs, found, strict=True)
+            ]
+        return results
+
+    @torch.no_grad()
+    def attention(self, source: str, *, num_beams: int = 1) -> AttentionMap:
+        """Translate `source` and read the attention (Eq. 8 of 1611.01576) along the translation.
+
+        The model is run a second time over its own translation, all steps at once.
+
+        Raises:
+            ValueError: If `source` has no text, `num_beams` is below 1, or the model returns no
+                attention weights.
+        """
+        ids = self._encode(source)
+        best = generate_hypotheses(self.model, [ids], num_beams=num_beams)[0][0]
+        start = self.model.generation_config.decoder_start_token_id
+        targets = list(best.ids)
+        if not best.is_cut:
+            targets.append(int(self.tokenizer.eos_token_id))
+        device = self.model.device
+        output = self.model(
+            input_ids=torch.tensor([ids], device=device),
+            # Step t reads target t - 1 and predicts, with the weights of row t, target t.
+            decoder_input_ids=torch.tensor([[start, *targets[:-1]]], device=device),
+            output_attentions=True,
+            use_cache=False,
+        )
+        layers = [layer for layer in output.cross_attentions or () if layer is not None]
+        if not layers:
+            raise ValueError("`model` must return cross-attentions, but returns none.")
+        weights = torch.stack([layer[0].float().mean(0) for layer in layers]).mean(0)  # (T, S)
+        return AttentionMap(self._pieces(ids), self._pieces(targets), weights.cpu())
+
+    @torch.no_grad()
+    def hidden_states_map(self, text: str) -> tuple[list[str], torch.Tensor]:
+        """The states of the encoder's last layer over `text`: Fig. 3 of 1611.01576.
+
+        Paper: the cell states c_t of a classifier. Here: the encoding h_t, which is what the
+        decoder sees.
+
+        Returns:
+            S tokens as in `AttentionMap`, and states (S, H), float32 on the CPU.
+
+        Raises:
+            ValueError: If `text` has no text.
+        """
+        ids = self._encode(text)
+        encoder: Any = self.model.get_encoder()
+        output = encoder(input_ids=torch.tensor([ids], device=self.model.device))
+        return self._pieces(ids), output.last_hidden_state[0].float().cpu()
+
+    def _encode(self, text: str) -> list[int]:
+        if not text.strip():
+            raise ValueError(f"The sentence must have text, but is {text!r}.")
+        return encode_batch(self.tokenizer, [text])[0]
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each id adds to the text: joined, the pieces are the text, end token included."""
+        pieces, done = [], 0
+        for count in range(1, len(ids) + 1):
+            text = str(self.tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False))
+            # Bytes that are no character yet; the last piece takes what never became one.
+            is_open = text.endswith("\ufffd") and count < len(ids)
+            pieces.append("" if is_open else text[done:])
+            done = done if is_open else len(text)
+        return pieces
+
+
+def load_translator(
+    name_or_path: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Translator:
+    """Load a translation model and its tokenizer from a folder or the Hub.
+
+    No code that lies beside the weights is run: QRNN models use the code of this package.
+
+    Args:
+        name_or_path: A folder with a saved model, or a name on the Hub like "someone/qrnn-de-en"
+            or "someone/qrnn-de-en@v1.0".
+        device: Where to compute; None is the GPU if there is one, else the CPU.
+        dtype: Precision of the weights; None is the one they were saved in.
+        revision: Branch, tag or commit on the Hub, where the name has none.
+
+    Raises:
+        ValueError: If there is no such model, the Hub cannot be reached, it is not a model that
+            translates, or the device is not there.
+    """
+    place = _device(device)
+    kind = "a folder with a saved translation model or the name of one on the Hub"
+    found = str(name_or_path)
+    if not Path(found).exists():
+        if not _HUB_NAME.fullmatch(found):
+            raise ValueError(f"`name_or_path` must be {kind}, but {found!r} is not there.")
+        found, named = split_revision(found)
+        revision = named or revision
+    # False, not None: None asks the user whether to run the code beside the weights.
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            found,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(found, **options)
+    except Exception as error:  # `tokenizers` raises plain Exception for a broken file
+        answered = None if Path(found).exists() else hub_answer(error, found, revision)
+        raise ValueError(
+            f"`name_or_path` must be {kind}, but is {str(name_or_path)!r}: "
+            f"{answered or _reason(error)}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        saved = (model.config.architectures or [type(model).__name__])[0]
+        is_other = "" if saved == type(model).__name__ else f"is a {saved}, which "
+        raise ValueError(
+            f"`name_or_path` must be {kind}, but {str(name_or_path)!r} {is_other}lacks "
+            f"{len(missing)} of its weights, {missing[0]!r} for one."
+        )
+    with typed(tokenizer="name_or_path"):
+        return Translator(model.to(place), tokenizer)
+
+
+def one_line(text: str) -> str:
+    """`text` with a blank for every line end in it, so that a line in stays a line out."""
+    return _LINE_ENDS.sub(" ", text)
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise ValueError(
+            f"`device` must be a device of this machine such as 'cpu', but is {str(given)!r}."
+        ) from error
+    return device
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what transformers says, which may fill a page."""
+    first = str(error).strip().split("\n", 1)[0].split(". ", 1)[0]
+    return first.rstrip(".") + "."
