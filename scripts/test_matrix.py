@@ -32,10 +32,14 @@ SUITES = {
     "project": ["--ignore-glob=*test_transformers_*"],
     "common": [
         "--slow",
-        "tests/test_transformers_models.py",
-        "tests/test_transformers_tokenizers.py",
+        "tests/model/test_transformers_models.py",
+        "tests/data/test_transformers_tokenizers.py",
     ],
-    "wheel": ["tests/test_pooling.py", "tests/test_modeling.py", "tests/test_loading.py"],
+    "wheel": [
+        "tests/model/test_pooling.py",
+        "tests/model/test_modeling.py",
+        "tests/model/test_loading.py",
+    ],
 }
 # The package and its library come out of the wheel: argument 1 is where it lies unpacked.
 FROM_WHEEL = """

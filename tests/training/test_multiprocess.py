@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 from hf_qrnn.training import processes
 from hf_qrnn.training.options import RunOptions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
 
@@ -34,7 +34,7 @@ def python(*words: object, **environment: str) -> subprocess.CompletedProcess[st
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes found, in files."""
     folder = tmp_path_factory.mktemp("two")
-    result = python(*TORCHRUN, ROOT / "tests/multiprocess_worker.py", folder)
+    result = python(*TORCHRUN, ROOT / "tests/support/multiprocess_worker.py", folder)
     assert result.returncode == 0, result.stderr
     return folder
 

@@ -37,7 +37,7 @@ from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.run_folder import RunFolder
 from hf_qrnn.training.stopping import DivergenceError, InterruptionError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def pairs(num: int = 24) -> list[EncodedPair]:

@@ -29,7 +29,7 @@ from hf_qrnn.training.meter import Meter
 from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
 from hf_qrnn.translation.search import generate_hypotheses
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cuda_emulation import Emulated, missing_tool
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
 needs_gxx = pytest.mark.skipif(missing_tool("g++") is not None, reason=str(missing_tool("g++")))
 
 

@@ -1,6 +1,6 @@
-"""What tests/test_multiprocess.py runs in several processes: gradients, evaluation, sharding.
+"""What test_multiprocess.py runs in several processes: gradients, evaluation, sharding.
 
-    torchrun ... tests/multiprocess_worker.py FOLDER WHAT ...
+    torchrun ... tests/support/multiprocess_worker.py FOLDER WHAT ...
 
 The first process writes what it finds to FOLDER/WHAT.json or .safetensors. The functions here also
 run in the test itself, in one process, for comparison.
@@ -164,6 +164,8 @@ def main() -> None:
                 save_file(result, folder / f"{name}.safetensors")
             else:
                 (folder / f"{name}.json").write_text(json.dumps(result))
+    # Else one process may take the group away while the other still uses it.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -15,7 +15,7 @@ from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool
 from hf_qrnn.model import triton_qrnn
 from hf_qrnn.model.backends_qrnn import VARIABLE
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}
 KINDS = {"f": 2, "fo": 3, "ifo": 4}
 
@@ -45,7 +45,7 @@ def test_kernels_match_the_loop_in_the_interpreter() -> None:
     # A process of its own: Triton decides at its import whether it interprets.
     _need_triton()
     done = _run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_interpreter.py"),
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUPPORT / "triton_interpreter.py"),
         TRITON_INTERPRET="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -1,13 +1,13 @@
 """Where transformers' common tests are run otherwise than as they come, each with its reason.
 
 The tests read this table, and so does `docs/transformers_common_tests.md`, which is written by
-`python tests/upstream_table.py` and held to it by a test.
+`python tests/support/upstream_table.py` and held to it by a test.
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
-PAGE = Path(__file__).parent.parent / "docs" / "transformers_common_tests.md"
+PAGE = Path(__file__).parents[2] / "docs" / "transformers_common_tests.md"
 MODELS = "every model"
 TOKENIZERS = "every tokenizer"
 
@@ -27,7 +27,7 @@ TABLE = (
         "has_attentions = False",
         "setting",
         "There is no self-attention, which is what these tests look at; the attention over the"
-        " source (`cross_attentions`) is tested in tests/test_stacks.py and test_modeling.py.",
+        " source (`cross_attentions`) is tested in test_stacks.py and test_modeling.py.",
     ),
     Change(
         MODELS,
@@ -133,15 +133,16 @@ def page() -> str:
     lines = [
         "# transformers' common tests",
         "",
-        "`tests/test_transformers_models.py` and `tests/test_transformers_tokenizers.py` run the",
-        "tests that transformers runs on its own models: `ModelTesterMixin`, `ConfigTester`,",
+        "`tests/model/test_transformers_models.py` and",
+        "`tests/data/test_transformers_tokenizers.py` run the tests that transformers runs on its",
+        "own models: `ModelTesterMixin`, `ConfigTester`,",
         "`TokenizerTesterMixin` and `TokenizersBackendTesterMixin`, from the source distribution",
         "of the installed release. `make test` runs them on the paper's stack, `make test-matrix`",
         "on a modern stack (residual, bidirectional, attention in every layer) too. The source",
         "distribution leaves out `GenerationTesterMixin` and `ExportTesterMixin`: generation and",
         "export have tests of their own.",
         "",
-        "This page is written by `python tests/upstream_table.py`.",
+        "This page is written by `python tests/support/upstream_table.py`.",
         "",
         "## What is run otherwise",
         "",

@@ -48,7 +48,7 @@ class GenerationTesterMixin:
 
 
 class ExportTesterMixin:
-    """Stands in for a mixin the source distribution leaves out: tests/test_export.py."""
+    """Stands in for a mixin the source distribution leaves out: tests/model/test_export.py."""
 
 
 STAND_INS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.loop import TrainState
 from hf_qrnn.training.options import RunOptions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SENTENCES = [TextPair("Ein Hund.", "A dog runs fast."), TextPair("Ja.", "Yes.")]
 WORDS = [TextPair("chien", "\u0283j\u025b\u0303"), TextPair("eau", "o"), TextPair("a", "a b c d")]
 

@@ -86,4 +86,4 @@ def test_number_passed(name: str, request: pytest.FixtureRequest) -> None:
 
 def test_page_is_written_from_the_table() -> None:
     written = upstream_table.PAGE.read_text(encoding="utf-8")
-    assert written == upstream_table.page(), "run python tests/upstream_table.py"
+    assert written == upstream_table.page(), "run python tests/support/upstream_table.py"

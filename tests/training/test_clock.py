@@ -12,7 +12,7 @@ import pytest
 
 from hf_qrnn.training.clock import LIMIT, TICK, Stopwatch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class FakeTime:

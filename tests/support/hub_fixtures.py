@@ -35,7 +35,7 @@ name = "runs/mine"
 """
 
 
-DOCS = Path(__file__).parents[1] / "docs/hub.md"
+DOCS = Path(__file__).parents[2] / "docs/hub.md"
 _ROW = re.compile(r"^\| `(\w+)(?: (\d+))?` (once|twice|always) \| `([^`]+)` \| (.+) \|$", re.M)
 
 

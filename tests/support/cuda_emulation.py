@@ -14,7 +14,7 @@ import hf_qrnn
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, state_dtype
 
 CSRC = Path(hf_qrnn.__file__).parent / "kernels" / "csrc"
-EMULATION = Path(__file__).parent / "cuda_emulation"
+EMULATION = Path(__file__).parents[1] / "cuda_emulation"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TILE = 32
 

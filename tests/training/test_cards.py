@@ -20,7 +20,7 @@ from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
 from hf_qrnn.training.options import PublishOptions, parse_options
 from hf_qrnn.training.publish import check_publishing, publish_run, write_card
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMAND = "/srv/ann/train_translation.py --train_source /srv/ann/train.de --data_name 'Some data'"
 RUN = {
     "command": COMMAND,

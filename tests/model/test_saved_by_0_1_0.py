@@ -16,7 +16,7 @@ from transformers import (
 
 import hf_qrnn  # noqa: F401  (registers the Auto classes)
 
-FOLDERS = Path(__file__).parent / "saved_by_0_1_0"
+FOLDERS = Path(__file__).parents[1] / "saved_by_0_1_0"
 AUTO = {"language_model": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 NAMES = ("paper", "modern", "ifo_dense", "f_tied", "language_model", "classifier")
 
