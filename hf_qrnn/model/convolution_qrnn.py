@@ -115,12 +115,13 @@ def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> 
         # First of all: to a compiler a size is not a number to compare.
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-        and not is_transformed()
-        and not in_forward_mode()
-        and not is_watched()
+        # Then what is asked fastest and ends it for a GPU and for a decoding step.
         and type(padded) is torch.Tensor
         and padded.device.type == "cpu"
         and padded.shape[1] - kernel_size + 1 >= LEAST_STEPS
+        and not is_transformed()
+        and not in_forward_mode()
+        and not is_watched()
         # Else an adapter or a quantised layer took its place, or somebody listens.
         and type(convolution) is nn.Linear
         and type(convolution.weight) is nn.Parameter

@@ -158,16 +158,17 @@ class LanguageModelHead(GenerationMixin):
         return prepared, model_kwargs
 
     def _prepare_generated_length(  # type: ignore[override]
-        self, generation_config: GenerationConfig, *args: Any, inputs_tensor: Any, **kwargs: Any
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
     ) -> GenerationConfig:
         """Let the rule that training saved allow more than the default `max_length`."""
         prepared: GenerationConfig = super()._prepare_generated_length(  # type: ignore[misc]
-            generation_config, *args, inputs_tensor=inputs_tensor, **kwargs
+            generation_config, *args, **kwargs
         )
-        is_free = prepared._has_no_length  # type: ignore[attr-defined]
+        inputs = kwargs.get("inputs_tensor")
+        is_free = inputs is not None and getattr(prepared, "_has_no_length", False)
         is_default = self.generation_config.max_length == DEFAULT_MAX_LENGTH
         if self.config.is_encoder_decoder and is_free and is_default and length_rule(prepared):
-            width = torch.tensor([inputs_tensor.shape[1]])
+            width = torch.tensor([inputs.shape[1]])
             limit = int(target_limits(self.generation_config, width))
             prepared.max_length = max(DEFAULT_MAX_LENGTH, limit + 1)
         return prepared
@@ -191,7 +192,8 @@ class LanguageModelHead(GenerationMixin):
                 negative_prompt_attention_mask=negative_prompt_attention_mask,
                 **kwargs,
             )
-        num_rows = kwargs["encoder_input_ids"].shape[0]
+        source = kwargs.get("encoder_input_ids")
+        num_rows = 1 if source is None else source.shape[0]
         if negative_prompt_ids is not None and negative_prompt_ids.shape[0] not in (1, num_rows):
             raise ValueError(
                 f"`negative_prompt_ids` must have 1 or {num_rows} rows, as the inputs, "
@@ -210,7 +212,8 @@ class LanguageModelHead(GenerationMixin):
         model_kwargs: dict[str, Any],
         generation_mode: GenerationMode,
         batch_size: int,
-        max_cache_length: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Put a QRNNCache into `model_kwargs`, unless the user gave one or wants none."""
         kind = generation_config.cache_implementation
@@ -278,6 +281,7 @@ class LanguageModelHead(GenerationMixin):
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         is_first_iteration: bool = True,
+        **kwargs: Any,
     ) -> Any:
         """Run the model over the part of the prompt that the cache has not seen, in chunks.
 
@@ -290,7 +294,7 @@ class LanguageModelHead(GenerationMixin):
         by_embeds = not self.config.is_encoder_decoder and embeds is not None and is_first_iteration
         if cache is None or by_embeds:
             return super()._prefill(  # type: ignore[misc]
-                input_ids, generation_config, model_kwargs, is_first_iteration
+                input_ids, generation_config, model_kwargs, is_first_iteration, **kwargs
             )
         name = "decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask"
         mask, length = model_kwargs.get(name), input_ids.shape[1]
@@ -338,13 +342,14 @@ class LanguageModelHead(GenerationMixin):
             synced_gpus=synced_gpus,
             **model_kwargs,
         )
-        pad = generation_config._pad_token_tensor
+        pad = getattr(generation_config, "_pad_token_tensor", None)
         if pad is None:
             return output
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         ended = torch.zeros_like(sequences, dtype=torch.bool)
-        if generation_config._eos_token_tensor is not None:
-            ended = torch.isin(sequences, generation_config._eos_token_tensor)
+        ends = getattr(generation_config, "_eos_token_tensor", None)
+        if ends is not None:
+            ended = torch.isin(sequences, ends)
         ended[:, : input_ids.shape[1]] = False
         # Fill is what follows an end, and -1 where there is no end token to fill up with.
         filled = (ended.long().cumsum(1) - ended.long() > 0) | (sequences < 0)

@@ -9,6 +9,7 @@ Shapes: B batch, S source length, T target length, E embedding, H units, L layer
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from typing import Any
 
@@ -111,20 +112,16 @@ class QRNNPreTrainedModel(PreTrainedModel):
         return loaded
 
     @staticmethod
-    def _load_pretrained_model(
-        model: Any,
-        state_dict: Any,
-        checkpoint_files: Any,
-        load_config: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
         """Refuse integers for weights, which transformers casts without a word."""
-        if load_config.hf_quantizer is None:  # quantised weights are integers by right
-            check_stored_weights(model.state_dict(), state_dict, checkpoint_files)
-        return PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, load_config, *args, **kwargs
-        )
+        load = PreTrainedModel._load_pretrained_model
+        # By the names it has today: of a later transformers' others nothing is asked.
+        given = inspect.signature(load).bind(*args, **kwargs).arguments
+        quantizer = getattr(given.get("load_config"), "hf_quantizer", "unknown")
+        model, stored = given.get("model"), (given.get("state_dict"), given.get("checkpoint_files"))
+        if quantizer is None and model is not None:  # quantised weights are integers by right
+            check_stored_weights(model.state_dict(), *stored)
+        return load(*args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
@@ -235,7 +232,7 @@ class QRNNModel(QRNNPreTrainedModel):
         check_keywords(self, kwargs, attention_mask, past_key_values, decoder_attention_mask)
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
         weights = _wants(self.config, "output_attentions", output_attentions)
-        wants = (hidden, weights, self.config._attn_implementation == "eager")
+        wants = (hidden, weights, getattr(self.config, "_attn_implementation", None) == "eager")
         target = _embed(self, decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids")
         if encoder_outputs is None:
             embeds = _embed(self, input_ids, inputs_embeds)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sources import MODULES, TRAVELLERS, imports, relative, tree
+from transformers import PreTrainedModel
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
 from hf_qrnn.model import internals_qrnn
@@ -123,3 +124,54 @@ def test_all_names_are_gone_while_the_code_is_imported() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "ran"
+
+
+# ------------------------------------------------------------------ hooks of transformers
+
+
+def test_load_hook_passes_on_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def later(*, target: Any, weights: Any) -> Any:
+        return target, weights
+
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", staticmethod(later))
+    assert QRNNForCausalLM._load_pretrained_model(target=1, weights=2) == (1, 2)
+
+
+class LaterMixin:
+    """generate() as a later transformers may have it: more arguments, fewer private attributes."""
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
+        prepared, rest = super()._prepare_generation_config(generation_config, **kwargs)
+        del prepared._has_no_length
+        return prepared, rest
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._prepare_cache_for_generation(*args, **kwargs, later=True)
+
+    def _prefill(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._prefill(*args, **kwargs, later=True)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("encoder_input_ids", None)
+        return super()._get_logits_processor(*args, **kwargs)
+
+
+class LaterLanguageModel(LaterMixin, QRNNForCausalLM):
+    pass
+
+
+class LaterTranslationModel(LaterMixin, QRNNForConditionalGeneration):
+    pass
+
+
+@pytest.mark.parametrize("kind", [LaterLanguageModel, LaterTranslationModel])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"guidance_scale": 2.0}], ids=str)
+def test_hooks_of_generate_take_what_they_do_not_know(kind: Any, options: Any) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "embedding_size": 6, "hidden_size": 8}
+    model = kind(QRNNConfig(**sizes, encoder_layers=1, decoder_layers=1)).eval()
+    ids = torch.randint(3, 20, (2, 5))
+    made = model.generate(ids, max_new_tokens=6, **options)
+    plain = kind.__bases__[1](model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(made, plain.generate(ids, max_new_tokens=6, **options))
