@@ -157,14 +157,14 @@ class LanguageModelHead(GenerationMixin):
         prepared._has_no_length = no_length  # type: ignore[attr-defined]
         return prepared, model_kwargs
 
-    def _prepare_generated_length(  # type: ignore[override]
+    def _prepare_generated_length(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
     ) -> GenerationConfig:
         """Let the rule that training saved allow more than the default `max_length`."""
         prepared: GenerationConfig = super()._prepare_generated_length(  # type: ignore[misc]
             generation_config, *args, **kwargs
         )
-        inputs = kwargs.get("inputs_tensor")
+        inputs: Any = kwargs.get("inputs_tensor")
         is_free = inputs is not None and getattr(prepared, "_has_no_length", False)
         is_default = self.generation_config.max_length == DEFAULT_MAX_LENGTH
         if self.config.is_encoder_decoder and is_free and is_default and length_rule(prepared):

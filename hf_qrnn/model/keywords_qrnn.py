@@ -4,7 +4,8 @@ Trainer, generate(), the pipelines, PEFT and data collators give `forward` more 
 keyword of theirs is let through where it asks for what a recurrence does anyway, and refused where
 it means something that is not done here; a keyword nobody knows is a misspelt one. None always
 passes. Values are looked at, which costs a synchronisation with the device, but only where such a
-keyword is given; where they cannot be looked at, as in a traced graph, it is refused.
+keyword is given; where they cannot be looked at, as in a traced graph or a transform of
+torch.func, it is refused.
 
 Shapes: B batch, T length.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from .checks_qrnn import check_mask, may_look
+from .internals_qrnn import is_transformed
 
 # Any value will do: it asks for nothing, or for something that is not there to be given.
 WITHOUT_EFFECT = {
@@ -82,7 +84,7 @@ def _num_seen(past_key_values: Any) -> int:
 
 
 def _can_look(value: Any) -> bool:
-    if not may_look(value) or value.device.type == "meta":
+    if not may_look(value) or value.device.type == "meta" or is_transformed():
         return False
     return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
@@ -92,7 +94,8 @@ def _look(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a tensor, but is a {type(value).__name__}.")
     if not _can_look(value):
         raise ValueError(
-            f"`{name}` must be None in a traced graph, where nobody sees that it changes nothing."
+            f"`{name}` must be None in a traced graph and in a transform of torch.func, "
+            "where nobody sees that it changes nothing."
         )
 
 

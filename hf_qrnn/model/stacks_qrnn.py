@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPa
 
 from .attention_qrnn import RMS_NORM_EPS, AttentionBlock, Memory, OutputAttention
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
-from .checks_qrnn import check_mask, check_rows
+from .checks_qrnn import check_mask, check_rows, may_look
 from .configuration_qrnn import QRNNConfig
 from .internals_qrnn import is_transformed
 from .layers_qrnn import (
@@ -60,9 +60,7 @@ def real_steps(
     if not exact:
         attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
     mask = attention_mask.bool()
-    if torch.compiler.is_compiling() or mask.device.type == "meta":
-        return mask
-    if is_transformed():
+    if not may_look(mask) or mask.device.type == "meta" or is_transformed():
         return mask
     if mask.device.type == "cpu" and bool(mask.all()):
         return None

@@ -283,6 +283,16 @@ def test_value_that_a_graph_cannot_see_is_refused(fullgraph: bool) -> None:
     assert model(IDS, num_items_in_batch=3, output_attentions=False).logits.shape == (3, 4, 20)
 
 
+def test_value_that_a_vmap_hides_is_refused() -> None:
+    model = make("language model")
+
+    def logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return model(ids[None], position_ids=positions[None]).logits
+
+    with pytest.raises(ValueError, match="`position_ids` must be None in a traced"):
+        torch.vmap(logits)(IDS, torch.arange(4).expand(3, 4))
+
+
 def test_classifying_pipeline_takes_a_tokenizer_that_gives_types() -> None:
     tokenizer = train_character_tokenizer(["abc", "hgf"])
     config = QRNNConfig(vocab_size=len(tokenizer), embedding_size=6, hidden_size=8)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_qrnn import QRNNConfig
+from hf_qrnn import QRNNConfig, QRNNForSequenceClassification
 from hf_qrnn.model.layers_qrnn import QRNNLayer
 from hf_qrnn.model.stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
@@ -392,6 +393,24 @@ def test_mask_of_another_batch_is_refused() -> None:
     mask = torch.tensor([[1] * S] * 2 + [[0] + [1] * (S - 1)])
     with pytest.raises((ValueError, RuntimeError)):
         encoder(torch.randn(2, S, E).double(), mask)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer
+def test_mask_of_ones_is_no_constant_of_a_traced_model() -> None:
+    sizes = {"vocab_size": 20, "embedding_size": 6, "hidden_size": 8}
+    model = QRNNForSequenceClassification(QRNNConfig(**sizes)).eval()
+    model.config.return_dict = False
+    ids, mask = torch.randint(20, (2, 5)), torch.ones(2, 5, dtype=torch.int64)
+    traced = torch.jit.trace(model, (ids, mask))
+    mask[0, 3:] = 0
+    torch.testing.assert_close(traced(ids, mask)[0], model(ids, mask)[0])
+
+
+def test_masks_without_numbers_are_masks() -> None:
+    with FakeTensorMode():
+        mask = real_steps(torch.ones(2, 4), 3, 2)
+    assert mask is not None
+    assert mask.shape == (2, 3)
 
 
 def test_real_steps_is_the_end_of_the_mask_or_none() -> None:
