@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `hf-qrnn` with the arguments `argv` (None: those of the process); the exit status."""
     try:
         args = _parser().parse_args(argv)
-        with typed(_names(args)):
+        with typed(_names(args)), _naming("standard output"):
             args.run(args)
-        sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()
         return 141
@@ -463,8 +463,19 @@ def _open_output(path: str | None) -> Iterator[IO[bytes]]:
     if path is None:
         yield sys.stdout.buffer
         return
-    with open(path, "wb") as file:
+    with _naming(path), open(path, "wb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Let an error of writing, which knows no name, tell what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None:
+            error.filename = name
+        raise
 
 
 def _prompted(stream: IO[bytes]) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ from hf_qrnn.translation.translator import load_translator
 
 from .checkpoint import CheckpointFolder, find_checkpoint
 from .options import ModelOptions, RunOptions, TokenizerOptions
+from .run_folder import write_lines, writing
 
 # They change no weight; all others of ModelOptions are the loaded model's.
 _FREE = ("dropout", "embedding_dropout", "zoneout")
@@ -84,15 +85,24 @@ class Base:
         }
 
     def save(self, folder: Path) -> None:
-        """Keep all but the weights in `base/` of a run's folder, for `find_base`."""
+        """Keep all but the weights in `base/` of a run's folder, for `find_base`.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
         fresh = folder / f"{_FOLDER}.saving"
-        shutil.rmtree(fresh, ignore_errors=True)
-        copy.deepcopy(self.model.config).save_pretrained(fresh)  # which writes into the config too
-        self.model.generation_config.save_pretrained(fresh)
-        self.tokenizer.save_pretrained(fresh)
-        (fresh / _RECORD).write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder / _FOLDER, ignore_errors=True)
-        os.replace(fresh, folder / _FOLDER)
+        try:
+            with writing(folder / _FOLDER):
+                shutil.rmtree(fresh, ignore_errors=True)
+                # Saving writes into a config too.
+                copy.deepcopy(self.model.config).save_pretrained(fresh)
+                self.model.generation_config.save_pretrained(fresh)
+                self.tokenizer.save_pretrained(fresh)
+                write_lines(fresh / _RECORD, [json.dumps(self.record(), indent=2)])
+                shutil.rmtree(folder / _FOLDER, ignore_errors=True)
+                os.replace(fresh, folder / _FOLDER)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:

@@ -13,7 +13,7 @@ from hf_qrnn.translation.translator import Translator, load_translator, one_line
 
 from .cards import example_sentence, model_card
 from .options import PublishOptions
-from .run_folder import write_lines
+from .run_folder import write_lines, writing
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def write_card(
 def _draw_attention(translator: Translator, sentence: str, path: Path, num_beams: int) -> None:
     found = translator.attention(sentence, num_beams=num_beams)
     figure = attention_figure(found.source_tokens, found.target_tokens, found.weights)
-    save_figure(figure, path)
+    with writing(path):
+        save_figure(figure, path)
 
 
 def publish_run(folder: Path, options: PublishOptions, *, num_beams: int = 1) -> PushResult | None:

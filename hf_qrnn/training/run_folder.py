@@ -211,13 +211,11 @@ class RunFolder:
         self.records.append(record)
         if not self.is_main_process:
             return
-        with (
-            _writing(self.path / _METRICS),
-            (self.path / _METRICS).open("a", encoding="utf-8") as f,
-        ):
+        path = self.path / _METRICS
+        with writing(path), path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(record) + "\n")
         if record["kind"] == "valid":
-            with _writing(self.path / "learning_curve.png"):
+            with writing(self.path / "learning_curve.png"):
                 self.draw_curve(self.records, self.path / "learning_curve.png")
 
     def save_model(
@@ -240,7 +238,7 @@ class RunFolder:
             return
         fresh = self.path / ".saving"
         try:
-            with _writing(self.path / "model.safetensors"):
+            with writing(self.path / "model.safetensors"):
                 shutil.rmtree(fresh, ignore_errors=True)
                 # One file of weights: several could not be replaced at once.
                 model.save_pretrained(fresh, state_dict=weights, max_shard_size=2**62)
@@ -267,8 +265,7 @@ class RunFolder:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file at once."""
         if self.is_main_process:
-            with _writing(self.path / name):
-                write_lines(self.path / name, [json.dumps(content, indent=2)])
+            write_lines(self.path / name, [json.dumps(content, indent=2)])
 
 
 def _is_of_a_run(name: str) -> bool:
@@ -320,7 +317,7 @@ def _put_in_place(fresh: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Errors of the disk inside become one sentence; libraries in Rust have kinds of their own."""
     try:
         yield
@@ -353,11 +350,16 @@ def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Replace a text file at once, so that nobody reads half of it."""
+    """Replace a text file at once, so that nobody reads half of it.
+
+    Raises:
+        RunError: If it cannot be written; the file before is as it was.
+    """
     fresh = path.with_name(path.name + ".saving")
-    try:
-        fresh.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(fresh, path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        try:
+            fresh.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            os.replace(fresh, path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise

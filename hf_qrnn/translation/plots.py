@@ -126,7 +126,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         OSError: If the file cannot be written.
     """
     check_figure_path(path)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.1)
+    try:
+        figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.1)
+    except OSError as error:  # of a disk that is full, which names no file
+        error.filename = error.filename or str(path)
+        raise
 
 
 def check_figure_path(path: str | Path) -> None:

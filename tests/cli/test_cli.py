@@ -190,6 +190,25 @@ def test_files_are_read_and_written(model: str, tmp_path: Path, capsysbinary: Ca
     assert f"{len(LINES)} lines, {sum(map(len, LINES))} characters in".encode() in output.err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("output", ["-o", "", "--attention"])
+def test_a_full_disk_is_told_with_its_file(model: str, tmp_path: Path, output: str) -> None:
+    command = [*PYTHON, "translate", model, "-i", str(tmp_path / "in.txt")]
+    (tmp_path / "in.txt").write_bytes(TEXT)
+    name = {"-o": "/dev/full", "": "standard output", "--attention": str(tmp_path / "a.png")}[
+        output
+    ]
+    if output == "--attention":
+        (tmp_path / "a.png").symlink_to("/dev/full")
+    command += [output, name] if output else []
+    with open("/dev/full", "wb") as full:
+        stdout = None if output else full
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert done.returncode == 2
+    told = [line for line in done.stderr.decode().splitlines() if line.startswith("error")]
+    assert told == [f"error: No space left on device: '{name}'."]
+
+
 def test_invalid_bytes_are_named_after_the_lines_before_them(
     model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:

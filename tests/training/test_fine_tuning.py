@@ -1,6 +1,8 @@
 """Training that begins with a trained model: `--init_from`."""
 
+import errno
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -23,6 +25,7 @@ from hf_qrnn.data.tokenization import (
     train_character_tokenizer,
 )
 from hf_qrnn.hub.push import push
+from hf_qrnn.training.checkpoint import RunError
 from hf_qrnn.training.fine_tuning import Base, begin
 from hf_qrnn.training.options import ModelOptions, TokenizerOptions
 from hf_qrnn.translation.translator import load_translator
@@ -345,3 +348,21 @@ def test_a_start_that_was_killed_leaves_no_base_to_the_next(
     assert script.main([*flags, *SIZES, "--max_steps", "1", "--resume", "auto"]) == 0
     assert not (out / "base").exists()
     assert not (tmp_path / "out.replaced").exists()
+
+
+def test_a_full_disk_under_the_base_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tokenizer = train_character_tokenizer(["abcABC"])
+    folder = save(tmp_path / "model", tokenizer)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    base = Base(model, tokenizer, folder, is_on_hub=False)
+    base.save(tmp_path)
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", failing)
+    with pytest.raises(RunError, match="base' must be written, but is not: No space left"):
+        base.save(tmp_path)
+    assert (tmp_path / "base" / "tokenizer.json").is_file()
+    assert not (tmp_path / "base.saving").exists()

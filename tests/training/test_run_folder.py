@@ -402,6 +402,26 @@ def test_a_second_run_moves_the_first_aside_and_a_resume_of_another_too(
     assert steps == [9, 10, 10, 11, 11]
 
 
+def test_a_full_disk_under_any_file_of_lines_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_lines(tmp_path / "README.md", ["x"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", failing)
+        with pytest.raises(
+            RunError, match=r"README\.md' must be written, but is not: No space left"
+        ):
+            write_lines(tmp_path / "README.md", ["y"])
+        with pytest.raises(
+            RunError, match=r"metrics\.jsonl' must be written, but is not: No space"
+        ):
+            run_folder(tmp_path / "out").begin()
+    assert (tmp_path / "README.md").read_text() == "x\n"
+
+
 def test_write_lines_replaces_at_once(tmp_path: Path) -> None:
     write_lines(tmp_path / "a", ["x"])
     with Killer(1), pytest.raises(Killed):
