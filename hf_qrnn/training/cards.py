@@ -360,5 +360,5 @@ def _command(run: dict[str, Any]) -> str:
 
 
 def _versions(run: dict[str, Any]) -> str:
-    found = run.get("versions", {})
+    found = run.get("versions") or {}
     return ", ".join(f"{name} {version}" for name, version in found.items())

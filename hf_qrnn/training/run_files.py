@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from hf_qrnn.data.json_files import read_json, read_json_lines
+from hf_qrnn.metrics.table import VALIDATED
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "a text": (str,),
     "a number": (int, float),
     "a whole number": (int,),
     "an object": (dict,),
+    "true or false": (bool,),
 }
 # What a card needs of each file; the rest may be missing, but not be of another kind.
 _RUN = {"command": "a text", "options": "an object", "date": "a text", "hardware": "an object"}
-_RUN_OPTIONAL = {"data": "an object", "versions": "an object", "parameters": "a whole number"}
+_RUN_OPTIONAL = {
+    "data": "an object", "versions": "an object", "parameters": "a whole number",
+    "metric": "a text", "base": "an object",
+}  # fmt: skip
+_BASE = {"init_from": "a text", "is_on_hub": "true or false", "new_characters": "a whole number"}
 _HARDWARE = {
     "device": "a text", "machine": "a text", "cpu_capability": "a text",
     "threads": "a whole number",
@@ -32,9 +38,8 @@ _DATA = {
     "distinct_chars": "a whole number",
 }  # fmt: skip
 _RECORD = {"kind": "a text", "step": "a whole number"}
-_RECORD_OPTIONAL = {
-    "seconds": "a number", "chars_per_second": "a number", "bleu": "a number", "chrf": "a number",
-}  # fmt: skip
+_SCORES = {metric.name: "a number" for metric in VALIDATED}
+_RECORD_OPTIONAL = {"seconds": "a number", "chars_per_second": "a number", **_SCORES}
 _VALID_RECORD = {"seconds": "a number", "loss": "a number"}
 _TEST = {"sentences": "a whole number", "num_beams": "a whole number", "exact_match": "a number"}
 
@@ -53,6 +58,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         options = dict.fromkeys(_TEXT_OPTIONS, "a text")
         _check(path.name, run["options"], {"seed": "a whole number"}, options)
         _check(path.name, run.get("data") or {}, {}, _DATA)
+        if run.get("base") is not None:
+            _check(path.name, run["base"], _BASE)
     return run
 
 
@@ -64,12 +71,15 @@ def read_test(folder: Path) -> dict[str, Any]:
     """
     path = folder / "test.json"
     test = read_json(path) if path.is_file() else {}
-    for metric in ("bleu", "chrf"):
-        if test.get(metric) is not None:
-            wanted = {metric: "a number", f"{metric}_signature": "a text", **_TEST}
-            _check(path.name, test, wanted, {f"{metric}_confidence": "an object"})
-            interval = test.get(f"{metric}_confidence") or {}
+    _check(path.name, test, {}, _SCORES)
+    for metric in VALIDATED:
+        if metric.scorer is not None and test.get(metric.name) is not None:
+            wanted = {f"{metric.name}_signature": "a text"}
+            _check(path.name, test, wanted, {f"{metric.name}_confidence": "an object"})
+            interval = test.get(f"{metric.name}_confidence") or {}
             _check(path.name, interval, {}, {"margin": "a number"})
+    if any(test.get(name) is not None for name in _SCORES):
+        _check(path.name, test, _TEST)
     return test
 
 
@@ -102,7 +112,7 @@ def _check(
         value = content.get(key)
         if value is None and key not in wanted:
             continue
-        if not isinstance(value, _KINDS[kind]) or isinstance(value, bool):
+        if not isinstance(value, _KINDS[kind]) or isinstance(value, bool) != (bool in _KINDS[kind]):
             found = "is missing" if value is None else f"is {repr(value)[:60]}"
             raise ValueError(
                 f"`{name}` must have {kind} as {key!r}, as training scripts write it, but{place} "
