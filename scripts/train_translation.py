@@ -361,7 +361,10 @@ def run(
     if resumed is not None:
         trainer.restore(resumed)
         logger.info("resumed from %s", resumed)
-    processes.together(lambda: check_publishing(publish) if processes.is_main else None)
+    is_resumed = resumed is not None
+    processes.together(
+        lambda: check_publishing(publish, is_resumed=is_resumed) if processes.is_main else None
+    )
     with folder.lock:
         groups = (data_options, tokenizer_options, model_options, loop, options, publish)
         given = {name: value for group in groups for name, value in asdict(group).items()}

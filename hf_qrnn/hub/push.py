@@ -164,16 +164,33 @@ def push(
         return result
 
 
-def check_access(repo: str, *, private: bool = False, endpoint: str | None = None) -> None:
-    """Make the repository if missing: a wrong token shows before hours of training, not after.
+def check_access(
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    is_to_come: bool = False,
+    endpoint: str | None = None,
+) -> None:
+    """Make the repository if missing: what speaks against a push shows before hours of training.
+
+    Args:
+        repo: As user/name.
+        private: Make a missing repository private.
+        revision: Branch to push to, made if missing; None = main.
+        tag: Name for the commit.
+        is_to_come: The tag must be new; else it may name what the branch holds.
+        endpoint: Address of the Hub; None = the usual one.
 
     Raises:
-        ValueError: If the name is none.
+        ValueError: If a name is none or taken.
         HubError: If the Hub refuses or cannot be reached.
     """
     if not _REPO_NAME.fullmatch(repo):
         raise ValueError(f"`hub_model_id` must be like user/name, but is {repo!r}.")
-    _Target(HfApi(endpoint=endpoint), repo, "main").prepare(private=private, tag=None)
+    target = _Target(HfApi(endpoint=endpoint), repo, revision or "main")
+    target.prepare(private=private, tag=tag, is_to_come=is_to_come)
 
 
 def _check_card(staged: Path) -> None:
@@ -202,22 +219,25 @@ class _Target:
     repo: str
     branch: str
 
-    def prepare(self, *, private: bool, tag: str | None) -> None:
-        """Make repository and branch where they are missing; find what speaks against the push."""
+    def prepare(self, *, private: bool, tag: str | None, is_to_come: bool = False) -> None:
+        """Make repository and branch where they are missing; find what speaks against the push.
+
+        With `is_to_come` the commit to be named by `tag` is none that is there.
+        """
         api, repo = self.api, self.repo
         what = f"push to {repo}"
         patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True), what=what)
         if private and not patiently(lambda: api.model_info(repo), what=what).private:
-            raise ValueError(f"`--private` must be left out for {repo}, which is public already.")
+            raise ValueError(f"`private` must be left out for {repo}, which is public already.")
         refs = patiently(lambda: api.list_repo_refs(repo), what=what)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
         if self.branch in tags and self.branch not in branches:
-            raise ValueError(f"`--revision` must be a branch, but {self.branch!r} is a tag.")
-        if tag in tags and tags[tag] != branches.get(self.branch):
+            raise ValueError(f"`revision` must be a branch, but {self.branch!r} is a tag.")
+        if tag in tags and (is_to_come or tags[tag] != branches.get(self.branch)):
+            rule = "new" if is_to_come else f"new or name what {self.branch} holds"
             raise ValueError(
-                f"`--tag` must be new or name what {self.branch} holds, but {tag!r} names the "
-                f"commit {tags[tag][:12]}."
+                f"`tag` must be {rule}, but {tag!r} names the commit {tags[tag][:12]}."
             )
         if self.branch not in branches:
             patiently(lambda: api.create_branch(repo, branch=self.branch, exist_ok=True), what=what)
@@ -269,7 +289,7 @@ class _Target:
             if found is None:
                 self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=False)
             elif found != commit:
-                raise HubError(f"`--tag` must be new, but {tag!r} names the commit {found[:12]}.")
+                raise HubError(f"`tag` must be new, but {tag!r} names the commit {found[:12]}.")
 
         patiently(attempt, what=f"tag {tag} on {self.repo}")
 

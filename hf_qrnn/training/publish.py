@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_qrnn.data.flags import typed
 from hf_qrnn.data.json_files import read_text
 from hf_qrnn.hub.push import PushResult, check_access, push
 from hf_qrnn.translation.plots import attention_figure, save_figure
@@ -16,16 +17,29 @@ from .options import PublishOptions
 from .run_folder import write_lines, writing
 
 logger = logging.getLogger(__name__)
+_TYPED = {"private": "hub_private", "revision": "hub_revision", "tag": "hub_tag"}
 
 
-def check_publishing(options: PublishOptions) -> None:
+def check_publishing(options: PublishOptions, *, is_resumed: bool = False) -> None:
     """Find out before training whether the run may push after it; make the repository.
 
+    Args:
+        options: The run's options.
+        is_resumed: Whether the run may have been pushed already, and its commit named.
+
     Raises:
+        ValueError: If a name is none or taken.
         HubError: If the Hub refuses or cannot be reached.
     """
     if options.push_to_hub and options.hub_model_id is not None:
-        check_access(options.hub_model_id, private=options.hub_private)
+        with typed(_TYPED):
+            check_access(
+                options.hub_model_id,
+                private=options.hub_private,
+                revision=options.hub_revision,
+                tag=options.hub_tag,
+                is_to_come=not is_resumed,
+            )
 
 
 def write_card(
@@ -89,12 +103,13 @@ def publish_run(folder: Path, options: PublishOptions, *, num_beams: int = 1) ->
     write_card(folder, sentence=sentence, about=about, num_beams=num_beams)
     if not options.push_to_hub or options.hub_model_id is None:
         return None
-    pushed = push(
-        folder,
-        options.hub_model_id,
-        private=options.hub_private,
-        revision=options.hub_revision,
-        tag=options.hub_tag,
-    )
+    with typed(_TYPED):
+        pushed = push(
+            folder,
+            options.hub_model_id,
+            private=options.hub_private,
+            revision=options.hub_revision,
+            tag=options.hub_tag,
+        )
     logger.info("pushed to %s", pushed.url)
     return pushed

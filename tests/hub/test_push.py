@@ -101,16 +101,16 @@ def test_private_revision_and_tag(run: Path, hub: HubStandIn) -> None:
     assert repo.branches["next"] == repo.tags["v1.0"] == result.commit
     assert set(hub.files(REPO, "main")) == {".gitattributes"}
     assert push(run, REPO, private=True, revision="next", tag="v1.0").commit == result.commit
-    with pytest.raises(ValueError, match=r"`--tag` must be new .* but 'v1\.0' names the commit"):
+    with pytest.raises(ValueError, match=r"`tag` must be new .* but 'v1\.0' names the commit"):
         push(run, REPO, tag="v1.0")
-    with pytest.raises(ValueError, match=r"`--revision` must be a branch, but 'v1\.0' is a tag"):
+    with pytest.raises(ValueError, match=r"`revision` must be a branch, but 'v1\.0' is a tag"):
         push(run, REPO, revision="v1.0")
     assert commits(hub) == 1
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(run: Path, hub: HubStandIn) -> None:
     push(run, REPO)
-    with pytest.raises(ValueError, match=r"`--private` must be left out for .* public already"):
+    with pytest.raises(ValueError, match=r"`private` must be left out for .* public already"):
         push(run, REPO, private=True)
 
 

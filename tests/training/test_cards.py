@@ -16,6 +16,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForSequenceClassification
 from hf_qrnn.cli.main import main
 from hf_qrnn.data.reading import TextPair
+from hf_qrnn.hub.client import HubError
 from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
 from hf_qrnn.training.options import PublishOptions, parse_options
 from hf_qrnn.training.publish import check_publishing, publish_run, write_card
@@ -247,6 +248,28 @@ def test_finished_run_is_pushed(run: Path, hub: HubStandIn) -> None:
     assert {"README.md", "attention.png", "run.json", "test.json"} < set(files)
     assert f'name = "{REPO}"' in files["README.md"].decode()
     assert b"/srv" not in b"".join(files.values())
+
+
+@pytest.mark.filterwarnings(CLIENT_WARNING)
+def test_a_tag_that_is_taken_is_told_before_training(run: Path, hub: HubStandIn) -> None:
+    """It was told after training and after the push, as `--tag`."""
+    options = PublishOptions(push_to_hub=True, hub_model_id=REPO, hub_tag="v1")
+    check_publishing(options)
+    publish_run(run, options)
+    head = hub.repos[REPO].branches["main"]
+    with pytest.raises(ValueError, match=r"`hub_tag` must be new, but 'v1' names the commit"):
+        check_publishing(options)
+    check_publishing(options, is_resumed=True)  # which may find all pushed already
+    other = PublishOptions(push_to_hub=True, hub_model_id=REPO, hub_revision="v1")
+    with pytest.raises(ValueError, match=r"`hub_revision` must be a branch, but 'v1' is a tag"):
+        check_publishing(other)
+    private = PublishOptions(push_to_hub=True, hub_model_id=REPO, hub_private=True)
+    with pytest.raises(ValueError, match=r"`hub_private` must be left out for .* public already"):
+        check_publishing(private)
+    assert hub.repos[REPO].branches == {"main": head}
+    (run / "test.json").unlink()  # another content than the tag's
+    with pytest.raises(HubError, match=r"`hub_tag` must be new, but 'v1' names the commit"):
+        publish_run(run, options)
 
 
 def test_the_text_about_data_is_that_of_the_options(run: Path, tmp_path: Path) -> None:
