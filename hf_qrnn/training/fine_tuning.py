@@ -20,7 +20,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +31,7 @@ from hf_qrnn.translation.translator import load_translator
 
 from .checkpoint import CheckpointFolder, find_checkpoint
 from .options import ModelOptions, RunOptions, TokenizerOptions
+from .run_files import read_base
 from .run_folder import write_lines, writing
 
 # They change no weight; all others of ModelOptions are the loaded model's.
@@ -176,15 +176,28 @@ def begin(
 
 
 def _read_base(path: Path) -> Base:
-    """What `Base.save` kept; the weights are random."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
-    model.generation_config = GenerationConfig.from_pretrained(path)
-    model = _rebuilt(model, {}, model.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+    """What `Base.save` kept; the weights are random.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    try:
+        record = read_base(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
+        model.generation_config = GenerationConfig.from_pretrained(path)
+        tokenizer = load_tokenizer(str(path))
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise ValueError(
+            f"`resume` must find in '{path}' what its run began with, but it is damaged: {reason}."
+        ) from error
     return Base(
-        model, tokenizer, record["init_from"], record["is_on_hub"], record["new_characters"]
+        _rebuilt(model, {}, model.state_dict()),
+        tokenizer,
+        record["init_from"],
+        record["is_on_hub"],
+        record["new_characters"],
     )
 
 

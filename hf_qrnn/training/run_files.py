@@ -63,6 +63,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
+def read_base(folder: Path) -> dict[str, Any]:
+    """base.json of a run's base/: what the run began with.
+
+    Raises:
+        ValueError: If it is missing, damaged, or not as a training run writes it.
+    """
+    path = folder / "base.json"
+    base = read_json(path)
+    _check(path.name, base, _BASE)
+    return base
+
+
 def read_test(folder: Path) -> dict[str, Any]:
     """test.json of a folder; empty where there is none.
 

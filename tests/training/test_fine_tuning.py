@@ -366,3 +366,26 @@ def test_a_full_disk_under_the_base_is_one_sentence(
         base.save(tmp_path)
     assert (tmp_path / "base" / "tokenizer.json").is_file()
     assert not (tmp_path / "base.saving").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["base.json", "config.json", "generation_config.json", "tokenizer.json"]
+)
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_base_is_one_sentence(
+    name: str,
+    content: str,
+    script: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = save(tmp_path / "first", train_character_tokenizer(["abcABC"]))
+    out = tmp_path / "out"
+    flags = [*data_flags(tmp_path, "old", "abc", 20), "--cpu", "--output_dir", str(out)]
+    assert script.main([*flags, "--max_steps", "1", "--init_from", base]) == 0
+    (out / "base" / name).write_text(content)
+    capsys.readouterr()
+    assert script.main([*flags, "--max_steps", "2", "--resume", "auto"]) == 2
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    wanted = f"error: `--resume` must find in '{out / 'base'}' what its run began with, but it is"
+    assert error.startswith(wanted)
