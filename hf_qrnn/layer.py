@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from hf_qrnn.model.internals_qrnn import is_transformed, is_watched
-from hf_qrnn.model.layers_qrnn import LayerState, QRNNLayer, last_step
+from hf_qrnn.model.layers_qrnn import LayerState, QRNNLayer
+from hf_qrnn.model.padding_qrnn import last_step
 from hf_qrnn.model.pooling_qrnn import NUM_GATES
 
 _SUFFIXES = ("", "_reverse")

@@ -1,4 +1,4 @@
-"""The quasi-recurrent layer and what stands around it (section 2 of arXiv 1611.01576).
+"""The quasi-recurrent layer (section 2 of arXiv 1611.01576).
 
 Nothing here knows a config: layers take plain numbers. State is an argument and a result.
 
@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_qrnn import RMS_NORM_EPS, AttentionBlock, Memory, OutputAttention
-from .convolution_qrnn import convolve, gate_convolution, pad_time
+from .convolution_qrnn import convolve, gate_convolution
+from .padding_qrnn import hide_pads, last_inputs, pad_time
 from .pooling_qrnn import NUM_GATES, pool
 
 # On a CPU without gradients, windows and gates of so many bytes are made at a time, in memory that
@@ -74,38 +73,6 @@ def join_rows(parts: Sequence[Any]) -> Any:
     if isinstance(first, torch.Tensor):
         return torch.cat(list(parts))
     return type(first)(*(join_rows(field) for field in zip(*parts, strict=True)))
-
-
-def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Zero `x` (B, T, E) where `mask` (B, T) is false."""
-    return x if mask is None else x.masked_fill(~mask[:, :, None], 0.0)
-
-
-def last_inputs(padded: torch.Tensor, mask: torch.Tensor | None, num: int) -> torch.Tensor:
-    """The last `num` real rows of `padded` (B, num + T, E), whose first `num` rows came before.
-
-    A right-padded row ends at its last real step, so that it goes on as if it had no pads.
-    """
-    length = padded.shape[1] - num
-    if mask is None or length == 0 or num == 0:
-        return padded[:, length:]
-    times = torch.arange(1, length + 1, device=mask.device)
-    end = (mask * times).amax(dim=1)  # (B,): 1 + index of the last real step, 0 without one
-    rows = end[:, None] + torch.arange(num, device=mask.device)  # (B, num)
-    return padded.gather(1, rows[:, :, None].expand(-1, -1, padded.shape[2]))
-
-
-def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = False) -> torch.Tensor:
-    """`h` (B, T, H) at the last real step in processing order, (B, H); zeros without one."""
-    if h.shape[1] == 0:
-        return h.new_zeros(h.shape[0], h.shape[2])
-    if mask is None:
-        return h[:, 0] if reverse else h[:, -1]
-    length = mask.shape[1]
-    times = torch.arange(length, device=mask.device)
-    # At a row without a real step any index does: h is zero there.
-    index = ((mask * (length - times)) if reverse else (mask * (times + 1))).argmax(dim=1)
-    return h.gather(1, index[:, None, None].expand(-1, 1, h.shape[2]))[:, 0]
 
 
 class QRNNLayer(nn.Module):
@@ -247,182 +214,3 @@ class QRNNLayer(nn.Module):
                 c0 = torch.zeros_like(final) if state is None else state.c.to(final.dtype)
                 past = LayerPast(padded, mask, c0, c)
         return LayerOutput(h, c, o, new_state, final, past)
-
-
-class FeedForward(nn.Module):
-    """Pre-norm residual gated feed-forward block: x + W_out (silu(W_gate n) . W_in n)."""
-
-    def __init__(self, hidden_size: int, inner_size: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(hidden_size, eps=RMS_NORM_EPS)
-        self.gate_and_in = nn.Linear(hidden_size, 2 * inner_size, bias=False)
-        self.out = nn.Linear(inner_size, hidden_size, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, H) to (B, T, H)."""
-        gate, inner = self.gate_and_in(self.norm(x)).chunk(2, dim=-1)
-        return x + self.dropout(self.out(nn.functional.silu(gate) * inner))
-
-
-class Connection(nn.Module):
-    """What stands around every layer: norm before, dropout, then residual, dense or nothing.
-
-    Dropout acts once, on the layer's own output. A residual skips a layer whose widths differ.
-    """
-
-    def __init__(
-        self, input_size: int, hidden_size: int, *, dropout: float, residual: bool, rms_norm: bool
-    ) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(input_size, eps=RMS_NORM_EPS) if rms_norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        self.residual = residual and input_size == hidden_size
-
-    def before(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, E) to (B, T, E)."""
-        normed: torch.Tensor = self.norm(x)
-        return normed
-
-    def after(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """The layer's input (B, T, E) and own output (B, T, H) to (B, T, H)."""
-        h = self.dropout(h)
-        return x + h if self.residual else h
-
-
-class QRNNEncoderLayer(GradientCheckpointingLayer):
-    """One encoder layer: one direction, or two of H/2 units side by side.
-
-    Args:
-        layers: One QRNNLayer, or a forward and a backward one.
-        connection: Norm, dropout and residual around them.
-        feed_forward: Block behind them, or None.
-        dense: Concatenate the input to the output (section 2.2).
-    """
-
-    def __init__(
-        self,
-        layers: list[QRNNLayer],
-        connection: Connection,
-        feed_forward: FeedForward | None,
-        *,
-        dense: bool,
-    ) -> None:
-        super().__init__()
-        self.directions = nn.ModuleList(layers)
-        self.reversed = [layer.reverse for layer in layers]
-        self.connection = connection
-        self.feed_forward = feed_forward
-        self.dense = dense
-
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, E) to the output (B, S, H or E + H) and h~ (B, H) of Eq. 7.
-
-        h~ is the pooled output at the last processed real step, before dropout and connections.
-        """
-        x = self.connection.before(hidden_states)
-        outputs, final = [], []
-        for layer, reverse in zip(self.directions, self.reversed, strict=True):
-            h = layer(x, mask).h
-            outputs.append(h)
-            final.append(last_step(h, mask, reverse=reverse))
-        out = self.connection.after(hidden_states, torch.cat(outputs, dim=-1))  # (B, S, H)
-        if self.feed_forward is not None:
-            out = self.feed_forward(out)
-        if self.dense:
-            out = torch.cat([hidden_states, out], dim=-1)  # (B, S, E + H)
-        return out, torch.cat(final, dim=-1)
-
-
-class DecoderLayerOutput(NamedTuple):
-    """`hidden_states` (B, T, H or E + H), attention weights (B, N, T, S) or None, the state.
-
-    `past` as in `LayerOutput`.
-    """
-
-    hidden_states: torch.Tensor
-    weights: torch.Tensor | None
-    state: LayerState | None
-    past: LayerPast | None
-
-
-class QRNNDecoderLayer(GradientCheckpointingLayer):
-    """One decoder layer (Eq. 7), with the attention of Eq. 8, a block of attention, or neither.
-
-    Args:
-        layer: A causal QRNNLayer.
-        connection: Norm, dropout and residual around it.
-        attention: OutputAttention or AttentionBlock, or None.
-        feed_forward: Block behind all that, or None.
-        dense: Concatenate the input to the output.
-    """
-
-    def __init__(
-        self,
-        layer: QRNNLayer,
-        connection: Connection,
-        attention: OutputAttention | AttentionBlock | None,
-        feed_forward: FeedForward | None,
-        *,
-        dense: bool,
-    ) -> None:
-        super().__init__()
-        self.layer = layer
-        self.connection = connection
-        self.attention = attention
-        # Here, since a wrapper that takes its place later is of another class.
-        self.attends_inside = isinstance(attention, OutputAttention)
-        self.feed_forward = feed_forward
-        self.dense = dense
-
-    def remember(self, encoder_states: torch.Tensor, h_tilde: torch.Tensor) -> Memory:
-        """What this layer needs of encoder states (B, S, H) and h~ (B, H): `V h~`, keys, values."""
-        gate_bias = None if self.layer.encoding is None else self.layer.encoding(h_tilde)
-        if self.attention is None:
-            return Memory(gate_bias)
-        return Memory(gate_bias, *self.attention.keys_values(encoder_states))
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        mask: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-        state: LayerState | None,
-        want_weights: bool,
-        want_past: bool,
-        explicit: bool,
-        *remembered: torch.Tensor | None,
-    ) -> DecoderLayerOutput:
-        """Run over `hidden_states` (B, T, E), from `state`; masks are (B, T) and (B, S) or None.
-
-        `want_weights` and `explicit` as in `attend`.
-        `remembered` is a Memory, one tensor an argument: reentrant checkpointing looks into no
-        tuple, neither here nor in what is returned (a plain tuple arrives).
-        """
-        memory = Memory(*remembered)
-        attention: Any = self.attention
-        h, c, o, new_state, _, past = self.layer(
-            self.connection.before(hidden_states),
-            mask,
-            state=state,
-            gate_bias=memory.gate_bias,
-            want_c=self.attends_inside,
-            want_o=self.attends_inside,
-            want_past=want_past,
-        )
-        weights = None
-        if self.attends_inside:
-            assert c is not None, "attention reads c"
-            h, weights = attention(c, o, memory, source_mask, want_weights, explicit)
-            h = hide_pads(h, mask)
-        out = self.connection.after(hidden_states, h)  # (B, T, H)
-        if attention is not None and not self.attends_inside:
-            out, weights = attention(out, memory, source_mask, want_weights, explicit)
-            out = hide_pads(out, mask)
-        if self.feed_forward is not None:
-            out = self.feed_forward(out)
-        if self.dense:
-            out = torch.cat([hidden_states, out], dim=-1)  # (B, T, E + H)
-        return DecoderLayerOutput(out, weights, new_state, past)

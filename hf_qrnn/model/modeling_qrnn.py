@@ -30,13 +30,14 @@ from .attention_qrnn import attention_implementation
 from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape, check_stored_weights, embed
 from .configuration_qrnn import AUTO_MAP, QRNNConfig
+from .decoder_qrnn import QRNNDecoder
+from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput
 from .generate_hooks_qrnn import LanguageModelHead, as_qrnn_cache
 from .keywords_qrnn import check_keywords
-from .layers_qrnn import last_step
 from .limits_qrnn import DEFAULT_MAX_LENGTH
 from .losses_qrnn import next_token_loss, share_of_batch, shift_tokens_right, target_loss
+from .padding_qrnn import last_step, real_steps
 from .quantization_qrnn import check_quantized, leave_unpacked
-from .stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
 
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
 

@@ -1,4 +1,4 @@
-"""hf_qrnn.model.convolution_qrnn: one product or three, forward and backward, and when which."""
+"""The convolution: one product or three, forward and backward, and when which."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_qrnn.model.convolution_qrnn import (
+from hf_qrnn.model.convolution_qrnn import LEAST_STEPS, convolve, gate_convolution
+from hf_qrnn.model.padding_qrnn import windows
+from hf_qrnn.model.paired_convolution_qrnn import (
     LEAST_INPUTS,
     LEAST_OUTPUTS,
     LEAST_PAIRS,
-    LEAST_STEPS,
     PairConvolution,
-    convolve,
-    gate_convolution,
-    windows,
 )
 
 pytestmark = pytest.mark.usefixtures("nan_memory")

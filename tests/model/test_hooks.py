@@ -17,7 +17,7 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
 )
-from hf_qrnn.model.layers_qrnn import Connection
+from hf_qrnn.model.blocks_qrnn import Connection
 
 MODELS = (
     QRNNModel,

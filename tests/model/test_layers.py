@@ -12,15 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from hf_qrnn.model import convolution_qrnn
-from hf_qrnn.model.layers_qrnn import (
-    Connection,
-    FeedForward,
-    LayerState,
-    QRNNLayer,
-    last_inputs,
-    last_step,
-)
+from hf_qrnn.model import convolution_qrnn, paired_convolution_qrnn
+from hf_qrnn.model.blocks_qrnn import Connection, FeedForward
+from hf_qrnn.model.layers_qrnn import LayerState, QRNNLayer
+from hf_qrnn.model.padding_qrnn import last_inputs, last_step
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory", "products")
@@ -34,8 +29,9 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test with either way to convolve, where the width of the filter allows it."""
     with pytest.MonkeyPatch.context() as patch:
         least = 1 if request.param else 2**62
-        for name in ("LEAST_STEPS", "LEAST_PAIRS", "LEAST_INPUTS", "LEAST_OUTPUTS"):
-            patch.setattr(convolution_qrnn, name, least)
+        patch.setattr(convolution_qrnn, "LEAST_STEPS", least)
+        for name in ("LEAST_PAIRS", "LEAST_INPUTS", "LEAST_OUTPUTS"):
+            patch.setattr(paired_convolution_qrnn, name, least)
         yield
 
 

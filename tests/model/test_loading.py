@@ -72,9 +72,9 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     endings = {path.suffix for path in folder.iterdir()}
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
-    parts = "attention backends cache checks configuration convolution generate_hooks internals "
-    parts += "keywords layers limits losses modeling pool_equations pooling quantization "
-    parts += "stacks triton"
+    parts = "attention backends blocks cache checks configuration convolution decoder encoder "
+    parts += "generate_hooks internals keywords layers limits losses modeling padding "
+    parts += "paired_convolution pool_equations pooling quantization triton"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 

@@ -27,7 +27,7 @@ TABLE = (
         "has_attentions = False",
         "setting",
         "There is no self-attention, which is what these tests look at; the attention over the"
-        " source (`cross_attentions`) is tested in test_stacks.py and test_modeling.py.",
+        " source (`cross_attentions`) is tested in test_encoder_decoder.py and test_modeling.py.",
     ),
     Change(
         MODELS,

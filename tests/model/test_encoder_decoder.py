@@ -1,4 +1,4 @@
-"""hf_qrnn.model.stacks_qrnn: pads, order and h~ of the whole encoder and decoder."""
+"""Encoder and decoder: pads, order and h~ of the whole stacks."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_qrnn import QRNNConfig, QRNNForSequenceClassification
+from hf_qrnn.model.decoder_qrnn import QRNNDecoder
+from hf_qrnn.model.encoder_qrnn import QRNNEncoder, QRNNEncoderOutput
 from hf_qrnn.model.layers_qrnn import QRNNLayer
-from hf_qrnn.model.stacks_qrnn import QRNNDecoder, QRNNEncoder, QRNNEncoderOutput, real_steps
+from hf_qrnn.model.padding_qrnn import real_steps
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

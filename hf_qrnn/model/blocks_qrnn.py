@@ -1,0 +1,82 @@
+"""What stands around a layer: normalisation, dropout, residual and dense connections, feed-forward.
+
+Shapes: B batch, T time, H units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .attention_qrnn import RMS_NORM_EPS
+from .configuration_qrnn import QRNNConfig
+
+
+class FeedForward(nn.Module):
+    """Pre-norm residual gated feed-forward block: x + W_out (silu(W_gate n) . W_in n)."""
+
+    def __init__(self, hidden_size: int, inner_size: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size, eps=RMS_NORM_EPS)
+        self.gate_and_in = nn.Linear(hidden_size, 2 * inner_size, bias=False)
+        self.out = nn.Linear(inner_size, hidden_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, H) to (B, T, H)."""
+        gate, inner = self.gate_and_in(self.norm(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.out(nn.functional.silu(gate) * inner))
+
+
+class Connection(nn.Module):
+    """What stands around every layer: norm before, dropout, then residual, dense or nothing.
+
+    Dropout acts once, on the layer's own output. A residual skips a layer whose widths differ.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, *, dropout: float, residual: bool, rms_norm: bool
+    ) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(input_size, eps=RMS_NORM_EPS) if rms_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual and input_size == hidden_size
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) to (B, T, E)."""
+        normed: torch.Tensor = self.norm(x)
+        return normed
+
+    def after(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """The layer's input (B, T, E) and own output (B, T, H) to (B, T, H)."""
+        h = self.dropout(h)
+        return x + h if self.residual else h
+
+
+def embedding_dropout(config: QRNNConfig) -> float:
+    """The probability of zeroing an embedding's number in training."""
+    given = config.embedding_dropout
+    return float(config.dropout if given is None else given)
+
+
+def make_connection(config: QRNNConfig, input_size: int) -> Connection:
+    """The connection around a layer that reads `input_size` channels."""
+    return Connection(
+        input_size,
+        config.hidden_size,
+        dropout=config.dropout,
+        residual=config.residual,
+        rms_norm=config.rms_norm,
+    )
+
+
+def make_feed_forward(config: QRNNConfig) -> FeedForward | None:
+    """The feed-forward block behind a layer, if the config has one."""
+    if config.feed_forward_size == 0:
+        return None
+    return FeedForward(config.hidden_size, config.feed_forward_size, config.dropout)
+
+
+def make_final_norm(config: QRNNConfig) -> nn.Module:
+    """The norm behind the last layer, if the config has norms."""
+    return nn.RMSNorm(config.hidden_size, eps=RMS_NORM_EPS) if config.rms_norm else nn.Identity()
