@@ -1,4 +1,4 @@
-"""The heads: losses, shapes, options, one base layout. See test_encoder_decoder.py for the mathematics."""
+"""The heads: losses, shapes, options, one base layout; test_encoder_decoder.py has the mathematics."""
 
 import math
 from pathlib import Path
