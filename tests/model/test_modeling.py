@@ -1,4 +1,4 @@
-"""The heads: losses, shapes, options, one base layout; test_encoder_decoder.py has the mathematics."""
+"""The heads: losses, shapes, options, one base layout (mathematics: test_encoder_decoder.py)."""
 
 import math
 from pathlib import Path

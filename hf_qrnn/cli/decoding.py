@@ -1,0 +1,82 @@
+"""What the commands that translate share: flags of the search, loading, progress."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_qrnn.translation.translator import Translator
+
+
+def add_decoding(add: Any) -> None:
+    """Add the flags of the search to a command, by its `add_argument`."""
+    add("--num_beams", metavar="N", type=int, default=1, help="beams; 1 is greedy search (1)")
+    limit = "most tokens of a translation (as the model's training data had, with room)"
+    add("--max_new_tokens", metavar="N", type=int, help=limit)
+    add("--batch_size", metavar="N", type=int, default=32, help="lines computed at once (32)")
+    add("--device", metavar="D", help="as cpu or cuda:0 (the GPU if there is one, else the CPU)")
+
+
+def check_decoding(args: argparse.Namespace) -> None:
+    """Raise ValueError where a flag of the search is below 1."""
+    for name in ("num_beams", "batch_size", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name}` must be at least 1, but is {value}.")
+
+
+def load(model: str, device: str | None) -> Translator:
+    """The translator of a folder or a name on the Hub, loaded in silence."""
+    from hf_qrnn.translation.translator import load_translator
+
+    with _quiet_transformers():
+        return load_translator(model, device=device)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar and no report while weights are loaded; a download from the Hub keeps its bar."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    had_bar, hub_had_bar = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if hub_had_bar:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def progress_bar(*, total: int | None = None, hidden: bool = False) -> Any:
+    """A bar on standard error, if that is a terminal."""
+    from tqdm import tqdm
+
+    disable = True if hidden else None
+    return tqdm(total=total, unit=" lines", disable=disable, file=sys.stderr, leave=False)
+
+
+def throughput(num_lines: int, num_characters: int, seconds: float) -> str:
+    """Lines and source characters, in all and a second, for standard error."""
+    rate = f"{num_lines / max(seconds, 1e-9):.1f} lines/s, " if num_lines else "no lines, "
+    rate += f"{num_characters / max(seconds, 1e-9):.0f} characters/s"
+    return f"{num_lines} lines, {num_characters} characters in {seconds:.1f} s ({rate})"
+
+
+def tell_cut(num_cut: int, total: int) -> None:
+    """Say how many translations may not be whole, on standard error; nothing where all are."""
+    if num_cut:
+        print(
+            f"{num_cut} of {total} translations reached the length limit and may be cut; "
+            "--max_new_tokens raises it",
+            file=sys.stderr,
+        )

@@ -1,0 +1,59 @@
+"""The command `hf-qrnn info`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_info(commands: Any) -> None:
+    """Add `info` to the commands of a parser."""
+    parser = commands.add_parser("info", help="print versions and backends", allow_abbrev=False)
+    parser.set_defaults(run=_info)
+
+
+def _info(args: argparse.Namespace) -> None:
+    import platform
+
+    import tokenizers
+    import torch
+    import transformers
+
+    from hf_qrnn import __version__
+
+    print(f"hf_qrnn       {__version__}")
+    print(f"python        {platform.python_version()}")
+    print(f"torch         {torch.__version__}")
+    print(f"transformers  {transformers.__version__}")
+    print(f"tokenizers    {tokenizers.__version__}")
+    _print_backends()
+
+
+def _print_backends() -> None:
+    """Which backend can pool on which device, or why not, and what the library is."""
+    import torch
+
+    from hf_qrnn import kernels
+    from hf_qrnn.model.backends_qrnn import BACKENDS, unavailable
+
+    count = torch.cuda.device_count()
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(max(count, 1)))]
+    print("pooling backends, the first available one is used:")
+    for device in devices:
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" and count else ""
+        print(f"  {device if count else device.type}{name}")
+        for backend in BACKENDS if device.type == "cuda" else ("compiled", "torch"):
+            reason = unavailable(backend, device)
+            if reason is None and device.type == "cuda" and not count:
+                reason = "no device"
+            print(f"    {backend:9} {'available' if reason is None else reason}")
+    library = kernels.load()
+    if library.path is None:
+        return
+    print("compiled library")
+    print(f"  path          {library.path}")
+    print(f"  ABI target    torch {library.info['abi_target']}")
+    archs = " ".join(f"sm_{arch}" for arch in library.info["cuda_archs"])
+    print(f"  CUDA          {archs or 'none'}")
+    print(f"  nvcc          {library.info['nvcc'] or 'none'}")
+    print(f"  CPU           {kernels.operation('simd')('')}")

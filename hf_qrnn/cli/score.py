@@ -1,0 +1,149 @@
+"""The command `hf-qrnn score`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hf_qrnn.data.flags import typed
+
+from .decoding import add_decoding, check_decoding, load, progress_bar, tell_cut, throughput
+
+_SCORE_TEXT = """\
+Print BLEU, chrF and TER of translations with sacrebleu's signatures, to the digit as the sacrebleu
+command; edits per character (CER) and per token between blanks (TokER) of the references; and the
+share of lines that equal a reference. The translations come from a file (--hypotheses), or a model
+makes them (--model and --source). --bleu_tokenize zh, char, ja-mecab ... is for languages without
+blanks. --confidence adds 95 % intervals by bootstrap; --compare tests whether another system's
+translations differ by more than chance. Files may be .gz or .xz."""
+
+
+class _Once(argparse.Action):
+    """A flag whose second value would silently replace the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"`{option}` must be given once, but is given again with '{values}'")
+        setattr(namespace, self.dest, values)
+
+
+def add_score(commands: Any) -> None:
+    """Add `score` to the commands of a parser."""
+    parser = commands.add_parser(
+        "score",
+        help="score translations against references",
+        description=_SCORE_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    by_model = {"model": "--model", "name_or_path": "--model"}
+    parser.set_defaults(run=_score, typed={**by_model, "baseline": "--compare"})
+    add = parser.add_argument
+    right = "the right translations; of several files, line i of each is right for line i"
+    add("--references", metavar="FILE", required=True, nargs="+", action="extend", help=right)
+    once: dict[str, Any] = {"action": _Once}
+    add("--hypotheses", metavar="FILE", help="the translations to score", **once)
+    translates = "folder or Hub name of a model that translates --source"
+    add("--model", metavar="MODEL", help=translates, **once)
+    add("--source", metavar="FILE", help="the sentences to translate", **once)
+    add("--bleu_tokenize", metavar="T", default="13a", help="sacrebleu's tokens for BLEU (13a)")
+    add("--confidence", action="store_true", help="add 95 %% intervals by bootstrap")
+    baseline = "translations of a baseline, for a paired bootstrap"
+    add("--compare", metavar="FILE", help=baseline, **once)
+    add("--num_resamples", metavar="N", type=int, default=1000, help="test sets drawn (1000)")
+    add("--json", action="store_true", help="print one JSON object")
+    add_decoding(add)
+
+
+def _score(args: argparse.Namespace) -> None:
+    from hf_qrnn.metrics.scoring import compare_translations, score_translations
+
+    _check_score(args)
+    references = _read_references(args.references)
+    baseline = None if args.compare is None else _lines(args.compare, "compare")
+    if args.hypotheses is not None:
+        hypotheses = _lines(args.hypotheses, "hypotheses")
+    else:
+        source = _lines(args.source, "source")
+        if len(source) != len(references):
+            raise ValueError(
+                "`--source` and `--references` must have the same number of lines, "
+                f"but have {len(source)} and {len(references)}."
+            )
+        hypotheses = _translate_all(source, args)
+    count, tokenize = args.num_resamples, args.bleu_tokenize
+    scores: Any
+    if baseline is not None:
+        scores = compare_translations(
+            baseline, hypotheses, references, num_resamples=count, bleu_tokenize=tokenize
+        )
+    else:
+        count = count if args.confidence else 0
+        scores = score_translations(
+            hypotheses, references, num_resamples=count, bleu_tokenize=tokenize
+        )
+    if args.json:
+        import json
+
+        print(json.dumps(scores.to_dict(), indent=2))
+    else:
+        print(scores)
+
+
+def _check_score(args: argparse.Namespace) -> None:
+    """What can be wrong before anything is read."""
+    from hf_qrnn.metrics.table import check_bleu_tokenizer
+
+    check_decoding(args)
+    if args.num_resamples < 2:
+        raise ValueError(f"`--num_resamples` must be at least 2, but is {args.num_resamples}.")
+    if (args.hypotheses is None) == (args.model is None) or (
+        (args.model is None) != (args.source is None)
+    ):
+        raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
+    with typed(bleu_tokenize="--bleu_tokenize"):
+        check_bleu_tokenizer(args.bleu_tokenize)
+
+
+def _read_references(paths: Sequence[str]) -> list[list[str]]:
+    """The right translations of each line, one from each file."""
+    streams = [_lines(path, "references") for path in paths]
+    for path, lines in zip(paths, streams, strict=True):
+        if len(lines) != len(streams[0]):
+            raise ValueError(
+                "All files of `--references` must have the same number of lines, but "
+                f"'{paths[0]}' has {len(streams[0])} and '{path}' has {len(lines)}."
+            )
+    return [list(several) for several in zip(*streams, strict=True)]
+
+
+def _lines(path: str, flag: str) -> list[str]:
+    """The lines of the file that `--flag` gives."""
+    from hf_qrnn.data.reading import read_lines
+
+    with typed(path=f"--{flag}"):
+        return read_lines(path)
+
+
+def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:
+    from hf_qrnn.translation.translator import one_line
+
+    translator = load(args.model, args.device)
+    start = time.perf_counter()
+    with progress_bar(total=len(source)) as progress:
+        results = translator.translate(
+            source,
+            num_beams=args.num_beams,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            on_batch=progress.update,
+        )
+    seconds = time.perf_counter() - start
+    print(throughput(len(source), sum(map(len, source)), seconds), file=sys.stderr)
+    tell_cut(sum(best.is_cut for best, *_ in results), len(source))
+    return [one_line(translations[0].text) for translations in results]

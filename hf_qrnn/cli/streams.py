@@ -1,0 +1,70 @@
+"""Reads and writes lines of bytes: files, compressed files, standard input and output."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def open_input(path: str | None) -> Iterator[IO[bytes]]:
+    """A file to read, uncompressed where it ends in .gz or .xz; None is standard input."""
+    import gzip
+    import lzma
+
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+    opener = openers.get(Path(path).suffix.lower(), open)
+    with opener(path, "rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_output(path: str | None) -> Iterator[IO[bytes]]:
+    """A file to write; None is standard output."""
+    # Bytes, so that what is written does not depend on the locale.
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    with naming(path), open(path, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Let an error of writing, which knows no name, tell what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None:
+            error.filename = name
+        raise
+
+
+def prompted(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a stream, each asked for with a prompt on standard error."""
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = stream.readline()
+        if not line:
+            print(file=sys.stderr)
+            return
+        yield line
+
+
+def decode(lines: Iterable[bytes]) -> Iterator[str]:
+    """Texts of lines without their ends, read as `training.data.read_lines` reads them."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"`--input` must be UTF-8 text, but has an invalid byte in line {number}."
+            ) from None
+        text = text.removesuffix("\n").removesuffix("\r")
+        yield text.removeprefix("\ufeff") if number == 1 else text

@@ -1,0 +1,162 @@
+"""The command `hf-qrnn translate`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .decoding import add_decoding, check_decoding, load, progress_bar, tell_cut, throughput
+from .streams import decode, open_input, open_output, prompted
+
+if TYPE_CHECKING:
+    from hf_qrnn.translation.translator import Translation, Translator
+
+_WINDOW_BATCHES = 64  # Lines are sorted by length within so many batches, then written.
+
+
+_TRANSLATE_TEXT = """\
+Translate text, one sentence a line. Every line in gives exactly one line out, in the same order;
+an empty line gives an empty line. Only a newline ends a line. With --n_best N every line in gives
+exactly N lines, best first."""
+
+
+def add_translate(commands: Any) -> None:
+    """Add `translate` to the commands of a parser."""
+    parser = commands.add_parser(
+        "translate",
+        help="translate lines of text",
+        description=_TRANSLATE_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL"})
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder with a saved model, or its name on the Hub")
+    add("-i", "--input", metavar="FILE", help="read FILE (text, .gz, .xz), not standard input")
+    add("-o", "--output", metavar="FILE", help="write FILE, not standard output")
+    add("--n_best", metavar="N", type=int, default=1, help="translations a line (1)")
+    add("--scores", action="store_true", help="write the log-probability and a tab before each")
+    picture = "write a picture (.png, .svg, .pdf) of the first line with text: "
+    add("--attention", metavar="OUT", help=picture + "where the translation looks")
+    add("--hidden_states", metavar="OUT", help=picture + "the states of the encoder's last layer")
+    add("--interactive", action="store_true", help="prompt for lines; Ctrl-D ends")
+    add_decoding(add)
+
+
+def _translate(args: argparse.Namespace) -> None:
+    _check_translate(args)
+    translator = load(args.model, args.device)
+    interactive = args.interactive
+    num_lines = num_characters = num_cut = 0
+    seconds = 0.0
+    drawn = not (args.attention or args.hidden_states)
+    with (
+        open_input(args.input) as source,
+        open_output(args.output) as target,
+        progress_bar(hidden=interactive) as progress,
+    ):
+        lines = decode(prompted(source) if interactive else source)
+        for window in _windows(lines, 1 if interactive else args.batch_size, grow=not interactive):
+            start = time.perf_counter()
+            results = translator.translate(
+                window,
+                num_beams=args.num_beams,
+                num_return_sequences=args.n_best,
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
+                on_batch=progress.update,
+            )
+            seconds += time.perf_counter() - start
+            num_lines += len(window)
+            num_characters += sum(map(len, window))
+            num_cut += sum(found.is_cut for row in results for found in row)
+            for translations in results:
+                target.write(_format(translations, scores=args.scores))
+            target.flush()
+            text = next((line for line in window if line.strip()), None)
+            if text is not None and not drawn:
+                _draw(translator, text, args)
+                drawn = True
+    if not interactive:
+        print(throughput(num_lines, num_characters, seconds), file=sys.stderr)
+    tell_cut(num_cut, num_lines * args.n_best)
+    if not drawn:
+        raise ValueError("`--input` must have a line with text to make a picture of, but has none.")
+
+
+def _check_translate(args: argparse.Namespace) -> None:
+    """What can be wrong before the model is loaded."""
+    from hf_qrnn.translation.plots import check_figure_path
+
+    check_decoding(args)
+    if not 1 <= args.n_best <= args.num_beams:
+        raise ValueError(
+            f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "
+            f"but is {args.n_best}."
+        )
+    if args.interactive and args.input is not None:
+        raise ValueError(f"`--input` must be left out with --interactive, but is '{args.input}'.")
+    for path in (args.attention, args.hidden_states):
+        if path is not None:
+            check_figure_path(path)
+            _check_folder(path)
+    if args.output is not None:
+        _check_folder(args.output)
+        if args.input is not None and os.path.realpath(args.input) == os.path.realpath(args.output):
+            raise ValueError(f"`--output` must not be the input, but is '{args.output}' too.")
+    if args.input is not None and not Path(args.input).is_file():
+        raise ValueError(f"`--input` must be an existing file, but is '{args.input}'.")
+
+
+def _check_folder(path: str) -> None:
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"The folder of an output file must exist, but that of '{path}' does not.")
+
+
+def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:
+    from hf_qrnn.translation.plots import attention_figure, hidden_states_figure, save_figure
+
+    if args.attention is not None:
+        found = translator.attention(text, num_beams=args.num_beams)
+        figure = attention_figure(found.source_tokens, found.target_tokens, found.weights)
+        save_figure(figure, args.attention)
+    if args.hidden_states is not None:
+        tokens, states = translator.hidden_states_map(text)
+        save_figure(hidden_states_figure(tokens, states), args.hidden_states)
+
+
+def _format(translations: Sequence[Translation], *, scores: bool) -> bytes:
+    """The lines of one source, UTF-8, each with its newline."""
+    from hf_qrnn.translation.translator import one_line
+
+    lines = [
+        (f"{translation.score:.4f}\t" if scores else "") + one_line(translation.text) + "\n"
+        for translation in translations
+    ]
+    return "".join(lines).encode()
+
+
+def _windows(lines: Iterator[str], batch_size: int, *, grow: bool) -> Iterator[list[str]]:
+    """Runs of lines: one batch first, so that output starts soon, then up to 64 batches.
+
+    A broken line ends the lines, but only after those before it.
+    """
+    size, window = batch_size, list[str]()
+    try:
+        for line in lines:
+            window.append(line)
+            if len(window) == size:
+                yield window
+                window = []
+                size = min(2 * size, _WINDOW_BATCHES * batch_size) if grow else size
+    except ValueError:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
