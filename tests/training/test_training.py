@@ -264,9 +264,12 @@ def test_yaml_mistakes_are_one_sentence(tmp_path: Path, text: str, message: str)
         parse_options(KINDS, ["--config", "nowhere.yaml"])
 
 
-@pytest.mark.parametrize("name", ["translation_paper", "translation_modern", "demo"])
-def test_presets_are_valid(name: str) -> None:
-    options = parse_options(KINDS, ["--config", str(ROOT / "scripts/configs" / f"{name}.yaml")])
+PRESETS = sorted([*(ROOT / "scripts/configs").glob("*.yaml"), ROOT / "demo/demo.yaml"])
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_valid(path: Path) -> None:
+    options = parse_options(KINDS, ["--config", str(path)])
     fields = dict(vars(options[2]).items())
     assert QRNNConfig(**fields).pooling == "fo"
 
