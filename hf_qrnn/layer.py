@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from hf_qrnn.model.internals_qrnn import is_transformed, is_watched
 from hf_qrnn.model.layers_qrnn import LayerState, QRNNLayer
 from hf_qrnn.model.padding_qrnn import last_step
-from hf_qrnn.model.pooling_qrnn import NUM_GATES
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 
 _SUFFIXES = ("", "_reverse")
 # On an accelerator a look at a number waits for all work before it: so many are taken per process.
@@ -109,8 +109,8 @@ class QRNN(nn.Module):
         _require("proj_size", "0", self.proj_size, self.proj_size == 0)
         _require("dropout", "in [0, 1]", self.dropout, _is_number(self.dropout, closed=True))
         _require("zoneout", "in [0, 1)", self.zoneout, _is_number(self.zoneout, closed=False))
-        kinds = ", ".join(map(repr, NUM_GATES))
-        _require("pooling", f"one of {kinds}", self.pooling, self.pooling in NUM_GATES)
+        kinds = ", ".join(map(repr, POOL_KINDS))
+        _require("pooling", f"one of {kinds}", self.pooling, self.pooling in POOL_KINDS)
 
     def _widths(self) -> list[int]:
         """Input width of every layer."""

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from hf_qrnn.kernels import POOLING_NUMBERS  # noqa: E402
 from hf_qrnn.model.backends_qrnn import backward_of, forward_of, unavailable  # noqa: E402
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
 from scripts.gpu_contracts import contracts  # noqa: E402
@@ -167,7 +168,7 @@ def differences(
     """Errors of every result over its tolerance, against the definition in float64 on the CPU."""
     given = arguments(pooling, shape, dtype, device, options)
     grads = [given.pop(name) for name in ("grad_h", "grad_c", "grad_state")]
-    number, zoneout = list(NUM_GATES).index(pooling), 0.3 if options else 0.0
+    number, zoneout = POOLING_NUMBERS[pooling], 0.3 if options else 0.0
     found = forward(*given.values(), number, zoneout, options, True, True)
     back = backward(*grads, *given.values(), found[3], number, zoneout, options)
 
@@ -419,7 +420,7 @@ def triton_operations() -> tuple[Operation, Operation]:
     reason = unavailable("triton", torch.device("cuda"))
     if reason is not None:
         raise SkippedError(reason)
-    kinds = list(NUM_GATES)
+    kinds = {number: kind for kind, number in POOLING_NUMBERS.items()}
 
     def named(operation: Operation, num_options: int) -> Operation:
         def call(*arguments: Any) -> tuple[torch.Tensor, ...]:

@@ -110,7 +110,11 @@ def test_files_that_travel_are_the_model() -> None:
 
 def test_arrows_are_seen() -> None:
     # The reader of imports above must not be blind to any way of writing one.
-    assert imports_of_ours("model.backends_qrnn") == {"kernels", "model.triton_qrnn"}
+    assert imports_of_ours("model.backends_qrnn") == {
+        "kernels",
+        "model.pool_kinds_qrnn",
+        "model.triton_qrnn",
+    }
     assert "data.tokenization" in imports_of_ours("data.batching")
     assert "model.layers_qrnn" in imports_of_ours("layer")
     assert "metrics.table" in imports_of_ours("training.evaluation")

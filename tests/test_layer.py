@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from hf_qrnn import QRNN, QRNNState
 from hf_qrnn import layer as recurrent
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 
 POOLINGS = ("f", "fo", "ifo")
 LENGTHS = torch.tensor([3, 7, 1, 5])
@@ -343,7 +344,7 @@ OPTIONS = {
     "dropout": (1.5, "in [0, 1]"),
     "zoneout": (1.0, "in [0, 1)"),
     "proj_size": (3, "0"),
-    "pooling": ("of", "one of 'f', 'fo', 'ifo'"),
+    "pooling": ("of", "one of " + ", ".join(map(repr, POOL_KINDS))),
 }
 
 

@@ -14,6 +14,8 @@ import torch
 
 NAMESPACE = "hf_qrnn_kernels"
 CURE = "run `python -m hf_qrnn.kernels.build`"
+# The kinds that the library knows, as `enum class Pooling` of csrc/pool_args.h numbers them. Model
+# folders of every release read this.
 POOLING_NUMBERS = {"f": 0, "fo": 1, "ifo": 2}
 
 

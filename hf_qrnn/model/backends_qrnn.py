@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from .pool_kinds_qrnn import POOL_KINDS
+
 BACKENDS = ("compiled", "triton", "torch")
 VARIABLE = "HF_QRNN_BACKEND"
 
@@ -50,7 +52,7 @@ def use_backend(name: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose(wanted: str, device: torch.device, dtype: torch.dtype, pooling: str) -> str:
     """The backend that pools gates of `dtype` on `device`, where `wanted` is a config's wish.
 
     Raises:
@@ -58,16 +60,16 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         RuntimeError: If a forced backend does not work there; the sentence says why.
     """
     forced = os.environ.get(VARIABLE)
-    return _choose(VARIABLE if forced else "backend", forced or wanted, device, dtype)
+    return _choose(VARIABLE if forced else "backend", forced or wanted, device, dtype, pooling)
 
 
 @functools.cache
-def _choose(source: str, name: str, device: torch.device, dtype: torch.dtype) -> str:
+def _choose(source: str, name: str, device: torch.device, dtype: torch.dtype, pooling: str) -> str:
     _check_name(source, name)
     if name == "auto":
         ladder = _LADDERS.get(device.type, ("torch",))
-        return _first_of(ladder if dtype in _KERNEL_DTYPES else ("torch",), device)
-    reason = unavailable(name, device)
+        return _first_of(ladder if dtype in _KERNEL_DTYPES else ("torch",), device, pooling)
+    reason = _why_not(name, device, pooling)
     if reason is not None:
         raise RuntimeError(
             f"`{source}` must be available on {device.type}, but {name!r} is not: {reason}."
@@ -75,10 +77,10 @@ def _choose(source: str, name: str, device: torch.device, dtype: torch.dtype) ->
     return name
 
 
-def _first_of(ladder: tuple[str, ...], device: torch.device) -> str:
+def _first_of(ladder: tuple[str, ...], device: torch.device, pooling: str) -> str:
     reasons = []
     for name in ladder:
-        reason = unavailable(name, device)
+        reason = _why_not(name, device, pooling)
         if reason is None:
             break
         reasons.append(f"{name}: {reason}")
@@ -88,6 +90,21 @@ def _first_of(ladder: tuple[str, ...], device: torch.device) -> str:
             stacklevel=2,
         )
     return name
+
+
+def _why_not(name: str, device: torch.device, pooling: str) -> str | None:
+    reason = unavailable(name, device)
+    if reason is None and not _knows(name, pooling):
+        reason = f"it does not know {pooling!r} pooling"
+    return reason
+
+
+def _knows(name: str, pooling: str) -> bool:
+    """Whether an available backend has code for a pooling kind; the definition has for all."""
+    if name == "triton":
+        return POOL_KINDS[pooling].in_triton
+    # The library may be of another release than this file.
+    return name == "torch" or pooling in _kernels().POOLING_NUMBERS
 
 
 def _check_name(source: str, name: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .pool_kinds_qrnn import POOL_KINDS
+
 _logger = logging.getLogger(__name__)
 
-POOLING_KINDS = ("f", "fo", "ifo")
 ATTENTION_LAYERS = ("last", "all")
 CLASSIFIER_POOLING = ("last", "mean")
 POOL_BACKENDS = ("auto", "compiled", "triton", "torch")
@@ -231,7 +232,7 @@ class QRNNConfig(PreTrainedConfig):
     def validate_choices(self) -> None:
         """Named choices are known and probabilities are in [0, 1)."""
         choices = {
-            "pooling": POOLING_KINDS,
+            "pooling": tuple(POOL_KINDS),
             "attention_layers": ATTENTION_LAYERS,
             "classifier_pooling": CLASSIFIER_POOLING,
             "pool_backend": POOL_BACKENDS,

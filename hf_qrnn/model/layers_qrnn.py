@@ -16,7 +16,8 @@ from torch import nn
 
 from .convolution_qrnn import convolve, gate_convolution
 from .padding_qrnn import hide_pads, last_inputs, pad_time
-from .pooling_qrnn import NUM_GATES, pool
+from .pool_kinds_qrnn import NUM_GATES, POOL_KINDS
+from .pooling_qrnn import pool
 
 # On a CPU without gradients, windows and gates of so many bytes are made at a time, in memory that
 # is already mapped. Smaller blocks cost more than they save.
@@ -202,7 +203,7 @@ class QRNNLayer(nn.Module):
             backend=self.pool_backend,
         )
         o = None
-        if want_o and self.pooling != "f":
+        if want_o and POOL_KINDS[self.pooling].has_output_gate:
             channels = slice(2 * self.hidden_size, 3 * self.hidden_size)
             o = gates[..., channels]
             o = (o if gate_bias is None else o + gate_bias[:, None, channels]).sigmoid()

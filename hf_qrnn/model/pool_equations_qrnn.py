@@ -22,8 +22,7 @@ import torch
 from torch.nn.functional import pad
 
 from .internals_qrnn import scan_of_graphs
-
-NUM_GATES = {"f": 2, "fo": 3, "ifo": 4}
+from .pool_kinds_qrnn import NUM_GATES, POOL_KINDS
 
 # The state before every 32nd processed step is kept for the backward pass: a tile's start.
 TILE = 32
@@ -35,7 +34,7 @@ class _Gates(NamedTuple):
     z: torch.Tensor
     f: torch.Tensor
     o: torch.Tensor | None
-    i: torch.Tensor  # 1 - f for f- and fo-pooling; 0 where nothing is written
+    i: torch.Tensor  # 1 - f without an input gate; 0 where nothing is written
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -92,15 +91,16 @@ def _activate(
         x = x + bias.to(gates.dtype).to(x.dtype)[:, None]
     parts = x.chunk(NUM_GATES[pooling], dim=-1)  # G times (B, T, H)
     z, f = parts[0].tanh(), parts[1].sigmoid()
-    o = parts[2].sigmoid() if pooling != "f" else None
+    kind = POOL_KINDS[pooling]
+    o = parts[2].sigmoid() if kind.has_output_gate else None
     # 1 - sigmoid(x) would lose what a long memory is made of: sigmoid(-x) keeps every digit.
-    i = parts[3].sigmoid() if pooling == "ifo" else parts[1].neg().sigmoid()
+    i = parts[-1].sigmoid() if kind.has_input_gate else parts[1].neg().sigmoid()
     if zoneout > 0.0:
         assert seed is not None, "zoneout needs a seed"
         batch, length, channels = z.shape
         zoned_out = ~zoneout_keep(seed, batch, length, channels, zoneout)
         f = f.masked_fill(zoned_out, 1.0)
-        i = i if pooling == "ifo" else i.masked_fill(zoned_out, 0.0)
+        i = i if kind.has_input_gate else i.masked_fill(zoned_out, 0.0)
     if mask is not None:
         padded = ~mask[:, :, None].bool()
         f, i = f.masked_fill(padded, 1.0), i.masked_fill(padded, 0.0)
@@ -212,12 +212,13 @@ def torch_backward(
     grad = _scan(torch.cat(after, dim=1), received, from_state, not reverse)
 
     # Where f was set to 1 (pad, zoneout) it is a constant, and f (1 - f) is zero of itself.
-    change = c_before if pooling == "ifo" else c_before.sub_(z)
-    slope_f = f * (1 - f) if pooling == "ifo" else f * i
+    has_input_gate = POOL_KINDS[pooling].has_input_gate
+    change = c_before if has_input_gate else c_before.sub_(z)
+    slope_f = f * (1 - f) if has_input_gate else f * i
     grads = [_tanh_slope(grad * i, z), change.mul_(slope_f).mul_(grad)]
     if o is not None:
         grads.append(_sigmoid_slope(grad_h * c, o))
-    if pooling == "ifo":
+    if has_input_gate:
         grads.append(_sigmoid_slope(grad * z, i))
     grad_x = torch.cat(grads, dim=-1)  # (B, T, G*H)
     grad_bias = grad_x.sum(1) if bias is not None else grad_x.new_zeros(0)

@@ -16,7 +16,6 @@ import torch
 from .backends_qrnn import Backward, Forward, backward_of, choose, forward_of
 from .internals_qrnn import in_forward_mode, is_transformed, register_decomposition
 from .pool_equations_qrnn import (
-    NUM_GATES,
     TILE,
     pool_with,
     scan_differentiable,
@@ -26,6 +25,7 @@ from .pool_equations_qrnn import (
     torch_forward,
     zoneout_keep,
 )
+from .pool_kinds_qrnn import NUM_GATES
 
 __all__ = ["NUM_GATES", "TILE", "PoolOutput", "pool", "state_dtype", "zoneout_keep"]
 
@@ -194,7 +194,7 @@ def _pool_forward(
     want_tiles: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    chosen = choose(backend, gates.device, gates.dtype)
+    chosen = choose(backend, gates.device, gates.dtype, pooling)
     forward: Forward = torch_forward if chosen == "torch" else forward_of(chosen)
     tensors = _fit(gates, bias, initial_state, mask)
     return forward(*tensors, seed, pooling, zoneout, reverse, want_c, want_tiles)
@@ -215,7 +215,7 @@ def _pool_backward(
     reverse: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    chosen = choose(backend, gates.device, gates.dtype)
+    chosen = choose(backend, gates.device, gates.dtype, pooling)
     backward: Backward = torch_backward if chosen == "torch" else backward_of(chosen)
     tensors = _fit(gates, bias, initial_state, mask)
     grads = [None if x is None else x.contiguous() for x in (grad_h, grad_c, grad_state)]

@@ -27,9 +27,10 @@ try:
 except ImportError:
     triton = tl = None
 
+from .pool_kinds_qrnn import NUM_GATES
+
 TILE = 32  # steps between two noted states
 
-_NUM_GATES = {"f": 2, "fo": 3, "ifo": 4}
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WARP = 32
 # Steps whose rows the forward kernel reads at once, with one and with two channels a thread: few
@@ -515,7 +516,7 @@ def _state_dtype(gates: torch.Tensor) -> torch.dtype:
 
 def _sizes(gates: torch.Tensor, pooling: str) -> tuple[int, int, int]:
     batch, length, channels = gates.shape
-    return batch, length, channels // _NUM_GATES[pooling]
+    return batch, length, channels // NUM_GATES[pooling]
 
 
 def _arguments(
@@ -533,7 +534,7 @@ def _arguments(
     # One warp with a channel a thread, or with two where there are enough warps all the same.
     wide = gates.dtype != torch.float64 and batch * hidden >= _WIDE_FROM
     options = {
-        "GATES": _NUM_GATES[pooling],
+        "GATES": NUM_GATES[pooling],
         "REVERSE": reverse,
         "BLOCK": 2 * _WARP if wide else _WARP,
         "TILE": TILE,

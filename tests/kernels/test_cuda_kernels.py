@@ -24,6 +24,7 @@ from cuda_emulation import (
 )
 from pooling_loop import inputs, loop
 
+from hf_qrnn.kernels import POOLING_NUMBERS
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype
 
 needs_gxx = pytest.mark.skipif(missing_tool("g++") is not None, reason=str(missing_tool("g++")))
@@ -375,7 +376,7 @@ def call_operations(
     pooling: str, gates: torch.Tensor, tensors: dict[str, torch.Tensor | None], zoneout: float
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Results and gradients of `pool_forward` and `pool_backward` as torch calls them."""
-    ops, number = torch.ops.hf_qrnn_emulated, list(NUM_GATES).index(pooling)
+    ops, number = torch.ops.hf_qrnn_emulated, POOLING_NUMBERS[pooling]
     given = [gates, *(tensors.get(n) for n in ("bias", "initial_state", "mask", "seed"))]
     out = ops.pool_forward(*given, number, zoneout, True, True, True)
     grads = [tensors.get(n) for n in ("grad_h", "grad_c", "grad_state")]

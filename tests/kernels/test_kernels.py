@@ -17,7 +17,7 @@ from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
-KINDS = ("f", "fo", "ifo")
+KINDS = tuple(kernels.POOLING_NUMBERS)
 CPU = torch.device("cpu")
 # "compiled" once for every instruction set of its kernels.
 BACKENDS = ("torch", "compiled-baseline", "compiled-avx2", "compiled-avx512")

@@ -60,29 +60,29 @@ def test_first_that_works_is_taken(
     only(monkeypatch, *available)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the CPU falls back silently
-        assert choose("auto", device, torch.float32) == chosen
-        assert choose("auto", device, torch.float8_e5m2) == "torch"
+        assert choose("auto", device, torch.float32, "fo") == chosen
+        assert choose("auto", device, torch.float8_e5m2, "fo") == "torch"
 
 
 def test_cuda_without_a_kernel_warns_once_with_the_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "torch")
     with pytest.warns(UserWarning, match="no compiled today; triton: no triton today") as caught:
-        chosen = [choose("auto", CUDA, torch.float32) for _ in range(3)]
+        chosen = [choose("auto", CUDA, torch.float32, "fo") for _ in range(3)]
     assert chosen == ["torch"] * 3
     assert len(caught) == 1
 
 
 def test_context_is_stronger_than_environment_than_config(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "compiled", "triton", "torch")
-    assert choose("triton", CPU, torch.float32) == "triton"
+    assert choose("triton", CPU, torch.float32, "fo") == "triton"
     monkeypatch.setenv(VARIABLE, "torch")
-    assert choose("triton", CPU, torch.float32) == "torch"
+    assert choose("triton", CPU, torch.float32, "fo") == "torch"
     with use_backend("compiled"):
-        assert choose("triton", CPU, torch.float32) == "compiled"
+        assert choose("triton", CPU, torch.float32, "fo") == "compiled"
         with use_backend("auto"):
-            assert choose("torch", CUDA, torch.float32) == "compiled"
-        assert choose("triton", CPU, torch.float32) == "compiled"
-    assert choose("triton", CPU, torch.float32) == "torch"
+            assert choose("torch", CUDA, torch.float32, "fo") == "compiled"
+        assert choose("triton", CPU, torch.float32, "fo") == "compiled"
+    assert choose("triton", CPU, torch.float32, "fo") == "torch"
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(KeyError), use_backend("torch"):
         raise KeyError
@@ -165,7 +165,7 @@ def test_everything_runs_without_library_compiler_and_triton(tmp_path: Path) -> 
         "gates = torch.ones(1, 2, 6, requires_grad=True)\n"
         "hf_qrnn.pool(gates, pooling='fo').h.sum().backward()\n"
         "from hf_qrnn.model.backends_qrnn import choose, unavailable\n"
-        "assert choose('auto', gates.device, gates.dtype) == 'torch'\n"
+        "assert choose('auto', gates.device, gates.dtype, 'fo') == 'torch'\n"
         "print(unavailable('compiled', gates.device))\n"
     )
     done = run_python(script, TORCH_EXTENSIONS_DIR=str(tmp_path), PATH=str(tmp_path))

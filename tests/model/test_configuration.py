@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig
 
 from hf_qrnn import QRNNConfig
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 
 # Nothing here is a default.
 OTHER_FIELDS: dict[str, Any] = {
@@ -91,7 +92,7 @@ WRONG_VALUES = [
     ("encoder_kernel_sizes", [6, 2], "an integer of at least 1 or a list of 4 of them"),
     ("encoder_kernel_sizes", [], "an integer of at least 1 or a list of 4 of them"),
     ("decoder_kernel_sizes", [2, 2, 0, 2], "an integer of at least 1 or a list of 4 of them"),
-    ("pooling", "of", "one of 'f', 'fo', 'ifo'"),
+    ("pooling", "of", "one of " + ", ".join(map(repr, POOL_KINDS))),
     ("attention_layers", "first", "one of 'last', 'all'"),
     ("classifier_pooling", "max", "one of 'last', 'mean'"),
     ("pool_backend", "cuda", "one of 'auto', 'compiled', 'triton', 'torch'"),

@@ -16,11 +16,12 @@ from hf_qrnn.model import convolution_qrnn, paired_convolution_qrnn
 from hf_qrnn.model.blocks_qrnn import Connection, FeedForward
 from hf_qrnn.model.layers_qrnn import LayerState, QRNNLayer
 from hf_qrnn.model.padding_qrnn import last_inputs, last_step
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory", "products")
 
-KINDS = ("f", "fo", "ifo")
+KINDS = tuple(POOL_KINDS)
 E, H = 3, 4
 
 
@@ -249,7 +250,7 @@ def test_steps_and_chunks_equal_the_whole(
         state = parts[-1].state
     close(torch.cat([part.h for part in parts], dim=1), whole.h)
     close(torch.cat([part.c for part in parts], dim=1), whole.c)
-    if pooling != "f":
+    if POOL_KINDS[pooling].has_output_gate:
         o = torch.cat([part.o for part in parts], dim=1)
         close(o[mask], whole.o[mask])
     all_close(state, whole.state)
@@ -304,19 +305,20 @@ def test_gate_bias_adds_v_h_tilde_to_every_gate_at_every_step(pooling: str) -> N
         total = total + layer.convolution.weight[units, :E] @ before
         return total + layer.convolution.weight[units, E:] @ x[b, t]
 
+    kind, last = POOL_KINDS[pooling], NUM_GATES[pooling] - 1
     for b in range(2):
         c = torch.zeros(H).double()
         for t in range(4):
             z, f = pre_activation(0, b, t).tanh(), pre_activation(1, b, t).sigmoid()
-            i = pre_activation(3, b, t).sigmoid() if pooling == "ifo" else 1 - f
+            i = pre_activation(last, b, t).sigmoid() if kind.has_input_gate else 1 - f
             c = f * c + i * z
             close(got.c[b, t], c)
             o = torch.ones(H).double()
-            if pooling != "f":
+            if kind.has_output_gate:
                 o = pre_activation(2, b, t).sigmoid()
                 close(got.o[b, t], o)
             close(got.h[b, t], o * c)
-    assert (got.o is None) == (pooling == "f")
+    assert (got.o is None) != kind.has_output_gate
 
 
 def test_layer_zones_out_in_training_only() -> None:

@@ -29,6 +29,7 @@ from hf_qrnn import (
     pool,
     use_backend,
 )
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 from hf_qrnn.model.pooling_qrnn import NUM_GATES
 
 pytestmark = [
@@ -38,7 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
 ]
 
-KINDS = ("f", "fo", "ifo")
+KINDS = tuple(POOL_KINDS)
 V, B, T, H = 3, 2, 4, 2
 MASKS = torch.tensor(
     [[[1, 1, 1, 0], [1, 1, 1, 1]], [[0, 0, 1, 1], [0, 0, 0, 0]], [[1, 1, 1, 1], [1, 0, 0, 0]]]

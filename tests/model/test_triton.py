@@ -14,10 +14,11 @@ import torch
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool
 from hf_qrnn.model import triton_qrnn
 from hf_qrnn.model.backends_qrnn import VARIABLE
+from hf_qrnn.model.pool_kinds_qrnn import NUM_GATES, POOL_KINDS
 
 SUPPORT = Path(__file__).parents[1] / "support"
 KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}
-KINDS = {"f": 2, "fo": 3, "ifo": 4}
+KINDS = {name: NUM_GATES[name] for name, kind in POOL_KINDS.items() if kind.in_triton}
 
 
 def _need_triton() -> None:
@@ -135,7 +136,7 @@ def test_module_without_triton_imports_and_says_so() -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
-        "from hf_qrnn import triton_qrnn\n"
+        "from hf_qrnn.model import triton_qrnn\n"
         "print(triton_qrnn.why_unavailable(torch.device('cuda')))\n"
     )
     done = _run("-W", "error", "-c", script)

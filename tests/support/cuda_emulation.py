@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import hf_qrnn
+from hf_qrnn.kernels import POOLING_NUMBERS
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, state_dtype
 
 CSRC = Path(hf_qrnn.__file__).parent / "kernels" / "csrc"
@@ -182,7 +183,7 @@ class Emulated:
         strides = (0, 0) if mask is None else mask.stride()
         call = Call(
             dtype=DTYPES.index(gates.dtype),
-            pooling=list(NUM_GATES).index(pooling),
+            pooling=POOLING_NUMBERS[pooling],
             form=form,
             reverse=reverse,
             batch=batch,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput
 
 
@@ -37,7 +38,7 @@ def loop(
     reverse: bool = False,
 ) -> PoolOutput:
     """Eqs. 3 to 6, row by row and step by step."""
-    gates = gates.double()
+    kind, gates = POOL_KINDS[pooling], gates.double()
     batch, length = gates.shape[:2]
     hidden = gates.shape[2] // NUM_GATES[pooling]
     h = [[torch.zeros(0)] * length for _ in range(batch)]
@@ -56,9 +57,10 @@ def loop(
                 # Eq. 6: F = 1 - dropout(1 - F), without rescaling.
                 one = [float(keeps(seed, b, t, channel, zoneout)) for channel in range(hidden)]
                 f = 1 - torch.tensor(one).double() * (1 - f)
-            write = logistic(part[3]) * z if pooling == "ifo" else (1 - f) * z
+            write = logistic(part[-1]) * z if kind.has_input_gate else (1 - f) * z
             state = f * state + write
-            c[b][t], h[b][t] = state, state if pooling == "f" else logistic(part[2]) * state
+            o = logistic(part[2]) if kind.has_output_gate else torch.ones(hidden).double()
+            c[b][t], h[b][t] = state, o * state
         finals.append(state)
     if batch * length == 0:
         empty = gates.new_zeros(batch, length, hidden)

@@ -8,12 +8,13 @@ from pooling_loop import in_double, inputs, largest_difference, loop
 
 from hf_qrnn.model import triton_qrnn
 from hf_qrnn.model.backends_qrnn import VARIABLE
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, zoneout_keep
 from hf_qrnn.model.triton_qrnn import pool_backward, pool_forward
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
-KINDS = ("f", "fo", "ifo")
+KINDS = tuple(name for name, kind in POOL_KINDS.items() if kind.in_triton)
 # Largest difference, relative to the largest number there if that is above 1: of h and the gates'
 # gradient, which have the gates' dtype (one rounding), and of all that is never below float32.
 TOLERANCE = {
