@@ -25,7 +25,7 @@ from peers import PEERS, load
 from results import BOTH, FORWARD, Record
 from running import add_options, run
 
-from hf_qrnn.model.backends_qrnn import BACKENDS, backward_of, forward_of, unavailable, use_backend
+from hf_qrnn.model.backends_qrnn import BACKENDS, backend_named, unavailable
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, TILE
 from hf_qrnn.speed.paper_table import DTYPES, HIDDEN_SIZE, PAPER_CELLS, check_device
 from hf_qrnn.speed.timing import (
@@ -63,10 +63,7 @@ class Buffers(NamedTuple):
 def forward(backend: str, gates: torch.Tensor, *, tiles: bool = False) -> tuple[torch.Tensor, ...]:
     """The raw forward operation of a backend."""
     arguments = (gates, None, None, None, None, "fo", 0.0, False, False, tiles)
-    if backend == "torch":
-        with use_backend("torch"):
-            return torch.ops.hf_qrnn.pool_v2(*arguments, "torch")
-    return forward_of(backend)(*arguments)
+    return backend_named(backend).forward(*arguments)
 
 
 def backward(
@@ -74,10 +71,7 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """The raw backward operation of a backend."""
     arguments = (grad_h, None, None, gates, None, None, None, None, tiles, "fo", 0.0, False)
-    if backend == "torch":
-        with use_backend("torch"):
-            return torch.ops.hf_qrnn.pool_backward_v2(*arguments, "torch")
-    return backward_of(backend)(*arguments)
+    return backend_named(backend).backward(*arguments)
 
 
 def bytes_per_element(mode: str, element_size: int) -> float:

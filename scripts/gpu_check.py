@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from hf_qrnn.kernels import POOLING_NUMBERS  # noqa: E402
-from hf_qrnn.model.backends_qrnn import backward_of, forward_of, unavailable  # noqa: E402
+from hf_qrnn.model.backends_qrnn import backend_named, unavailable  # noqa: E402
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
 from scripts.gpu_contracts import contracts  # noqa: E402
 
@@ -429,7 +429,8 @@ def triton_operations() -> tuple[Operation, Operation]:
 
         return call
 
-    return named(forward_of("triton"), 5), named(backward_of("triton"), 3)
+    triton = backend_named("triton")
+    return named(triton.forward, 5), named(triton.backward, 3)
 
 
 # Seconds each may take; under ten minutes in all.

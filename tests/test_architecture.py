@@ -112,6 +112,7 @@ def test_arrows_are_seen() -> None:
     # The reader of imports above must not be blind to any way of writing one.
     assert imports_of_ours("model.backends_qrnn") == {
         "kernels",
+        "model.pool_equations_qrnn",
         "model.pool_kinds_qrnn",
         "model.triton_qrnn",
     }

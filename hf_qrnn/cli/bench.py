@@ -59,7 +59,7 @@ def _bench(args: argparse.Namespace) -> None:
     cells = QUICK_CELLS if args.quick else PAPER_CELLS
     with using_threads(args.threads):
         record = environment(device)
-    backend = choose("auto", torch.device(device), DTYPES[dtype], "fo")
+    backend = choose("auto", torch.device(device), DTYPES[dtype], "fo").name
     with tqdm(total=len(cells), unit=" cells", disable=None, file=sys.stderr, leave=False) as bar:
         found = compare_cells(
             cells,

@@ -15,14 +15,33 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from .pool_equations_qrnn import torch_backward, torch_forward
 from .pool_kinds_qrnn import POOL_KINDS
 
 BACKENDS = ("compiled", "triton", "torch")
 VARIABLE = "HF_QRNN_BACKEND"
+
+Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+Backward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+class Backend(NamedTuple):
+    """Code that pools, both ways; what it is called with is that of the definition.
+
+    Attributes:
+        name: One of `BACKENDS`.
+        forward: As `torch_forward` of `pool_equations_qrnn.py`.
+        backward: As `torch_backward` there.
+    """
+
+    name: str
+    forward: Forward
+    backward: Backward
+
 
 _LADDERS = {"cuda": ("compiled", "triton", "torch"), "cpu": ("compiled", "torch")}
 _KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
@@ -52,8 +71,8 @@ def use_backend(name: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype, pooling: str) -> str:
-    """The backend that pools gates of `dtype` on `device`, where `wanted` is a config's wish.
+def choose(wanted: str, device: torch.device, dtype: torch.dtype, pooling: str) -> Backend:
+    """Return what pools gates of `dtype` on `device`, where `wanted` is a config's wish.
 
     Raises:
         ValueError: If `wanted` or the environment variable names no backend.
@@ -64,17 +83,20 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, pooling: str) 
 
 
 @functools.cache
-def _choose(source: str, name: str, device: torch.device, dtype: torch.dtype, pooling: str) -> str:
+def _choose(
+    source: str, name: str, device: torch.device, dtype: torch.dtype, pooling: str
+) -> Backend:
     _check_name(source, name)
     if name == "auto":
         ladder = _LADDERS.get(device.type, ("torch",))
-        return _first_of(ladder if dtype in _KERNEL_DTYPES else ("torch",), device, pooling)
+        ladder = ladder if dtype in _KERNEL_DTYPES else ("torch",)
+        return backend_named(_first_of(ladder, device, pooling))
     reason = _why_not(name, device, pooling)
     if reason is not None:
         raise RuntimeError(
             f"`{source}` must be available on {device.type}, but {name!r} is not: {reason}."
         )
-    return name
+    return backend_named(name)
 
 
 def _first_of(ladder: tuple[str, ...], device: torch.device, pooling: str) -> str:
@@ -136,28 +158,19 @@ def _kernels() -> Any:
     return hf_qrnn.kernels
 
 
-# ------------------------------------------------------------------ calls
-
-Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
-Backward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+# ------------------------------------------------------------------ the three
 
 
-def forward_of(name: str) -> Forward:
-    """(gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, want_c, want_tiles)."""
+@functools.cache
+def backend_named(name: str) -> Backend:
+    """The backend `name`, whether or not it works here."""
     if name == "triton":
-        from .triton_qrnn import pool_forward
+        from .triton_qrnn import pool_backward, pool_forward
 
-        return pool_forward
-    return _compiled_forward
-
-
-def backward_of(name: str) -> Backward:
-    """(grad_h, grad_c, grad_state, gates, ..., seed, tiles, pooling, zoneout, reverse)."""
-    if name == "triton":
-        from .triton_qrnn import pool_backward
-
-        return pool_backward
-    return _compiled_backward
+        return Backend(name, pool_forward, pool_backward)
+    if name == "torch":
+        return Backend(name, torch_forward, torch_backward)
+    return Backend(name, _compiled_forward, _compiled_backward)
 
 
 def _compiled_forward(*arguments: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .backends_qrnn import Backward, Forward, backward_of, choose, forward_of
+from .backends_qrnn import choose
 from .internals_qrnn import in_forward_mode, is_transformed, register_decomposition
 from .pool_equations_qrnn import (
     TILE,
@@ -21,8 +21,6 @@ from .pool_equations_qrnn import (
     scan_differentiable,
     scan_in_graph,
     state_dtype,
-    torch_backward,
-    torch_forward,
     zoneout_keep,
 )
 from .pool_kinds_qrnn import NUM_GATES
@@ -195,9 +193,8 @@ def _pool_forward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     chosen = choose(backend, gates.device, gates.dtype, pooling)
-    forward: Forward = torch_forward if chosen == "torch" else forward_of(chosen)
     tensors = _fit(gates, bias, initial_state, mask)
-    return forward(*tensors, seed, pooling, zoneout, reverse, want_c, want_tiles)
+    return chosen.forward(*tensors, seed, pooling, zoneout, reverse, want_c, want_tiles)
 
 
 def _pool_backward(
@@ -216,10 +213,9 @@ def _pool_backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     chosen = choose(backend, gates.device, gates.dtype, pooling)
-    backward: Backward = torch_backward if chosen == "torch" else backward_of(chosen)
     tensors = _fit(gates, bias, initial_state, mask)
     grads = [None if x is None else x.contiguous() for x in (grad_h, grad_c, grad_state)]
-    return backward(*grads, *tensors, seed, tiles, pooling, zoneout, reverse)
+    return chosen.backward(*grads, *tensors, seed, tiles, pooling, zoneout, reverse)
 
 
 # ------------------------------------------------------------------ registration

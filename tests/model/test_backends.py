@@ -15,7 +15,7 @@ import torch
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels, use_backend
 from hf_qrnn.kernels import build
 from hf_qrnn.model import backends_qrnn
-from hf_qrnn.model.backends_qrnn import VARIABLE, choose, unavailable
+from hf_qrnn.model.backends_qrnn import VARIABLE, Backend, backend_named, choose, unavailable
 from hf_qrnn.model.layers_qrnn import QRNNLayer
 from hf_qrnn.model.pooling_qrnn import pool
 
@@ -60,29 +60,29 @@ def test_first_that_works_is_taken(
     only(monkeypatch, *available)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the CPU falls back silently
-        assert choose("auto", device, torch.float32, "fo") == chosen
-        assert choose("auto", device, torch.float8_e5m2, "fo") == "torch"
+        assert choose("auto", device, torch.float32, "fo").name == chosen
+        assert choose("auto", device, torch.float8_e5m2, "fo").name == "torch"
 
 
 def test_cuda_without_a_kernel_warns_once_with_the_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "torch")
     with pytest.warns(UserWarning, match="no compiled today; triton: no triton today") as caught:
-        chosen = [choose("auto", CUDA, torch.float32, "fo") for _ in range(3)]
+        chosen = [choose("auto", CUDA, torch.float32, "fo").name for _ in range(3)]
     assert chosen == ["torch"] * 3
     assert len(caught) == 1
 
 
 def test_context_is_stronger_than_environment_than_config(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "compiled", "triton", "torch")
-    assert choose("triton", CPU, torch.float32, "fo") == "triton"
+    assert choose("triton", CPU, torch.float32, "fo").name == "triton"
     monkeypatch.setenv(VARIABLE, "torch")
-    assert choose("triton", CPU, torch.float32, "fo") == "torch"
+    assert choose("triton", CPU, torch.float32, "fo").name == "torch"
     with use_backend("compiled"):
-        assert choose("triton", CPU, torch.float32, "fo") == "compiled"
+        assert choose("triton", CPU, torch.float32, "fo").name == "compiled"
         with use_backend("auto"):
-            assert choose("torch", CUDA, torch.float32, "fo") == "compiled"
-        assert choose("triton", CPU, torch.float32, "fo") == "compiled"
-    assert choose("triton", CPU, torch.float32, "fo") == "torch"
+            assert choose("torch", CUDA, torch.float32, "fo").name == "compiled"
+        assert choose("triton", CPU, torch.float32, "fo").name == "compiled"
+    assert choose("triton", CPU, torch.float32, "fo").name == "torch"
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(KeyError), use_backend("torch"):
         raise KeyError
@@ -145,6 +145,27 @@ def test_backward_may_run_on_another_backend_than_forward() -> None:
         torch.testing.assert_close(other, grads[0], rtol=0, atol=1e-13)
 
 
+def test_pool_calls_both_ways_of_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def noted(name: str) -> Backend:
+        ways = backend_named(name)
+
+        def forward(*arguments: Any) -> Any:
+            calls.append(f"{name} forward")
+            return ways.forward(*arguments)
+
+        def backward(*arguments: Any) -> Any:
+            calls.append(f"{name} backward")
+            return ways.backward(*arguments)
+
+        return Backend(name, forward, backward)
+
+    monkeypatch.setattr(backends_qrnn, "backend_named", noted)
+    pool(torch.zeros(1, 2, 6, requires_grad=True), pooling="fo", backend="torch").h.sum().backward()
+    assert calls == ["torch forward", "torch backward"]
+
+
 # ------------------------------------------------------------------ the library
 
 
@@ -165,7 +186,7 @@ def test_everything_runs_without_library_compiler_and_triton(tmp_path: Path) -> 
         "gates = torch.ones(1, 2, 6, requires_grad=True)\n"
         "hf_qrnn.pool(gates, pooling='fo').h.sum().backward()\n"
         "from hf_qrnn.model.backends_qrnn import choose, unavailable\n"
-        "assert choose('auto', gates.device, gates.dtype, 'fo') == 'torch'\n"
+        "assert choose('auto', gates.device, gates.dtype, 'fo').name == 'torch'\n"
         "print(unavailable('compiled', gates.device))\n"
     )
     done = run_python(script, TORCH_EXTENSIONS_DIR=str(tmp_path), PATH=str(tmp_path))

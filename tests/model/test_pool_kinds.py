@@ -45,16 +45,16 @@ def test_known_kinds_go_to_the_fastest(monkeypatch: pytest.MonkeyPatch, pooling:
     let_all_work(monkeypatch)
     backends_qrnn._choose.cache_clear()
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert choose("auto", CPU, torch.float32, pooling) == BACKENDS[0]
-    assert choose("triton", CUDA, torch.float32, pooling) == "triton"
+    assert choose("auto", CPU, torch.float32, pooling).name == BACKENDS[0]
+    assert choose("triton", CUDA, torch.float32, pooling).name == "triton"
     backends_qrnn._choose.cache_clear()
 
 
 def test_new_kind_goes_to_torch_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, fi: str) -> None:
     let_all_work(monkeypatch)
-    assert choose("auto", CPU, torch.float32, fi) == "torch"
+    assert choose("auto", CPU, torch.float32, fi).name == "torch"
     with pytest.warns(UserWarning, match="triton: it does not know 'fi' pooling"):
-        assert choose("auto", CUDA, torch.float32, fi) == "torch"
+        assert choose("auto", CUDA, torch.float32, fi).name == "torch"
     for name in BACKENDS[:2]:
         rule = f"must be available on cuda, but '{name}' is not: it does not know 'fi' pooling."
         with pytest.raises(RuntimeError, match=f"`backend` {rule}"):
@@ -65,7 +65,7 @@ def test_new_kind_goes_to_torch_and_nowhere_else(monkeypatch: pytest.MonkeyPatch
     # The library may be of an older release, and so may Triton's file be of a newer one.
     monkeypatch.setitem(kernels.POOLING_NUMBERS, fi, 3)
     backends_qrnn._choose.cache_clear()
-    assert choose("auto", CPU, torch.float32, fi) == BACKENDS[0]
+    assert choose("auto", CPU, torch.float32, fi).name == BACKENDS[0]
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -11,6 +11,8 @@ import pytest
 import torch
 from cuda_emulation import Emulated, missing_tool
 
+from hf_qrnn.model.backends_qrnn import Backend
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
 needs_gxx = pytest.mark.skipif(missing_tool("g++") is not None, reason=str(missing_tool("g++")))
 
@@ -139,8 +141,11 @@ def test_triton_is_called_as_the_library_is(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(gpu_check, "unavailable", lambda *_: None)
-    for name in ("forward_of", "backward_of"):
-        monkeypatch.setattr(gpu_check, name, lambda backend: lambda *args: calls.append(args))
+
+    def call(*arguments: Any) -> None:
+        calls.append(arguments)
+
+    monkeypatch.setattr(gpu_check, "backend_named", lambda name: Backend(name, call, call))
     forward, backward = gpu_check.triton_operations()
     forward("gates", None, None, None, None, 1, 0.3, True, True, False)
     backward("h", "c", "s", "gates", None, None, None, None, "tiles", 2, 0.0, False)
