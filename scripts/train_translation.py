@@ -20,6 +20,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ from hf_qrnn.data.batching import (
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
-from hf_qrnn.data.tokenization import load_tokenizer, make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.data.tokenization import (
+    encode_batch,
+    load_tokenizer,
+    make_byte_tokenizer,
+    train_character_tokenizer,
+)
 from hf_qrnn.hub.client import quiet_http_log
 from hf_qrnn.model.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
 from hf_qrnn.training.best import Choice, choose_metric, forget_best, order_by
@@ -201,12 +207,14 @@ def make_trainer(
     processes = Processes(accelerator)
     sampler, loader, encoded = make_batches(tokenizer, data, loop, options, processes)
     limit_lengths(model, encoded, is_stream=data.stream is not None)
-    pad: int = tokenizer.pad_token_id
     share = {"world_size": processes.count, "rank": processes.rank}
     valid = encode_pairs(tokenizer, data.valid)
     in_order = BucketBatchSampler(valid, max_tokens=loop.max_tokens, shuffle=False, **share)
-    valid_loader = make_loader(valid, in_order, pad_token_id=pad)
-    shown = data.valid[: num_shown(data, options)]
+    valid_loader = make_loader(valid, in_order, pad_token_id=tokenizer.pad_token_id)
+    references = [pair.target for pair in data.valid[: num_shown(data, options)]]
+    sources = [pair.source_ids for pair in valid[: len(references)]]
+    size, tokens = options.eval_batch_size, options.bleu_tokenize
+    score = partial(score_pairs, batch_size=size, bleu_tokenize=tokens)
 
     def log(record: dict[str, Any]) -> None:
         folder.log(record)
@@ -216,11 +224,8 @@ def make_trainer(
     def validate(step: int) -> tuple[float, dict[str, Any]]:
         loss = mean_loss(trainer.model, valid_loader, accelerator.device, processes)
         record: dict[str, Any] = {"loss": loss}
-        if shown:
-            size, tokens = options.eval_batch_size, options.bleu_tokenize
-            record |= score_pairs(
-                model, tokenizer, shown, processes, batch_size=size, bleu_tokenize=tokens
-            )[0]
+        if references:
+            record |= score(model, tokenizer, sources, references, processes)[0]
         logger.info("update %d: %s", step, json.dumps(record))
         return choice.score(record), record
 
@@ -259,7 +264,8 @@ def score_test(
     record, texts = score_pairs(
         best,
         tokenizer,
-        pairs,
+        encode_batch(tokenizer, [pair.source for pair in pairs]),
+        [pair.target for pair in pairs],
         trainer.processes,
         batch_size=options.eval_batch_size,
         num_beams=options.num_beams,

@@ -33,17 +33,10 @@ class EncodedPair:
     Attributes:
         source_ids: ids of the source.
         target_ids: ids of the target.
-        source_chars: characters of the source text; None = one for each id but the end token.
     """
 
     source_ids: list[int]
     target_ids: list[int]
-    source_chars: int | None = None
-
-    @property
-    def num_source_chars(self) -> int:
-        """Characters of the source text."""
-        return len(self.source_ids) - 1 if self.source_chars is None else self.source_chars
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +60,6 @@ class Batch:
     Attributes:
         inputs: `input_ids` (B, S), `attention_mask` (B, S) and `labels` (B, T), all int64.
         is_filler: True if the loss of this batch must weigh zero.
-        num_source_chars: characters of the source texts.
         num_source_tokens: source ids that are not padding.
         num_target_tokens: target ids that are not padding.
         indices: positions in the data set.
@@ -75,7 +67,6 @@ class Batch:
 
     inputs: dict[str, torch.Tensor]
     is_filler: bool
-    num_source_chars: int
     num_source_tokens: int
     num_target_tokens: int
     indices: tuple[int, ...] = ()
@@ -87,10 +78,7 @@ def encode_pairs(
     """Encodes sentence pairs with one tokenizer for both sides."""
     sources = encode_batch(tokenizer, [pair.source for pair in pairs])
     targets = encode_batch(tokenizer, [pair.target for pair in pairs])
-    return [
-        EncodedPair(source, target, len(pair.source))
-        for source, target, pair in zip(sources, targets, pairs, strict=True)
-    ]
+    return [EncodedPair(*ids) for ids in zip(sources, targets, strict=True)]
 
 
 def hash_pairs(pairs: Iterable[EncodedPair]) -> str:
@@ -324,7 +312,6 @@ class _PlannedBatches(Dataset[Batch]):
         return Batch(
             inputs=collate_pairs(pairs, pad_token_id=self._pad_token_id),
             is_filler=plan.is_filler,
-            num_source_chars=sum(pair.num_source_chars for pair in pairs),
             num_source_tokens=sum(len(pair.source_ids) for pair in pairs),
             num_target_tokens=sum(len(pair.target_ids) for pair in pairs),
             indices=tuple(plan.indices),

@@ -104,12 +104,11 @@ class StoredPairs(Sequence[EncodedPair]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         row = self._dataset[index]
-        return EncodedPair(row["source_ids"], row["target_ids"], row["source_chars"])
+        return EncodedPair(row["source_ids"], row["target_ids"])
 
     def __iter__(self) -> Iterator[EncodedPair]:
         for rows in self._dataset.iter(batch_size=1000):
-            columns = (rows[name] for name in ("source_ids", "target_ids", "source_chars"))
-            yield from map(EncodedPair, *columns)
+            yield from map(EncodedPair, rows["source_ids"], rows["target_ids"])
 
 
 def encode_stored(
@@ -150,7 +149,7 @@ def encode_stored(
             batched=True,
             num_proc=min(num_proc, len(pairs)),
             remove_columns=["source", "target"],
-            cache_file_name=os.path.join(folder, f"pairs-{digest.hexdigest()[:32]}.arrow"),
+            cache_file_name=os.path.join(folder, f"ids-{digest.hexdigest()[:32]}.arrow"),
             new_fingerprint=digest.hexdigest()[:32],
             desc="tokenizing",
         )
@@ -164,7 +163,6 @@ def _encoder(
         return {
             "source_ids": encode_batch(tokenizer, rows["source"]),
             "target_ids": encode_batch(tokenizer, rows["target"]),
-            "source_chars": [len(text) for text in rows["source"]],
         }
 
     return encode

@@ -5,8 +5,12 @@ Shapes: B batch, T target length, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from .checks_qrnn import check_token_ids
 
@@ -20,12 +24,41 @@ def shift_tokens_right(
     return shifted.masked_fill(shifted == -100, pad_token_id)
 
 
+@dataclass
+class QRNNSeq2SeqLMOutput(Seq2SeqLMOutput):
+    """Output of the translation model.
+
+    Attributes:
+        unsmoothed_loss: The loss without its label smoothing; None where there is none in it.
+    """
+
+    unsmoothed_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class QRNNCausalLMOutput(CausalLMOutputWithPast):
+    """Output of the language model.
+
+    Attributes:
+        unsmoothed_loss: As in `QRNNSeq2SeqLMOutput`.
+    """
+
+    unsmoothed_loss: torch.FloatTensor | None = None
+
+
+class TokenLoss(NamedTuple):
+    """A loss, and the same without label smoothing, None where there is none in it."""
+
+    loss: torch.Tensor | None
+    unsmoothed_loss: torch.Tensor | None = None
+
+
 def token_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     smoothing: float = 0.0,
-) -> torch.Tensor:
+) -> TokenLoss:
     """Mean negative log-likelihood per token in nats; labels of -100 do not count.
 
     Args:
@@ -40,19 +73,21 @@ def token_loss(
     """
     if not 0.0 <= smoothing < 1.0:
         raise ValueError(f"`smoothing` must be in [0, 1), but is {smoothing}.")
-    labels = labels.to(logits.device, torch.int64)
-    total = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        labels.flatten(),
-        ignore_index=-100,
-        label_smoothing=smoothing,
-        reduction="sum",
-    )
+    targets = labels.to(logits.device, torch.int64).flatten()
+    rows = logits.float().flatten(0, 1)
     if num_items_in_batch is None:
-        return total / (labels != -100).sum().clamp(min=1)
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        num_items_in_batch = (targets != -100).sum().clamp(min=1)
+    elif isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(rows.device)
+    if smoothing == 0.0:
+        nats = nn.functional.cross_entropy(rows, targets, ignore_index=-100, reduction="sum")
+        return TokenLoss(nats / num_items_in_batch)
+    # What `label_smoothing` of torch's cross_entropy computes, with both of its parts at hand.
+    logs = rows.log_softmax(1)  # (B T, V)
+    nats = nn.functional.nll_loss(logs, targets, ignore_index=-100, reduction="sum")
+    spread = -logs.sum(1).masked_fill(targets == -100, 0.0).sum()
+    total = nats * (1.0 - smoothing) + spread * (smoothing / logs.shape[1])
+    return TokenLoss(total / num_items_in_batch, nats.detach() / num_items_in_batch)
 
 
 def target_loss(
@@ -62,15 +97,15 @@ def target_loss(
     smoothing: float = 0.0,
     *,
     name: str = "labels",
-) -> torch.Tensor | None:
-    """`token_loss` of labels (B, T) aligned with `logits` (B, T, V); None without any.
+) -> TokenLoss:
+    """`token_loss` of labels (B, T) aligned with `logits` (B, T, V); of None without any.
 
     Raises:
         TypeError: If they are no integers.
         ValueError: If they are of another shape or no token ids.
     """
     if labels is None:
-        return None
+        return TokenLoss(None)
     check_token_ids(name, labels, logits.shape[2], tuple(logits.shape[:2]))
     return token_loss(logits, labels, num_items_in_batch, smoothing)
 
@@ -81,8 +116,8 @@ def next_token_loss(
     shift_labels: torch.Tensor | None,
     num_items_in_batch: torch.Tensor | int | None = None,
     smoothing: float = 0.0,
-) -> torch.Tensor | None:
-    """`token_loss` of a language model; None without labels.
+) -> TokenLoss:
+    """`token_loss` of a language model; of None without labels.
 
     Args:
         logits: (B, T, V).

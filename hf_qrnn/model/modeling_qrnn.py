@@ -19,8 +19,6 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
-    CausalLMOutputWithPast,
-    Seq2SeqLMOutput,
     Seq2SeqModelOutput,
     SequenceClassifierOutput,
 )
@@ -35,7 +33,14 @@ from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput
 from .generate_hooks_qrnn import LanguageModelHead, as_qrnn_cache
 from .keywords_qrnn import check_keywords
 from .limits_qrnn import DEFAULT_MAX_LENGTH
-from .losses_qrnn import next_token_loss, share_of_batch, shift_tokens_right, target_loss
+from .losses_qrnn import (
+    QRNNCausalLMOutput,
+    QRNNSeq2SeqLMOutput,
+    next_token_loss,
+    share_of_batch,
+    shift_tokens_right,
+    target_loss,
+)
 from .padding_qrnn import last_step, real_steps
 from .quantization_qrnn import check_quantized, leave_unpacked
 
@@ -326,7 +331,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         num_items_in_batch: torch.Tensor | int | None = None,
         smoothing: float = 0.0,
         **kwargs: Any,
-    ) -> Seq2SeqLMOutput:
+    ) -> QRNNSeq2SeqLMOutput:
         """Logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
 
         Args:
@@ -355,9 +360,9 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             return_dict=True,
         )
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
-        loss = target_loss(logits, labels, num_items_in_batch, smoothing)
+        losses = target_loss(logits, labels, num_items_in_batch, smoothing)
         others = {name: x for name, x in outputs.items() if name != "last_hidden_state"}
-        return Seq2SeqLMOutput(loss=loss, logits=logits, **others)
+        return QRNNSeq2SeqLMOutput(**losses._asdict(), logits=logits, **others)
 
 
 class QRNNDecoderModel(QRNNPreTrainedModel):
@@ -452,7 +457,7 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         smoothing: float = 0.0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> QRNNCausalLMOutput:
         """Logits (B, T, V) of the next tokens.
 
         Args:
@@ -478,8 +483,9 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
             return_dict=True,
         )
         logits = self._logits(outputs.last_hidden_state, logits_to_keep)
-        return CausalLMOutputWithPast(
-            loss=next_token_loss(logits, labels, shift_labels, num_items_in_batch, smoothing),
+        losses = next_token_loss(logits, labels, shift_labels, num_items_in_batch, smoothing)
+        return QRNNCausalLMOutput(
+            **losses._asdict(),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_qrnn.data.batching import Batch
-from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.tokenization import decode_batch, encode_batch
+from hf_qrnn.data.tokenization import decode_batch
 from hf_qrnn.metrics.scoring import METRICS, Score, score_translations
 from hf_qrnn.metrics.table import VALIDATED
 from hf_qrnn.translation.search import generate_hypotheses
@@ -41,9 +40,9 @@ def mean_loss(
     nats, tokens = 0.0, 0
     for batch in loader:
         inputs = {name: x.to(device) for name, x in batch.inputs.items()}
-        loss = float(model(**inputs).loss)
+        loss = float(model(**inputs, num_items_in_batch=1).loss)  # the sum over tokens
         if not batch.is_filler:
-            nats += loss * batch.num_target_tokens
+            nats += loss
             tokens += batch.num_target_tokens
     model.train(was_training)
     sums = [nats, float(tokens)] if processes is None else processes.sum([nats, tokens])
@@ -53,7 +52,7 @@ def mean_loss(
 def translate_sources(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str],
+    sources: Sequence[Sequence[int]],
     processes: Processes,
     *,
     batch_size: int,
@@ -67,8 +66,8 @@ def translate_sources(
     nothing.
     """
     own = range(processes.rank, len(sources), processes.count)
-    encoded = encode_batch(tokenizer, [sources[index] for index in own])
-    best = generate_hypotheses(model, encoded, num_beams=num_beams, batch_size=batch_size)
+    rows = [sources[index] for index in own]
+    best = generate_hypotheses(model, rows, num_beams=num_beams, batch_size=batch_size)
     texts = decode_batch(tokenizer, [hypotheses[0].ids for hypotheses in best])
     num_cut = processes.sum([sum(hypotheses[0].is_cut for hypotheses in best)])[0]
     shares = processes.gather(texts)
@@ -81,7 +80,8 @@ def translate_sources(
 def score_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[TextPair],
+    sources: Sequence[Sequence[int]],
+    references: Sequence[str],
     processes: Processes,
     *,
     batch_size: int,
@@ -96,15 +96,14 @@ def score_pairs(
     texts, num_cut = translate_sources(
         model,
         tokenizer,
-        [pair.source for pair in pairs],
+        sources,
         processes,
         batch_size=batch_size,
         num_beams=num_beams,
     )
-    references = [pair.target for pair in pairs]
     metrics = [metric.name for metric in VALIDATED if metric.name in METRICS]
     scores = score_translations(texts, references, metrics=metrics, bleu_tokenize=bleu_tokenize)
-    record: dict[str, Any] = {"sentences": len(pairs), "num_beams": num_beams}
+    record: dict[str, Any] = {"sentences": len(references), "num_beams": num_beams}
     record["cut_translations"] = num_cut
     for metric in VALIDATED:
         found: Score | float = getattr(scores, metric.name)

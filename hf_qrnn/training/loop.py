@@ -31,7 +31,7 @@ from .checkpoint import (
 )
 from .clock import Stopwatch
 from .identity import compare_identity
-from .meter import Meter, negative_log_likelihood, peak_memory
+from .meter import Meter, peak_memory
 from .options import check_at_least
 from .processes import Processes
 from .stopping import (
@@ -298,7 +298,7 @@ class Trainer:
         inputs = {name: x.to(self.accelerator.device) for name, x in batch.inputs.items()}
         self.model.train()
         with self.accelerator.autocast():
-            output = self.model(**inputs, num_items_in_batch=self._divisor(1.0))
+            output = self.model(**inputs, num_items_in_batch=1)
             self.accelerator.backward(output.loss)
         self.optimizer.zero_grad()
 
@@ -425,7 +425,7 @@ class Trainer:
         """One update from the batches of `group`, every one of `total` target tokens alike."""
         options, accelerator = self.options, self.accelerator
         self.model.train()
-        before = meter.nats
+        nats: list[torch.Tensor] = []
         real = [batch for batch in group if not batch.is_filler]
         for index, batch in enumerate(group):
             # Gradients are averaged over processes and the sum is wanted.
@@ -433,14 +433,15 @@ class Trainer:
             inputs = {name: x.to(accelerator.device) for name, x in batch.inputs.items()}
             is_last = index == len(group) - 1
             with accelerator.autocast(), _synced(accelerator, self.model, is_last):
+                # The sum over tokens, by a number that never changes: a compiled model would be
+                # compiled again for every `total`.
                 output = self.model(
-                    **inputs,
-                    num_items_in_batch=self._divisor(total),
-                    smoothing=options.label_smoothing,
+                    **inputs, num_items_in_batch=1, smoothing=options.label_smoothing
                 )
-                accelerator.backward(output.loss * weight)
-            smoothed = options.label_smoothing > 0.0
-            meter.add(batch, negative_log_likelihood(output, inputs["labels"], total, smoothed))
+                accelerator.backward(output.loss / total * weight)
+            if not batch.is_filler:
+                nats.append(output.get("unsmoothed_loss", output.loss).detach())
+                meter.add(batch, nats[-1])
         norm = accelerator.clip_grad_norm_(
             self.model.parameters(), options.max_grad_norm or math.inf
         )
@@ -456,16 +457,10 @@ class Trainer:
         self.watch.add(
             self.state.step,
             [index for batch in real for index in batch.indices],
-            meter.nats - before,
+            sum(nats, torch.zeros(())),
             sum(batch.num_target_tokens for batch in real),
             norm,
         )
-
-    def _divisor(self, total: float) -> Any:
-        """`total` for the loss; a compiled model would be compiled again for every new number."""
-        if self.accelerator.state.dynamo_plugin.backend == "NO":
-            return total
-        return torch.tensor(total, device=self.accelerator.device)
 
     def _look(self) -> None:
         self._trouble = self._trouble or self.watch.look()

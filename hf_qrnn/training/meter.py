@@ -84,21 +84,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def negative_log_likelihood(
-    output: Any, labels: torch.Tensor, total: float, is_smoothed: bool
-) -> torch.Tensor:
-    """Nats of a batch without label smoothing, which the loss itself contains.
-
-    Args:
-        output: What the model returned: the loss, a sum over `total`, and logits (B, T, V).
-        labels: (B, T).
-        total: What the loss was divided by.
-        is_smoothed: Whether the loss is smoothed.
-    """
-    if not is_smoothed:
-        nats: torch.Tensor = output.loss.detach() * total
-        return nats
-    logits = output.logits.detach().float().flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")

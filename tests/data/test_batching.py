@@ -219,23 +219,20 @@ def test_collate_pairs_loses_nothing(rows):
         assert batch["labels"][index][batch["labels"][index] != -100].tolist() == target
 
 
-def test_encode_pairs_counts_characters():
+def test_encode_pairs_encodes_both_sides():
     texts = [TextPair("\u00fcb", "a"), TextPair("", "ab")]
     character = encode_pairs(train_character_tokenizer(["ab\u00fc"]), texts)
     assert [(p.source_ids, p.target_ids) for p in character] == [
         ([6, 5, 1], [4, 1]),
         ([1], [4, 5, 1]),
     ]
-    assert [pair.num_source_chars for pair in character] == [2, 0]
     byte = encode_pairs(make_byte_tokenizer(), texts)
     assert len(byte[0].source_ids) == 4
-    assert byte[0].num_source_chars == 2
-    assert EncodedPair([6, 5, 1], [1]).num_source_chars == 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_yields_the_plans_and_leaves_the_global_generator_alone(num_workers):
-    pairs = [EncodedPair([4] * (1 + i % 9) + [1], [5] * (1 + i % 7) + [1], i) for i in range(50)]
+    pairs = [EncodedPair([4] * (1 + i % 9) + [1], [5] * (1 + i % 7) + [1]) for i in range(50)]
     sampler = BucketBatchSampler(pairs, max_tokens=40, world_size=2, rank=1)
     loader = make_loader(pairs, sampler, pad_token_id=0, num_workers=num_workers)
     torch.manual_seed(5)
@@ -250,7 +247,7 @@ def test_loader_yields_the_plans_and_leaves_the_global_generator_alone(num_worke
             assert batch.inputs.keys() == expected.keys()
             assert all(torch.equal(batch.inputs[key], expected[key]) for key in expected)
             assert batch.is_filler == plan.is_filler
-            assert batch.num_source_chars == sum(plan.indices)
+            assert batch.indices == tuple(plan.indices)
             assert batch.num_source_tokens == int(batch.inputs["attention_mask"].sum())
             assert batch.num_target_tokens == int((batch.inputs["labels"] != -100).sum())
     assert torch.equal(torch.get_rng_state(), before)

@@ -91,8 +91,36 @@ def test_label_smoothing_matches_the_definition() -> None:
     for b, t in [(0, 0), (0, 1), (1, 0), (1, 2)]:
         own = -log_p[b, t, labels[b, t]]
         terms.append(0.9 * own + 0.1 * -log_p[b, t].mean())
-    smoothed = token_loss(logits, labels, smoothing=0.1)
+    smoothed = token_loss(logits, labels, smoothing=0.1).loss
     torch.testing.assert_close(smoothed, torch.stack(terms).mean())
+
+
+def test_smoothed_loss_is_torchs_own_to_the_bit_with_its_gradient() -> None:
+    labels = torch.randint(0, 20, (4, 7)).masked_fill(torch.rand(4, 7) < 0.3, -100)
+    ours, theirs = (torch.randn(4, 7, 20).requires_grad_() for _ in range(2))
+    theirs.data.copy_(ours.data)
+    loss = token_loss(ours, labels, num_items_in_batch=3, smoothing=0.1).loss
+    assert loss is not None
+    expected = nn.functional.cross_entropy(
+        theirs.flatten(0, 1), labels.flatten(), label_smoothing=0.1, reduction="sum"
+    )
+    (expected / 3).backward()
+    loss.backward()
+    assert torch.equal(loss, expected / 3)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_smoothed_loss_comes_with_the_one_without() -> None:
+    for kind in (QRNNForConditionalGeneration, QRNNForCausalLM):
+        ids, model = torch.randint(4, 20, (2, 5)), kind(small()).eval()
+        plain = model(ids, labels=ids, num_items_in_batch=4)
+        smoothed = model(ids, labels=ids, num_items_in_batch=4, smoothing=0.2)
+        assert "unsmoothed_loss" not in plain
+        assert smoothed.loss != plain.loss
+        assert torch.equal(smoothed.unsmoothed_loss, plain.loss)
+        assert not smoothed.unsmoothed_loss.requires_grad
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
@@ -104,7 +132,8 @@ def test_share_that_cannot_be_spread_is_refused(share: float) -> None:
 
 
 def test_loss_without_any_label_is_zero_not_nan() -> None:
-    loss = token_loss(torch.randn(1, 2, 5), torch.full((1, 2), -100))
+    loss = token_loss(torch.randn(1, 2, 5), torch.full((1, 2), -100)).loss
+    assert loss is not None
     assert loss.item() == 0.0
 
 

@@ -102,7 +102,10 @@ def evaluation(count: int) -> dict[str, object]:
     loader = make_loader(encoded, sampler, pad_token_id=0)
     prepared = accelerator.prepare(model)
     loss = mean_loss(prepared, loader, accelerator.device, processes)
-    record, texts = score_pairs(model, tokenizer, pairs, processes, batch_size=3)
+    record, texts = score_pairs(
+        model, tokenizer, [pair.source_ids for pair in encoded], [pair.target for pair in pairs],
+        processes, batch_size=3,
+    )  # fmt: skip
     return {"loss": loss, "record": record, "texts": texts}
 
 
