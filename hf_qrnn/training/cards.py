@@ -21,18 +21,13 @@ from hf_qrnn.data.reading import TextPair
 from hf_qrnn.hub.push import without_folders
 from hf_qrnn.metrics.table import BY_NAME, VALIDATED
 
+from .options import MODEL_FLAGS
 from .run_files import read_records, read_run, read_test
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 _NOT_STATED = "not stated"
-_ARCHITECTURE = (
-    "vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers",
-    "encoder_kernel_sizes", "decoder_kernel_sizes", "pooling", "zoneout", "dropout",
-    "dense_connections", "encoder_causal", "encoder_bidirectional", "reverse_source", "residual",
-    "rms_norm", "attention_layers", "num_attention_heads", "attention_scaling",
-    "feed_forward_size", "tie_word_embeddings",
-)  # fmt: skip
+_ARCHITECTURE = ("vocab_size", *(name for name in MODEL_FLAGS if name != "embedding_dropout"))
 _SENTENCES = {"de": "Der Hund schl\u00e4ft.", "fr": "Le chien dort.", "en": "The dog sleeps."}
 _PIPELINES = {
     "QRNNForConditionalGeneration": "translation",

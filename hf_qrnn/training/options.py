@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from hf_qrnn.metrics.table import check_bleu_tokenizer
+from hf_qrnn.model.configuration_qrnn import QRNNConfig
 
 from .best import check_metric
 
 _PRECISIONS = ("no", "bf16")
+Options = TypeVar("Options")
 
 
 @dataclass
@@ -30,51 +32,60 @@ class TokenizerOptions:
     )
 
 
+MODEL_FLAGS = {
+    "embedding_size": "width of the embeddings",
+    "hidden_size": "units of every layer",
+    "encoder_layers": "layers of the encoder",
+    "decoder_layers": "layers of the decoder",
+    "encoder_kernel_sizes": "filter width of each encoder layer; default 6 2 2 ...",
+    "decoder_kernel_sizes": "filter width of each decoder layer; default 2 2 ...",
+    "pooling": "f, fo or ifo",
+    "zoneout": "probability of keeping a channel (Eq. 6)",
+    "dropout": "dropout on every layer's own output",
+    "embedding_dropout": "on embeddings; default dropout",
+    "dense_connections": "concatenate input and output",
+    "encoder_causal": "mask the encoder's convolutions",
+    "encoder_bidirectional": "half of the units each way",
+    "reverse_source": "read the source backwards",
+    "residual": "add every layer's input to its output",
+    "rms_norm": "RMSNorm before layers and at the end",
+    "attention_layers": "last (Eq. 8) or all",
+    "num_attention_heads": "heads of the attention",
+    "attention_scaling": "scale scores by 1/sqrt(head size)",
+    "feed_forward_size": "inner width of gated blocks; 0 = none",
+    "tie_word_embeddings": "output layer = embedding",
+}
+"""The fields of QRNNConfig that are flags, with their help; types and defaults are the config's."""
+
+
+def _with_model_flags(options: type[Options]) -> type[Options]:
+    """Add the fields that `MODEL_FLAGS` names to the dataclass `options`."""
+    own = {config_field.name: config_field for config_field in dataclasses.fields(QRNNConfig)}
+    written = type("Written", (), {"__annotations__": {k: own[k].type for k in MODEL_FLAGS}})
+    hints = get_type_hints(written)  # not of QRNNConfig: its bases name what they do not import
+    flags = [
+        (name, _flag_type(hints[name]), field(default=own[name].default, metadata={"help": text}))
+        for name, text in MODEL_FLAGS.items()
+    ]
+    names = {"__doc__": options.__doc__, "__module__": options.__module__}
+    made: type[Options] = make_dataclass(options.__name__, flags, bases=(options,), namespace=names)
+    return made
+
+
+def _flag_type(hint: Any) -> Any:
+    """The type of a field as a flag has it, which is one type, or one and None.
+
+    An integer stands for a number as well, and for a list of one.
+    """
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    (kind,) = [kind for kind in kinds if kind is not int] or kinds
+    return kind | None if type(None) in get_args(hint) else kind
+
+
+@_with_model_flags
 @dataclass
 class ModelOptions:
     """The model; every field is one of QRNNConfig."""
-
-    embedding_size: int = field(default=320, metadata={"help": "width of the embeddings"})
-    hidden_size: int = field(default=320, metadata={"help": "units of every layer"})
-    encoder_layers: int = field(default=4, metadata={"help": "layers of the encoder"})
-    decoder_layers: int = field(default=4, metadata={"help": "layers of the decoder"})
-    encoder_kernel_sizes: list[int] | None = field(
-        default=None, metadata={"help": "filter width of each encoder layer; default 6 2 2 ..."}
-    )
-    decoder_kernel_sizes: list[int] | None = field(
-        default=None, metadata={"help": "filter width of each decoder layer; default 2 2 ..."}
-    )
-    pooling: str = field(default="fo", metadata={"help": "f, fo or ifo"})
-    zoneout: float = field(
-        default=0.0, metadata={"help": "probability of keeping a channel (Eq. 6)"}
-    )
-    dropout: float = field(default=0.0, metadata={"help": "dropout on every layer's own output"})
-    embedding_dropout: float | None = field(
-        default=None, metadata={"help": "on embeddings; default dropout"}
-    )
-    dense_connections: bool = field(
-        default=False, metadata={"help": "concatenate input and output"}
-    )
-    encoder_causal: bool = field(
-        default=False, metadata={"help": "mask the encoder's convolutions"}
-    )
-    encoder_bidirectional: bool = field(
-        default=False, metadata={"help": "half of the units each way"}
-    )
-    reverse_source: bool = field(default=True, metadata={"help": "read the source backwards"})
-    residual: bool = field(
-        default=False, metadata={"help": "add every layer's input to its output"}
-    )
-    rms_norm: bool = field(default=False, metadata={"help": "RMSNorm before layers and at the end"})
-    attention_layers: str = field(default="last", metadata={"help": "last (Eq. 8) or all"})
-    num_attention_heads: int = field(default=1, metadata={"help": "heads of the attention"})
-    attention_scaling: bool = field(
-        default=False, metadata={"help": "scale scores by 1/sqrt(head size)"}
-    )
-    feed_forward_size: int = field(
-        default=0, metadata={"help": "inner width of gated blocks; 0 = none"}
-    )
-    tie_word_embeddings: bool = field(default=False, metadata={"help": "output layer = embedding"})
 
 
 @dataclass

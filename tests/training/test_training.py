@@ -1,5 +1,6 @@
 """The training loop and script: optimisation, options, run folders, and that the model learns."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -236,6 +237,25 @@ def test_run_options_are_checked(name: str, least: int) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least {least}, but is {least - 1}."):
         RunOptions(**{name: least - 1})  # type: ignore[arg-type]
     assert getattr(RunOptions(**{name: least}), name) == least  # type: ignore[arg-type]
+
+
+def test_flags_of_the_model_are_the_configs_fields() -> None:
+    flags = {flag.name: flag for flag in dataclasses.fields(ModelOptions)}
+    config = {own.name: own.default for own in dataclasses.fields(QRNNConfig)}
+    assert {name: flag.default for name, flag in flags.items()} == {
+        name: config[name] for name in flags
+    }
+    # A new field of the config is a flag, or is one of those that are not.
+    assert set(QRNNConfig.__annotations__) - flags.keys() == {
+        *("vocab_size", "classifier_pooling", "initializer_range", "forget_bias"),
+        *("use_cache", "pool_backend", "is_encoder_decoder", "is_decoder"),
+        *("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"),
+    }
+    types = get_type_hints(ModelOptions)
+    assert types["dropout"] is float
+    assert types["embedding_dropout"] == float | None
+    assert types["decoder_kernel_sizes"] == list[int] | None
+    assert types["residual"] is bool
 
 
 def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None:
