@@ -1,7 +1,11 @@
 """Quasi-recurrent neural networks (arXiv 1611.01576) as transformers models.
 
-Importing registers the models with the Auto classes, the pipeline task "qrnn-translation" with
-`pipeline`, and does nothing else.
+Importing enters names in tables of others and does nothing more: it prints, downloads and compiles
+nothing and asks no GPU. It registers
+- the models with the Auto classes, and their names in transformers' tables of tasks,
+- the pipeline task "qrnn-translation",
+- the operations `hf_qrnn::pool_v2` and `hf_qrnn::pool_backward_v2` with torch (pooling_qrnn.py),
+- `QRNNState` and `QRNNCache` with torch, as containers of tensors that graphs and files may hold.
 """
 
 from transformers import (
@@ -14,6 +18,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .data.tokenization import load_tokenizer, make_byte_tokenizer, train_character_tokenizer
 from .layer import QRNN, QRNNState
 from .model.backends_qrnn import use_backend
 from .model.cache_qrnn import QRNNCache
@@ -26,8 +31,10 @@ from .model.modeling_qrnn import (
 )
 from .model.pipeline_qrnn import TASK, QRNNTranslationPipeline
 from .model.pooling_qrnn import pool
+from .model.warm_start import classifier_from_language_model
+from .translation.translator import load_translator
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 AutoConfig.register("qrnn", QRNNConfig, exist_ok=True)
 QRNNConfig.register_for_auto_class()
@@ -64,6 +71,11 @@ __all__ = [
     "QRNNModel",
     "QRNNState",
     "QRNNTranslationPipeline",
+    "classifier_from_language_model",
+    "load_tokenizer",
+    "load_translator",
+    "make_byte_tokenizer",
     "pool",
+    "train_character_tokenizer",
     "use_backend",
 ]

@@ -210,9 +210,29 @@ def test_version_is_the_installed_one() -> None:
     assert hf_qrnn.__version__ == importlib.metadata.version("hf_qrnn")
 
 
-def test_every_public_name_is_there() -> None:
-    for name in hf_qrnn.__all__:
-        assert hasattr(hf_qrnn, name)
+def test_what_users_type_is_in_the_package_itself() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for inner, names in re.findall(r"^\s*from hf_qrnn(\.[\w.]+)? import (.+)", text, flags=re.M):
+        found[inner == ""] |= {name.split(" as ")[0].strip() for name in names.split(",")}
+    assert found[True] <= set(hf_qrnn.__all__)
+    assert found[False].isdisjoint(hf_qrnn.__all__)
+    assert {"QRNN", "train_character_tokenizer"} <= found[True]
+    assert [name for name in hf_qrnn.__all__ if not hasattr(hf_qrnn, name)] == []
+
+
+def test_import_registers_the_operations_it_says() -> None:
+    assert hf_qrnn.__doc__ is not None
+    names = re.findall(r"`hf_qrnn::(\w+)`", hf_qrnn.__doc__)
+    assert len(names) == 2
+    script = (
+        f"import torch\nassert not any(hasattr(torch.ops.hf_qrnn, name) for name in {names})\n"
+        f"import hf_qrnn\nassert all(hasattr(torch.ops.hf_qrnn, name) for name in {names})\n"
+        "from transformers.pipelines import PIPELINE_REGISTRY\n"
+        "assert 'qrnn-translation' in PIPELINE_REGISTRY.get_supported_tasks()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_import_prints_nothing_and_loads_nothing_heavy() -> None:
