@@ -10,6 +10,7 @@ from sources import PACKAGE, ROOT, tree
 
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "misses.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
@@ -124,6 +125,28 @@ def test_every_path_exists(page: Path) -> None:
     assert [name for name in inner if not (PACKAGE / name).exists()] == []
     travelling = re.findall(r"(?<![\w/*])\w+_qrnn\.py", text_of(page))
     assert [name for name in travelling if not (PACKAGE / "model" / name).exists()] == []
+
+
+# Flags of argparse, pytest, accelerate, torchrun and transformers' example scripts.
+FLAGS_OF_OTHERS = {
+    *("config_file", "help", "multi_gpu", "nproc_per_node", "num_processes", "slow", "standalone"),
+    *("config_overrides", "eval_strategy", "label_smoothing_factor", "load_best_model_at_end"),
+    *("metric_for_best_model", "model_type", "predict_with_generate", "save_strategy"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_is_one(page: Path) -> None:
+    code = [path for f in ("hf_qrnn", "scripts", "benchmarks") for path in (ROOT / f).rglob("*.py")]
+    text = "\n".join(map(text_of, code))
+    # Of argparse, or fields of the scripts' dataclasses.
+    ours = {
+        *re.findall(r'"--(\w+)"', text),
+        *re.findall(r"^    (\w+): [^=\n]+ = ", text, flags=re.M),
+    }
+    assert {"metric", "overwrite_output_dir", "references"} <= ours
+    named = set(re.findall(r"(?<!\w)--([a-z]\w*)", text_of(page)))
+    assert named - ours - FLAGS_OF_OTHERS == set()
 
 
 def resolves(name: str) -> bool:
