@@ -25,7 +25,7 @@ from hf_qrnn.model.padding_qrnn import last_step
 from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 
 _SUFFIXES = ("", "_reverse")
-# On an accelerator a look at a number waits for all work before it: so many are taken per process.
+# Reading a number from an accelerator waits for all work before it: a process does so this often.
 MAX_LOOKS = 16
 
 
@@ -113,7 +113,7 @@ class QRNN(nn.Module):
         _require("pooling", f"one of {kinds}", self.pooling, self.pooling in POOL_KINDS)
 
     def _widths(self) -> list[int]:
-        """Input width of every layer."""
+        """Return the input width of every layer."""
         widths, own = [self.input_size], self.hidden_size * (1 + self.bidirectional)
         for _ in range(self.num_layers - 1):
             widths.append(own + (widths[-1] if self.dense else 0))
@@ -133,7 +133,7 @@ class QRNN(nn.Module):
         return layer
 
     def _directions(self) -> list[list[QRNNLayer]]:
-        """The directions of every layer."""
+        """Make the directions of every layer."""
         suffixes = _SUFFIXES[: 1 + self.bidirectional]
         return [
             [self.get_submodule(f"l{layer}{suffix}") for suffix in suffixes]  # type: ignore[misc]
@@ -141,7 +141,7 @@ class QRNN(nn.Module):
         ]
 
     def _layers(self) -> list[QRNNLayer]:
-        """Every layer and direction, in the order of `h_n`; not what others added here."""
+        """List every layer and direction, in the order of `h_n`; not what others added here."""
         return [layer for directions in self._directions() for layer in directions]
 
     @property
@@ -169,7 +169,7 @@ class QRNN(nn.Module):
         """Do nothing: there is no flat buffer of weights to keep. For code written for LSTMs."""
 
     def extra_repr(self) -> str:
-        """The arguments that are not at their default, as in `nn.LSTM`."""
+        """List the arguments that are not at their default, as in `nn.LSTM`."""
         defaults = {
             "num_layers": 1,
             "bias": True,
@@ -231,7 +231,7 @@ class QRNN(nn.Module):
     def _run(
         self, x: torch.Tensor, mask: torch.Tensor | None, starts: list[LayerState | None]
     ) -> tuple[torch.Tensor, QRNNState]:
-        """All layers over `x` (B, T, E), each direction from its own start."""
+        """Run all layers over `x` (B, T, E), each direction from its own start."""
         last_h: list[torch.Tensor] = []
         last_c: list[torch.Tensor] = []
         inputs: list[torch.Tensor] = []
@@ -266,7 +266,7 @@ class QRNN(nn.Module):
     def _starts(
         self, hx: Sequence[Any] | None, x: torch.Tensor, *, has_batch: bool
     ) -> list[LayerState | None]:
-        """Where every layer and direction begins, in the order of `h_n`."""
+        """Return the start of every layer and direction, in the order of `h_n`."""
         num_directions = 1 + self.bidirectional
         if hx is None:
             return [None] * (self.num_layers * num_directions)
@@ -297,14 +297,14 @@ class QRNN(nn.Module):
         ]
 
     def _is_own(self, inputs: tuple[torch.Tensor, ...]) -> bool:
-        """Whether a layer of these widths has seen `inputs`: a decoder starts from an encoder's."""
+        """Tell whether `inputs` fit this layer; an encoder's, given to a decoder, may not."""
         theirs = [(past.shape[0], past.shape[-1]) for past in inputs]
         return theirs == [(self.kernel_size - 1, width) for width in self._widths()]
 
     def _past_inputs(
         self, given: Sequence[torch.Tensor] | None, x: torch.Tensor, batch: tuple[int, ...]
     ) -> list[torch.Tensor]:
-        """The K-1 inputs of every layer before the first step, (B, K-1, width); zeros if None."""
+        """Return the K-1 inputs of every layer before the first step, (B, K-1, width); or zeros."""
         num, widths = self.kernel_size - 1, self._widths()
         if given is None:
             return [x.new_zeros(x.shape[0], num, width) for width in widths]
@@ -315,7 +315,7 @@ class QRNN(nn.Module):
 
 
 def _unpack(packed: PackedSequence) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Padded sequences (B, T, E) in the order of the caller, and their mask (B, T)."""
+    """Return padded sequences (B, T, E) in the order of the caller, and their mask (B, T)."""
     padded, lengths = pad_packed_sequence(packed, batch_first=True)
     length = padded.shape[1]
     if bool((lengths == length).all()):
@@ -324,7 +324,7 @@ def _unpack(packed: PackedSequence) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def _pack(output: torch.Tensor, like: PackedSequence) -> PackedSequence:
-    """`output` (B, T, H) packed in the order of `like`."""
+    """Pack `output` (B, T, H) in the order of `like`."""
     if like.sorted_indices is not None:
         output = output.index_select(0, like.sorted_indices)
     # At every step, the rows that are still running come first.
@@ -355,7 +355,7 @@ def _require(name: str, rule: str, value: object, holds: bool) -> None:
 
 
 class QRNNState(tuple[Any, ...]):
-    """Where a `QRNN` stands after its last step; the batch is dimension 1, as in `nn.LSTM`.
+    """State of a `QRNN` after its last step; the batch is dimension 1, as in `nn.LSTM`.
 
     It is a tuple of exactly two, `h, c = state`. What a program rebuilds from the two alone, say by
     `tuple(v.detach() for v in state)`, is a plain `(h, c)` without `inputs`: a layer that goes on
@@ -381,7 +381,7 @@ class QRNNState(tuple[Any, ...]):
         c_n: torch.Tensor | None = None,
         inputs: Iterable[torch.Tensor] | None = None,
     ) -> QRNNState:
-        """A state of `h_n` and `c_n`, or of one iterable of both, as generic code makes tuples."""
+        """Make a state of `h_n` and `c_n`, or of one iterable of both, as generic code does."""
         pair = (h_n, c_n)
         if c_n is None:
             pair = (h_n,) if isinstance(h_n, torch.Tensor) else tuple(h_n)
@@ -404,19 +404,19 @@ class QRNNState(tuple[Any, ...]):
         return c_n
 
     def detach(self) -> QRNNState:
-        """The same state without its graph, for truncated back-propagation through time."""
+        """Return the same state without its graph, for truncated back-propagation through time."""
         return self._map(lambda tensor: tensor.detach())
 
     def clone(self) -> QRNNState:
-        """A copy in memory of its own."""
+        """Copy the state into memory of its own."""
         return self._map(lambda tensor: tensor.clone())
 
     def to(self, *args: Any, **kwargs: Any) -> QRNNState:
-        """`tensor.to(*args, **kwargs)` of every tensor."""
+        """Call `tensor.to(*args, **kwargs)` for every tensor."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
     def select(self, index: Any) -> QRNNState:
-        """The state of some sequences of the batch, in the order of `index`.
+        """Select the state of some sequences of the batch, in the order of `index`.
 
         Args:
             index: What indexes a dimension: a slice, integers, or booleans (B,). One integer gives

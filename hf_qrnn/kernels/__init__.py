@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
 
 
 def find() -> Loaded:
-    """The library of these very sources: beside this file, else in the user's cache."""
+    """Find the library of these very sources: beside this file, else in the user's cache."""
     # Not above: `python -m hf_qrnn.kernels.build` would warn that its package has it already.
     from .build import INFO_NAME, LIBRARY_NAME, cache_folder, source_hash
 
@@ -70,7 +70,7 @@ def load() -> Loaded:
 
 @functools.cache
 def unavailable(device: torch.device) -> str | None:
-    """Why the library cannot pool on `device`, or None if it can.
+    """Say why the library cannot pool on `device`, or return None if it can.
 
     The first question about a CUDA device runs a kernel on it: a device that the library has no
     code for, or a driver that is too old, shows only then.
@@ -98,5 +98,5 @@ def unavailable(device: torch.device) -> str | None:
 
 @functools.cache
 def operation(name: str) -> Any:
-    """The library's operation `name`; `unavailable` has said that it is there."""
+    """Return the library's operation `name`; `unavailable` has said that it is there."""
     return getattr(getattr(torch.ops, NAMESPACE), name).default

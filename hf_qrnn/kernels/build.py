@@ -51,11 +51,11 @@ _ISA = {
 
 
 class BuildError(Exception):
-    """Why the library could not be built."""
+    """A reason for which the library could not be built."""
 
 
 class Tools(NamedTuple):
-    """What a build needs: torch's folder, the compilers (nvcc None without CUDA) and the archs."""
+    """The tools of a build: torch's folder, compilers (nvcc None without CUDA) and the archs."""
 
     torch: Path
     cxx: str
@@ -64,7 +64,7 @@ class Tools(NamedTuple):
 
 
 def mode_from_environment() -> str:
-    """The value of HF_QRNN_BUILD.
+    """Read the value of HF_QRNN_BUILD.
 
     Raises:
         BuildError: If it is none of `MODES`.
@@ -120,7 +120,7 @@ def _find_nvcc() -> str | None:
 
 
 def cpp_sources() -> list[Path]:
-    """The C++ files to compile on this machine's architecture."""
+    """List the C++ files to compile on this machine's architecture."""
     files = sorted(SOURCES.glob("*.cpp"))
     if platform.machine() in ("x86_64", "AMD64"):
         return files
@@ -128,12 +128,12 @@ def cpp_sources() -> list[Path]:
 
 
 def cuda_sources() -> list[Path]:
-    """The CUDA files to compile."""
+    """List the CUDA files to compile."""
     return sorted((SOURCES / "cuda").glob("*.cu"))
 
 
 def source_hash() -> str:
-    """A name for the sources and flags: a library of another name is out of date."""
+    """Make a name of the sources and flags: a library of another name is out of date."""
     digest = hashlib.sha256(repr((_COMMON, _CXX, _NVCC, sorted(_ISA.items()))).encode())
     for file in sorted(SOURCES.rglob("*")):
         if file.is_file():
@@ -142,21 +142,21 @@ def source_hash() -> str:
 
 
 def cache_folder() -> Path:
-    """Where libraries of these sources are, one folder each."""
+    """Return the place of the libraries of these sources, one folder each."""
     given = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
     base = Path(given) if given else Path.home() / ".cache"
     return base / "hf_qrnn" / f"{platform.machine()}-{source_hash()}"
 
 
 def variant(tools: Tools) -> str:
-    """The folder's name of what `tools` build: what is inside, and by which nvcc."""
+    """Name the folder of a build with `tools`: its contents, and by which nvcc."""
     if tools.nvcc is None:
         return "cpu"
     return f"cuda-{nvcc_version(tools.nvcc)}-sm{'-'.join(tools.archs)}"
 
 
 def nvcc_version(nvcc: str) -> str:
-    """The release of `nvcc`, as 13.0.88."""
+    """Return the release of `nvcc`, as 13.0.88."""
     text = _run([nvcc, "--version"])
     return text.rpartition(", V")[2].split()[0] if ", V" in text else "unknown"
 

@@ -18,7 +18,7 @@ ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 def attention_implementation(given: object) -> str:
-    """`given`, or "sdpa" for None.
+    """Return `given`, or "sdpa" for None.
 
     Raises:
         ValueError: If there is no such implementation here.
@@ -44,7 +44,7 @@ def attend(
     want_weights: bool,
     explicit: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Soft attention over the source, by heads.
+    """Attend to the source softly, by heads.
 
     Args:
         query: (B, N, T, H/N).
@@ -83,12 +83,12 @@ def attend(
 
 
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """(B, T, H) to (B, N, T, H/N)."""
+    """Split (B, T, H) into heads (B, N, T, H/N)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class Memory(NamedTuple):
-    """What one decoder layer keeps of the source, computed once per source.
+    """Tensors that one decoder layer keeps of the source, computed once per source.
 
     `gate_bias` is V h~ (B, G*H) of Eq. 7; `keys` and `values` (B, N, S, H/N) where it attends.
     """
@@ -116,7 +116,7 @@ class OutputAttention(nn.Module):
         self.cell = nn.Linear(hidden_size, hidden_size, bias=False)  # W_c
 
     def keys_values(self, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder states (B, S, H) as keys and values (B, N, S, H/N)."""
+        """Return encoder states (B, S, H) as keys and values (B, N, S, H/N)."""
         heads = split_heads(encoder_states, self.num_heads)
         return heads, heads
 
@@ -129,7 +129,7 @@ class OutputAttention(nn.Module):
         want_weights: bool,
         explicit: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`c` and `o` (B, T, H) to the attended `h` (B, T, H) and the weights (B, N, T, S)."""
+        """Map `c` and `o` (B, T, H) to the attended `h` (B, T, H) and the weights (B, N, T, S)."""
         assert memory.keys is not None, "no source to attend to"
         assert memory.values is not None
         c = c.to(memory.keys.dtype)
@@ -160,7 +160,7 @@ class AttentionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def keys_values(self, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder states (B, S, H) to keys and values (B, N, S, H/N)."""
+        """Project encoder states (B, S, H) to keys and values (B, N, S, H/N)."""
         keys, values = self.key_value(encoder_states).chunk(2, dim=-1)
         return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
 
@@ -172,7 +172,7 @@ class AttentionBlock(nn.Module):
         want_weights: bool,
         explicit: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`x` (B, T, H) to (B, T, H) and the weights (B, N, T, S)."""
+        """Map `x` (B, T, H) to (B, T, H) and the weights (B, N, T, S)."""
         assert memory.keys is not None, "no source to attend to"
         assert memory.values is not None
         query = split_heads(self.query(self.norm(x)), self.num_heads)

@@ -1,4 +1,4 @@
-"""What stands around a layer: normalisation, dropout, residual and dense connections, feed-forward.
+"""The parts around a layer: normalisation, dropout, residual and dense connections, feed-forward.
 
 Shapes: B batch, T time, H units.
 """
@@ -23,13 +23,13 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, H) to (B, T, H)."""
+        """Map (B, T, H) to (B, T, H)."""
         gate, inner = self.gate_and_in(self.norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.out(nn.functional.silu(gate) * inner))
 
 
 class Connection(nn.Module):
-    """What stands around every layer: norm before, dropout, then residual, dense or nothing.
+    """The connection around every layer: norm before, dropout, then residual, dense or nothing.
 
     Dropout acts once, on the layer's own output. A residual skips a layer whose widths differ.
     """
@@ -43,24 +43,24 @@ class Connection(nn.Module):
         self.residual = residual and input_size == hidden_size
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, E) to (B, T, E)."""
+        """Map (B, T, E) to (B, T, E)."""
         normed: torch.Tensor = self.norm(x)
         return normed
 
     def after(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """The layer's input (B, T, E) and own output (B, T, H) to (B, T, H)."""
+        """Join the layer's input (B, T, E) and own output (B, T, H) to (B, T, H)."""
         h = self.dropout(h)
         return x + h if self.residual else h
 
 
 def embedding_dropout(config: QRNNConfig) -> float:
-    """The probability of zeroing an embedding's number in training."""
+    """Return the probability of zeroing an embedding's number in training."""
     given = config.embedding_dropout
     return float(config.dropout if given is None else given)
 
 
 def make_connection(config: QRNNConfig, input_size: int) -> Connection:
-    """The connection around a layer that reads `input_size` channels."""
+    """Make the connection around a layer that reads `input_size` channels."""
     return Connection(
         input_size,
         config.hidden_size,
@@ -71,12 +71,12 @@ def make_connection(config: QRNNConfig, input_size: int) -> Connection:
 
 
 def make_feed_forward(config: QRNNConfig) -> FeedForward | None:
-    """The feed-forward block behind a layer, if the config has one."""
+    """Make the feed-forward block behind a layer, if the config has one."""
     if config.feed_forward_size == 0:
         return None
     return FeedForward(config.hidden_size, config.feed_forward_size, config.dropout)
 
 
 def make_final_norm(config: QRNNConfig) -> nn.Module:
-    """The norm behind the last layer, if the config has norms."""
+    """Make the norm behind the last layer, if the config has norms."""
     return nn.RMSNorm(config.hidden_size, eps=RMS_NORM_EPS) if config.rms_norm else nn.Identity()

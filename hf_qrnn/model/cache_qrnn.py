@@ -36,7 +36,7 @@ def _on_each(change: RowChange, tensors: Tensors) -> Tensors:
 
 
 class QRNNCacheLayer(CacheLayerMixin):
-    """What one decoder layer remembers.
+    """State of one decoder layer between calls.
 
     Every attribute is a tensor, None, a flag or a list of tuples of tensors: exporters look for
     tensors in them, by name and in this order, and rebuild no named tuple.
@@ -76,7 +76,7 @@ class QRNNCacheLayer(CacheLayerMixin):
 
     @property
     def memory(self) -> Memory | None:
-        """What it needs of the source; None before it has seen one."""
+        """The part of the source that the layer needs; None before it has seen one."""
         return self._kept_memory() if self.has_memory else None
 
     def _kept_memory(self) -> Memory:
@@ -93,7 +93,7 @@ class QRNNCacheLayer(CacheLayerMixin):
         self.has_memory = memory is not None
 
     def current_state(self) -> LayerState | None:
-        """The state to go on from, None before the first step."""
+        """Return the state to go on from, None before the first step."""
         return self.state
 
     def store(self, state: LayerState, num_steps: int, past: LayerPast | None = None) -> None:
@@ -117,19 +117,19 @@ class QRNNCacheLayer(CacheLayerMixin):
         return self.c.shape[0] if self.is_initialized and self.c is not None else -1
 
     def get_seq_length(self) -> Any:
-        """Steps taken so far, pads included: an int, while a graph is traced a 0-d tensor."""
+        """Count the steps so far, pads included: an int, while a graph is traced a 0-d tensor."""
         return self.num_steps if torch.compiler.is_compiling() else int(self.num_steps)
 
     def get_mask_sizes(self, query_length: int) -> tuple[Any, int]:
-        """Length and offset of the mask of the next call."""
+        """Return length and offset of the mask of the next call."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No limit."""
+        """Return -1: there is no limit."""
         return -1
 
     def get_max_cache_shape(self) -> int:
-        """No limit (the name of `get_max_length` in older releases of transformers)."""
+        """Return -1: no limit (the name of `get_max_length` in older releases of transformers)."""
         return -1
 
     def reset(self) -> None:
@@ -148,11 +148,11 @@ class QRNNCacheLayer(CacheLayerMixin):
         self._window = [tuple(_on_each(change, past)) for past in self._past()]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row b becomes row `beam_idx[b]`."""
+        """Move row `beam_idx[b]` to row b."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row becomes `repeats` equal neighbours."""
+        """Repeat every row, so that it becomes `repeats` equal neighbours."""
         self._on_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -188,10 +188,10 @@ class QRNNCacheLayer(CacheLayerMixin):
         self._window = []
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to prepare: the first `store` fills the layer."""
+        """Do nothing: the first `store` fills the layer."""
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Refused: there are no keys and values of past targets.
+        """Refuse: there are no keys and values of past targets.
 
         Raises:
             TypeError: Always.
@@ -211,7 +211,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
     is_croppable = False
 
     def current_state(self) -> LayerState | None:
-        """The state to go on from, None before the first step."""
+        """Return the state to go on from, None before the first step."""
         state = self.state
         if state is None or not self.is_initialized:
             return None
@@ -241,7 +241,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
         return memory
 
     def get_seq_length(self) -> Any:
-        """Steps taken so far, pads included: a 0-d tensor after the first."""
+        """Count the steps so far, pads included: a 0-d tensor after the first."""
         return self.num_steps if self.is_initialized else 0
 
     def reset(self) -> None:
@@ -257,7 +257,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
         self._keep_memory(None if memory is None else _changed_in_place(memory, change))
 
     def activate_past_recording(self) -> None:
-        """Refused: a recording grows, a static cache does not.
+        """Refuse: a recording grows, a static cache does not.
 
         Raises:
             ValueError: Always.
@@ -269,7 +269,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
 
 
 def _fixed(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy whose address compiled graphs may rely on."""
+    """Copy a tensor to an address that compiled graphs may rely on."""
     copy = tensor.detach().clone(memory_format=torch.contiguous_format)
     if not torch.compiler.is_compiling():
         mark_static_address(copy)
@@ -277,7 +277,7 @@ def _fixed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _alike(old: Tensors, new: Tensors) -> bool:
-    """Whether `new` fits into the tensors of `old`."""
+    """Tell whether `new` fits into the tensors of `old`."""
     for a, b in zip(old, new, strict=True):
         if a is None or b is None:
             if a is not b:
@@ -288,7 +288,7 @@ def _alike(old: Tensors, new: Tensors) -> bool:
 
 
 def _changed_in_place(old: Tensors, change: RowChange) -> Tensors:
-    """`old` after the change, in the same tensors where they still fit."""
+    """Return `old` after the change, in the same tensors where they still fit."""
     new = _on_each(change, old)
     if not _alike(old, new):
         return _on_each(_fixed, new)
@@ -318,7 +318,7 @@ class QRNNCache(Cache):
         super().__init__(layers=[layer() for _ in range(num_layers)])
 
     def layer(self, index: int) -> QRNNCacheLayer:
-        """What decoder layer `index` remembers."""
+        """Return the state of decoder layer `index`."""
         layer = self.layers[index]
         assert isinstance(layer, QRNNCacheLayer)
         return layer
@@ -329,7 +329,7 @@ class QRNNCache(Cache):
         return self.layer(0).num_rows
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """Steps taken so far, pads included: an int, or a 0-d tensor in a static cache."""
+        """Count the steps so far, pads included: an int, or a 0-d tensor in a static cache."""
         return self.layer(layer_idx).get_seq_length()
 
 
@@ -340,7 +340,7 @@ _FLAGS = ("is_initialized", "has_memory", "record_past")
 
 
 def _flatten_named(cache: QRNNCache) -> tuple[list[tuple[str, torch.Tensor]], dict[str, Any]]:
-    """The tensors of a cache by name, and what JSON can hold: how to put them back."""
+    """Return the tensors of a cache by name, and JSON that says how to put them back."""
     named: list[tuple[str, torch.Tensor]] = []
     layers = []
     for index in range(len(cache.layers)):

@@ -1,4 +1,4 @@
-"""What the models ask of their inputs, said in one sentence each.
+"""Checks of what goes into the models; each failure is one sentence.
 
 Nothing here costs a device synchronisation, and nothing is looked at while a graph is traced:
 values are checked on the CPU only.
@@ -21,21 +21,21 @@ _MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
 
 
 def may_look(tensor: Any) -> bool:
-    """Whether `tensor` is one whose shape may decide what happens: not while tracing a graph."""
+    """Tell whether the shape of `tensor` may decide what happens: not while tracing a graph."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     return type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter)
 
 
 def may_read(tensor: torch.Tensor) -> bool:
-    """Whether its values may decide: a transform of torch.func shows none of a sample alone."""
+    """Tell whether its values may decide: under torch.func they are not those of one sample."""
     return tensor.device.type == "cpu" and not is_transformed()
 
 
 def check_token_ids(
     name: str, ids: torch.Tensor, vocab_size: int, shape: tuple[int, ...] | None = None
 ) -> None:
-    """Token ids, or with a `shape` labels, where -100 stands for none.
+    """Check token ids, or with a `shape` labels, where -100 stands for none.
 
     Raises:
         TypeError: If they are no integers.
@@ -63,7 +63,7 @@ def check_token_ids(
 
 
 def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """A tensor of one exact shape.
+    """Check that a tensor has one exact shape.
 
     Raises:
         ValueError: If it has another.
@@ -73,7 +73,7 @@ def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) 
 
 
 def check_rows(name: str, tensor: torch.Tensor | None, batch: int) -> None:
-    """A tensor with one row for each of the batch.
+    """Check that a tensor has one row for each of the batch.
 
     Raises:
         ValueError: If it has more or fewer.
@@ -92,7 +92,7 @@ def embed(
     inputs_embeds: torch.Tensor | None,
     name: str,
 ) -> torch.Tensor:
-    """Embeddings (B, T, E) of ids (B, T), or the ones given: exactly one of the two.
+    """Return embeddings (B, T, E) of ids (B, T), or the ones given: exactly one of the two.
 
     `sizes` is (V, E): what stands in the embedding's place, an adapter say, need not know them.
 
@@ -120,7 +120,7 @@ def embed(
 def check_mask(
     name: str, mask: torch.Tensor, length: int, batch: int | None = None, *, exact: bool = False
 ) -> None:
-    """A mask (B, T) of zeros and ones; without `exact` it may be longer.
+    """Check a mask (B, T) of zeros and ones; without `exact` it may be longer.
 
     Raises:
         ValueError: If it is not.
@@ -142,7 +142,7 @@ def check_mask(
 def check_stored_weights(
     names: Iterable[str], state_dict: Mapping[str, torch.Tensor] | None, files: Sequence[str] | None
 ) -> None:
-    """Weights as they are stored, in memory or in safetensors files, before they are cast.
+    """Check weights as they are stored, in memory or in safetensors files, before they are cast.
 
     Args:
         names: The model's own; what is stored beside them is not read.
@@ -168,7 +168,7 @@ def _wrong_weight(name: str, dtype: str) -> str:
 
 
 def _stored_dtypes(path: str) -> dict[str, str]:
-    """The dtype of each tensor of a safetensors file by its header; of another file, none."""
+    """Read the dtype of each tensor from a safetensors file's header; none from another file."""
     if not str(path).endswith(".safetensors"):
         return {}
     with open(path, "rb") as file:

@@ -151,7 +151,7 @@ class QRNNConfig(PreTrainedConfig):
 
     @property
     def output_attentions(self) -> bool | None:
-        """Whether attention weights are returned unless forward says otherwise."""
+        """The attention weights are returned unless forward says otherwise."""
         return self._output_attentions
 
     @output_attentions.setter
@@ -160,11 +160,11 @@ class QRNNConfig(PreTrainedConfig):
         self._output_attentions = value
 
     def validate_output_attentions(self) -> None:
-        """Weights may be asked for, whatever computes attention without them."""
+        """Allow weights to be asked for, whatever computes attention without them."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The config of a saved one, with a warning about fields this release does not know."""
+        """Make the config of a saved one; warn of fields this release does not know."""
         known = {field.name for field in dataclasses.fields(cls)} | set(cls.attribute_map)
         unknown = [
             name
@@ -189,7 +189,7 @@ class QRNNConfig(PreTrainedConfig):
             getattr(self, check)()
 
     def kernel_sizes(self, part: str) -> list[int]:
-        """Filter width of every layer of `part`, "encoder" or "decoder"."""
+        """Return the filter width of every layer of `part`, "encoder" or "decoder"."""
         num_layers: int = getattr(self, f"{part}_layers")
         sizes: int | list[int] | None = getattr(self, f"{part}_kernel_sizes")
         if sizes is None:
@@ -197,7 +197,7 @@ class QRNNConfig(PreTrainedConfig):
         return list(sizes) if isinstance(sizes, list) else [sizes] * num_layers
 
     def validate_types(self) -> None:
-        """Every field has its type; True is not an integer and 1 is not a boolean."""
+        """Check the type of every field; True is not an integer and 1 is not a boolean."""
         for names, types, rule in _FIELD_TYPES:
             for name in names.split():
                 value = getattr(self, name)
@@ -213,7 +213,7 @@ class QRNNConfig(PreTrainedConfig):
         _require("embedding_dropout", "a number or None", value, fits)
 
     def validate_sizes(self) -> None:
-        """Sizes and depths are positive, filter widths fit the depth."""
+        """Check that sizes and depths are positive and filter widths fit the depth."""
         for name in _SIZES.split():
             value, least = getattr(self, name), 0 if name == "feed_forward_size" else 1
             _require(name, f"at least {least}", value, value >= least)
@@ -230,7 +230,7 @@ class QRNNConfig(PreTrainedConfig):
             )
 
     def validate_choices(self) -> None:
-        """Named choices are known and probabilities are in [0, 1)."""
+        """Check that named choices are known and probabilities are in [0, 1)."""
         choices = {
             "pooling": tuple(POOL_KINDS),
             "attention_layers": ATTENTION_LAYERS,
@@ -248,7 +248,7 @@ class QRNNConfig(PreTrainedConfig):
         _require("forget_bias", "finite", self.forget_bias, math.isfinite(self.forget_bias))
 
     def validate_combinations(self) -> None:
-        """Fields that exclude or bound each other."""
+        """Check fields that exclude or bound each other."""
         hidden, heads = self.hidden_size, self.num_attention_heads
         _require(
             "dense_connections",
@@ -277,7 +277,7 @@ class QRNNConfig(PreTrainedConfig):
             )
 
     def validate_token_ids(self) -> None:
-        """Token ids may be None, but a given one is in the vocabulary."""
+        """Check that token ids are None or in the vocabulary."""
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
             ids = value if isinstance(value, list) else [] if value is None else [value]

@@ -22,7 +22,7 @@ LEAST_STEPS = 8
 def gate_convolution(
     input_size: int, hidden_size: int, kernel_size: int, num_gates: int
 ) -> nn.Linear:
-    """The convolution of all gates as one matrix over the window, (B, T, K*E) to (B, T, G*H).
+    """Convolve for all gates by one matrix over the window: (B, T, K*E) to (B, T, G*H).
 
     Taps from first to last in processing order, gates in order z, f, o, i. No class of its own:
     quantisers ask for `type(module) is nn.Linear` and would pass by any other.
@@ -37,7 +37,7 @@ def gate_convolution(
 def convolve(
     convolution: nn.Module, padded: torch.Tensor, kernel_size: int, *, reverse: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pre-activations of all gates, and the bias that must still be added to them, if any.
+    """Compute pre-activations of all gates, and the bias still to be added to them, if any.
 
     Args:
         convolution: A `gate_convolution` over windows of `padded`, or what took its place (an
@@ -62,7 +62,7 @@ def convolve(
 
 
 def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> bool:
-    """Whether its product may be computed without calling it, and is worth it: on a CPU.
+    """Tell whether its product may be computed without calling it, and is worth it: on a CPU.
 
     A GPU's product adds the bias for nothing. Whatever looks at operations, a compiler, a tracer, a
     transform of torch.func, forward-mode derivatives, a dispatch mode or a tensor of another type,

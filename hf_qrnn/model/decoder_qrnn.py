@@ -71,7 +71,7 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         self.dense = dense
 
     def remember(self, encoder_states: torch.Tensor, h_tilde: torch.Tensor) -> Memory:
-        """What this layer needs of encoder states (B, S, H) and h~ (B, H): `V h~`, keys, values."""
+        """Compute `V h~`, keys and values from encoder states (B, S, H) and h~ (B, H)."""
         gate_bias = None if self.layer.encoding is None else self.layer.encoding(h_tilde)
         if self.attention is None:
             return Memory(gate_bias)
@@ -213,7 +213,7 @@ class QRNNDecoder(nn.Module):
         encoder_outputs: QRNNEncoderOutput | None,
         cache: QRNNCacheLayer | None,
     ) -> Memory:
-        """What layer `index` needs of the source: from the cache, or computed and kept there."""
+        """Return layer `index`'s memory of the source: the cache's, or computed and kept there."""
         if not self.reads_source:
             return Memory()
         if cache is not None and cache.memory is not None:

@@ -53,7 +53,7 @@ class QRNNEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, E) to the output (B, S, H or E + H) and h~ (B, H) of Eq. 7.
+        """Map (B, S, E) to the output (B, S, H or E + H) and h~ (B, H) of Eq. 7.
 
         h~ is the pooled output at the last processed real step, before dropout and connections.
         """

@@ -21,7 +21,7 @@ CACHE_KINDS = (None, "dynamic", "static")
 
 
 def as_qrnn_cache(given: Any) -> QRNNCache | None:
-    """`given` itself.
+    """Return `given` unchanged if it is None or a QRNNCache.
 
     Raises:
         TypeError: If it is neither None nor a QRNNCache.
@@ -67,7 +67,7 @@ class SourceGuidance(LogitsProcessor):
         self.source, self.source_mask, self.target_mask = source, source_mask, target_mask
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        """The target so far (B, T) and the logits (B, V) that follow it, to guided ones (B, V)."""
+        """Guide the logits (B, V) that follow the target so far (B, T)."""
         if self.source is None:
             self.source = input_ids[:, -1:]
         rows, length = input_ids.shape
@@ -119,7 +119,7 @@ class LanguageModelHead(GenerationMixin):
     def _logits(
         self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor
     ) -> torch.Tensor:
-        """Logits (B, T, V) of the last `logits_to_keep` steps (0: all), or of given indices."""
+        """Compute logits (B, T, V) of the last `logits_to_keep` steps (0: all), or of indices."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = hidden_states[:, kept]
         if self.output_projection is not None:
@@ -359,7 +359,7 @@ class LanguageModelHead(GenerationMixin):
     def create_masks_for_generate(
         self, *args: Any, attention_mask: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> Any:
-        """The columns (B, T) of the mask that belong to the inputs: a recurrence needs no other.
+        """Return the columns (B, T) of the mask that belong to the inputs: no other is needed.
 
         Of constant shape and strides while decoding, so that one compiled graph serves every step.
         """

@@ -1,4 +1,4 @@
-"""What is asked of torch by names that torch may change, in one place.
+"""Questions to torch by names that torch may change, in one place.
 
 A model folder from the Hub carries this code into releases of torch that are not written yet. Where
 such a name is gone, each function here gives the answer under which every result is right, if
@@ -30,23 +30,23 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func is at work, or may be."""
+    """Tell whether a transform of torch.func is at work, or may be."""
     return _transforms_at_work is None or _transforms_at_work()
 
 
 def is_watched() -> bool:
-    """Whether a dispatch mode sees every operation, or may."""
+    """Tell whether a dispatch mode sees every operation, or may."""
     return _num_dispatch_modes is None or _num_dispatch_modes() > 0
 
 
 def in_forward_mode() -> bool:
-    """Whether derivatives may go along with values; where that is not to be known, they do not."""
+    """Tell whether derivatives may go along with values; False where that is not to be known."""
     in_mode: bool = getattr(_FORWARD_AD, "_current_level", -1) >= 0
     return in_mode
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to the calls of `module`, or may."""
+    """Tell whether somebody listens to the calls of `module`, or may."""
     if _global_hooks is None or _global_hooks():
         return True
     return any(getattr(module, name, True) for name in _HOOKS)
@@ -104,7 +104,7 @@ def register_decomposition(
 
 
 def scan_of_graphs() -> Callable[..., Any]:
-    """The loop of exported graphs, which only exporters need."""
+    """Return the loop of exported graphs, which only exporters need."""
     from torch._higher_order_ops.scan import scan
 
     return scan

@@ -113,7 +113,7 @@ def _check_cache_position(positions: Any, past_key_values: Any) -> None:
 def _check_positions(
     name: str, positions: Any, mask: torch.Tensor | None, past_key_values: Any
 ) -> None:
-    """Positions (B, T) that count on from each real token to the next: one text a row."""
+    """Count positions (B, T) on from each real token to the next: one text a row."""
     _look(name, positions)
     if positions.dim() != 2:
         raise ValueError(f"`{name}` must be (batch, length), but is {tuple(positions.shape)}.")

@@ -19,13 +19,13 @@ from .padding_qrnn import hide_pads, last_inputs, pad_time
 from .pool_kinds_qrnn import NUM_GATES, POOL_KINDS
 from .pooling_qrnn import pool
 
-# On a CPU without gradients, windows and gates of so many bytes are made at a time, in memory that
-# is already mapped. Smaller blocks cost more than they save.
+# On a CPU without gradients, windows and gates are made in blocks of this many bytes, in memory
+# that is already mapped. Smaller blocks cost more than they save.
 BLOCK_BYTES = 32 * 2**20
 
 
 class LayerState(NamedTuple):
-    """What a causal layer needs to go on: its last K-1 `inputs` (B, K-1, E) and `c` (B, H)."""
+    """The state a causal layer goes on from: its last K-1 `inputs` (B, K-1, E) and `c` (B, H)."""
 
     inputs: torch.Tensor
     c: torch.Tensor
@@ -44,7 +44,7 @@ class LayerPast(NamedTuple):
     c: torch.Tensor
 
     def state_after(self, num_steps: int) -> LayerState:
-        """The state after the first `num_steps` of the T steps."""
+        """Return the state after the first `num_steps` of the T steps."""
         before = self.inputs.shape[1] - self.c.shape[1]
         mask = None if self.mask is None else self.mask[:, :num_steps]
         inputs = last_inputs(self.inputs[:, : before + num_steps], mask, before)
@@ -67,7 +67,7 @@ class LayerOutput(NamedTuple):
 
 
 def join_rows(parts: Sequence[Any]) -> Any:
-    """Tensors, or named tuples of them, of several groups of rows as one; None stays None."""
+    """Join tensors, or named tuples of them, of several groups of rows; None stays None."""
     first = parts[0]
     if first is None:
         return None
@@ -158,7 +158,7 @@ class QRNNLayer(nn.Module):
         return joined
 
     def _rows_at_once(self, x: torch.Tensor) -> int:
-        """How many rows of `x` go through the layer together."""
+        """Return the number of rows of `x` that go through the layer together."""
         batch, length, width = x.shape
         draws = self.training and self.zoneout > 0.0
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -177,7 +177,7 @@ class QRNNLayer(nn.Module):
         want_o: bool,
         want_past: bool,
     ) -> LayerOutput:
-        """`forward` over rows that go together."""
+        """Run `forward` over rows that go together."""
         x = hide_pads(x, mask)
         before = self.kernel_size - 1
         if state is not None:

@@ -1,4 +1,4 @@
-"""How long a target may become: one rule for the translator, the pipeline and generate().
+"""The limit of a target's length: one rule for the translator, the pipeline and generate().
 
 The rule is saved with the model, in generation_config.json: `max_length_ratio` tokens for each
 token of the source and `max_length_offset` more, end tokens included on both sides. Training writes
@@ -24,7 +24,7 @@ _NOT_CHOSEN = (None, 20, DEFAULT_MAX_LENGTH)
 
 
 def length_rule(generation_config: GenerationConfig) -> tuple[float, int] | None:
-    """`max_length_ratio` and `max_length_offset` of a model, or None where it has none.
+    """Return `max_length_ratio` and `max_length_offset` of a model, or None where it has none.
 
     Raises:
         ValueError: If they are no numbers.
@@ -54,7 +54,7 @@ def set_length_rule(generation_config: GenerationConfig, ratio: float, offset: i
 def target_limits(
     generation_config: GenerationConfig, source_lengths: torch.Tensor
 ) -> torch.Tensor:
-    """The most tokens each target may have, the end token included and the start token not.
+    """Compute the most tokens of each target, the end token included and the start token not.
 
     A length that somebody chose (`max_new_tokens`, or a `max_length` that is no default) goes
     before the rule.
@@ -85,13 +85,13 @@ class RowLimits(StoppingCriteria):
         self.limits = limits
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Which rows are done: (B * N,)."""
+        """Tell for each row whether it is done: (B * N,)."""
         limits = self.limits.repeat_interleave(input_ids.shape[0] // self.limits.shape[0])
         return limits <= input_ids.shape[1] - 1  # the start token does not count
 
 
 def end_ids(generation_config: GenerationConfig) -> list[int]:
-    """The ids that end a target."""
+    """Return the ids that end a target."""
     ends = generation_config.eos_token_id
     return list(ends) if isinstance(ends, list) else [] if ends is None else [int(ends)]
 
@@ -99,7 +99,7 @@ def end_ids(generation_config: GenerationConfig) -> list[int]:
 def target_lengths(
     generated: torch.Tensor, limits: torch.Tensor, ends: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens of each row up to its first end token, that included, or to its limit.
+    """Count the tokens of each row up to and with its first end token, or to its limit.
 
     Args:
         generated: (B * N, T) ids without the start token.

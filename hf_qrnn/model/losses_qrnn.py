@@ -18,7 +18,7 @@ from .checks_qrnn import check_token_ids
 def shift_tokens_right(
     labels: torch.Tensor, pad_token_id: int, start_token_id: int
 ) -> torch.Tensor:
-    """Decoder inputs (B, T) of `labels` (B, T): the start token, then all labels but the last."""
+    """Make decoder inputs (B, T) of `labels` (B, T): the start token, all labels but the last."""
     shifted = labels.new_full(labels.shape, start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == -100, pad_token_id)
@@ -98,7 +98,7 @@ def target_loss(
     *,
     name: str = "labels",
 ) -> TokenLoss:
-    """`token_loss` of labels (B, T) aligned with `logits` (B, T, V); of None without any.
+    """Compute `token_loss` of labels (B, T) aligned with `logits` (B, T, V); of None without any.
 
     Raises:
         TypeError: If they are no integers.
@@ -117,7 +117,7 @@ def next_token_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     smoothing: float = 0.0,
 ) -> TokenLoss:
-    """`token_loss` of a language model; of None without labels.
+    """Compute `token_loss` of a language model; of None without labels.
 
     Args:
         logits: (B, T, V).
@@ -141,7 +141,7 @@ def next_token_loss(
 def share_of_batch(
     loss: torch.Tensor, num_items: int, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """The mean `loss` over `num_items` as its share of the mean over `num_items_in_batch`.
+    """Scale the mean `loss` over `num_items` to its share of the mean over `num_items_in_batch`.
 
     Trainer leaves it to the model to make accumulated steps equal one big batch, and transformers'
     loss of numbers and of several labels does not.

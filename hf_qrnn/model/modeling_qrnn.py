@@ -85,12 +85,12 @@ class QRNNPreTrainedModel(PreTrainedModel):
     def get_correct_attn_implementation(
         self, requested_attention: str | None, is_init_check: bool = False
     ) -> str:
-        """The implementation of attention to use, "sdpa" unless "eager" is asked for."""
+        """Return the implementation of attention to use, "sdpa" unless "eager" is asked for."""
         return attention_implementation(requested_attention)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights N(0, 1/fan_in), forget biases `forget_bias`, other biases 0.
+        """Draw weights from N(0, 1/fan_in); set forget biases to `forget_bias`, other biases to 0.
 
         Paper: not given. Here: a variance that keeps pre-activations near 1, where tanh and sigma
         bend but do not saturate; and a forget gate that starts open, so that the state of a
@@ -110,7 +110,7 @@ class QRNNPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """The model of a folder or of the Hub, as for any model of transformers."""
+        """Load the model of a folder or of the Hub, as for any model of transformers."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         check_quantized(model)
@@ -142,7 +142,7 @@ class QRNNPreTrainedModel(PreTrainedModel):
 
 
 def _own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
-    """A copy for one head: heads of one config must not change each other's."""
+    """Copy the config for one head: heads of one config must not change each other's."""
     config = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(config, name, value)
@@ -150,7 +150,7 @@ def _own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
 
 
 def _fitting_config(config: QRNNConfig, **values: Any) -> QRNNConfig:
-    """`config` itself where it has `values`: a head and its base share one, as everywhere."""
+    """Return `config` itself where it has `values`: a head and its base share one, as usual."""
     if all(getattr(config, name) == value for name, value in values.items()):
         return config
     return _own_config(config, **values)
@@ -196,12 +196,12 @@ class QRNNModel(QRNNPreTrainedModel):
         self.post_init()
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The encoder with its embedding: `model.get_encoder()(input_ids)`."""
+        """Return the encoder with its embedding: `model.get_encoder()(input_ids)`."""
         # Of images or sounds there is none; transformers says so by the model itself.
         return QRNNTextEncoder(self) if modality is None else super().get_encoder(modality)
 
     def get_decoder(self) -> QRNNDecoder:
-        """The decoder's stack."""
+        """Return the decoder's stack."""
         return self.decoder
 
     @can_return_tuple
@@ -297,15 +297,15 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             self.generation_config.max_length = DEFAULT_MAX_LENGTH
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The encoder with its embedding."""
+        """Return the encoder with its embedding."""
         return self.model.get_encoder() if modality is None else super().get_encoder(modality)
 
     def get_decoder(self) -> QRNNDecoder:
-        """The decoder's stack."""
+        """Return the decoder's stack."""
         return self.model.get_decoder()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Decoder inputs (B, T) for labels (B, T): shifted right behind the start token."""
+        """Make decoder inputs (B, T) of labels (B, T): shifted right behind the start token."""
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         for name, value in (("decoder_start_token_id", start), ("pad_token_id", pad)):
             if value is None:
@@ -332,11 +332,11 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         smoothing: float = 0.0,
         **kwargs: Any,
     ) -> QRNNSeq2SeqLMOutput:
-        """Logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
+        """Compute logits of the target, and with `labels` (B, T) the loss; see `QRNNModel.forward`.
 
         Args:
             labels: (B, T), -100 where nothing counts; the decoder's inputs come from them too.
-            logits_to_keep: Compute logits for the last so many steps only; 0 for all.
+            logits_to_keep: Number of last steps to compute logits for; 0 for all.
             num_items_in_batch: Divide the loss by this number of tokens; see `token_loss`.
             smoothing: Share of the target spread over the vocabulary.
         """
@@ -386,7 +386,7 @@ class QRNNDecoderModel(QRNNPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Hidden states (B, T, H) and the state; see `QRNNForCausalLM.forward`."""
+        """Compute hidden states (B, T, H) and the state; see `QRNNForCausalLM.forward`."""
         check_keywords(self, kwargs, attention_mask, past_key_values)
         embeds = _embed(self, input_ids, inputs_embeds)
         if past_key_values is None and _wants(self.config, "use_cache", use_cache):
@@ -419,7 +419,7 @@ class QRNNEncoderModel(QRNNPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> QRNNEncoderOutput:
-        """The encoding (B, S, H) of `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
+        """Compute the encoding (B, S, H) of `input_ids` (B, S) or `inputs_embeds` (B, S, E)."""
         check_keywords(self, kwargs, attention_mask)
         embeds = _embed(self, input_ids, inputs_embeds)
         hidden = _wants(self.config, "output_hidden_states", output_hidden_states)
@@ -440,7 +440,7 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
             self.generation_config.max_new_tokens = LANGUAGE_MODEL_MAX_NEW_TOKENS
 
     def get_decoder(self) -> QRNNDecoder:
-        """The stack of layers."""
+        """Return the stack of layers."""
         return self.model.decoder
 
     @can_return_tuple
@@ -458,7 +458,7 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         smoothing: float = 0.0,
         **kwargs: Any,
     ) -> QRNNCausalLMOutput:
-        """Logits (B, T, V) of the next tokens.
+        """Compute logits (B, T, V) of the next tokens.
 
         Args:
             input_ids: (B, T). Or `inputs_embeds` (B, T, E).
@@ -513,7 +513,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits (B, num_labels) of each row.
+        """Compute logits (B, num_labels) of each row.
 
         Args:
             input_ids: (B, S). Or `inputs_embeds` (B, S, E).
@@ -557,7 +557,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
 def _last_of_directions(
     states: torch.Tensor, mask: torch.Tensor | None, config: QRNNConfig
 ) -> torch.Tensor:
-    """The encoding (B, H) at the last processed step, of each direction its own half."""
+    """Return the encoding (B, H) at the last processed step, of each direction its own half."""
     if not config.encoder_bidirectional:
         return last_step(states, mask, reverse=config.reverse_source)
     halves = states.chunk(2, dim=-1)

@@ -20,7 +20,7 @@ def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def last_inputs(padded: torch.Tensor, mask: torch.Tensor | None, num: int) -> torch.Tensor:
-    """The last `num` real rows of `padded` (B, num + T, E), whose first `num` rows came before.
+    """Return the last `num` real rows of `padded` (B, num + T, E), whose first `num` came before.
 
     A right-padded row ends at its last real step, so that it goes on as if it had no pads.
     """
@@ -34,7 +34,7 @@ def last_inputs(padded: torch.Tensor, mask: torch.Tensor | None, num: int) -> to
 
 
 def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = False) -> torch.Tensor:
-    """`h` (B, T, H) at the last real step in processing order, (B, H); zeros without one."""
+    """Return `h` (B, T, H) at the last real step in processing order, (B, H); zeros without one."""
     if h.shape[1] == 0:
         return h.new_zeros(h.shape[0], h.shape[2])
     if mask is None:
@@ -47,7 +47,7 @@ def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = Fal
 
 
 def pad_time(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
-    """Zeros before and behind the steps of `x` (B, T, E): (B, left + T + right, E)."""
+    """Put zeros before and behind the steps of `x` (B, T, E): (B, left + T + right, E)."""
     batch, _, width = x.shape
     parts = [x.new_zeros(batch, left, width), x, x.new_zeros(batch, right, width)]
     # One pass; functional.pad writes zeros everywhere first.
@@ -55,7 +55,7 @@ def pad_time(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
 
 
 def windows(padded: torch.Tensor, kernel_size: int, *, reverse: bool = False) -> torch.Tensor:
-    """The K inputs that each output of a convolution sees, first in processing order first.
+    """Return the K inputs that each output of a convolution sees, in processing order.
 
     Args:
         padded: (B, T + K - 1, E).
@@ -80,7 +80,7 @@ def real_steps(
     exact: bool = False,
     name: str = "attention_mask",
 ) -> torch.Tensor | None:
-    """A boolean mask (B, `length`) of the last `length` columns, None where nothing is a pad.
+    """Return a mask (B, `length`) of the last `length` columns, None where nothing is a pad.
 
     Raises:
         ValueError: If the mask is not (B, at least `length`), with `exact` not (B, `length`), or

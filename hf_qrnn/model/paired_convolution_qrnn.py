@@ -24,13 +24,13 @@ import torch
 
 from .padding_qrnn import pad_time, windows
 
-# Below so many pairs of steps, input channels or outputs, what is saved is lost again to additions
-# and to smaller products (benchmarks/results/bench_convolution_cpu.jsonl).
+# With fewer pairs of steps, input channels or outputs than these, the additions and the smaller
+# products cost more than is saved (benchmarks/results/bench_convolution_cpu.jsonl).
 LEAST_PAIRS, LEAST_INPUTS, LEAST_OUTPUTS = 256, 128, 256
 
 
 def goes_by_pairs(padded: torch.Tensor, weight: torch.Tensor, kernel_size: int) -> bool:
-    """Whether three products of half the rows are faster here than one, and as exact.
+    """Tell whether three products of half the rows are faster here than one, and as exact.
 
     In fewer digits than float32 sums of inputs and of taps would be rounded before they are
     multiplied. The sum over all inputs, whose time is a hundredth of the products' at most, tells
@@ -52,7 +52,7 @@ def goes_by_pairs(padded: torch.Tensor, weight: torch.Tensor, kernel_size: int) 
 def _factors(
     padded: torch.Tensor, kernel_size: int, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_0 - x_1, x_1 and x_2 - x_1 of every pair of steps and of taps, each (B*N, K/2*E).
+    """Compute x_0 - x_1, x_1 and x_2 - x_1 of all pairs of steps and of taps: (B*N, K/2*E) each.
 
     N pairs hold T steps; of an odd T the last pair's second step is none, and its x_2 - x_1 zero.
     """
@@ -73,7 +73,7 @@ def _factors(
 def _taps(
     weight: torch.Tensor, kernel_size: int, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The taps w_0 and w_1 of all pairs, each (G*H, K/2, E) and a view of `weight` (G*H, K*E)."""
+    """Return the taps w_0 and w_1 of all pairs: (G*H, K/2, E), views of `weight` (G*H, K*E)."""
     taps = weight.unflatten(1, (kernel_size // 2, 2, -1))
     first, second = taps.unbind(2)
     return (second, first) if reverse else (first, second)
@@ -90,7 +90,7 @@ class PairConvolution(torch.autograd.Function):
         kernel_size: int,
         reverse: bool,
     ) -> torch.Tensor:
-        """The products; what backward needs is less than the windows."""
+        """Compute the products; less is kept for backward than the windows."""
         batch, length = padded.shape[0], padded.shape[1] - kernel_size + 1
         before, middle, after = _factors(padded, kernel_size, reverse)
         first, second = _taps(weight, kernel_size, reverse)
@@ -107,7 +107,7 @@ class PairConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of `padded` and `weight`, by three products each."""
+        """Compute the gradients of `padded` and `weight`, by three products each."""
         (grad,) = grads
         padded, weight, total = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -132,7 +132,7 @@ def _grad_padded(
     total: torch.Tensor,
     grads: tuple[torch.Tensor, ...],
 ) -> torch.Tensor:
-    """Gradient of `padded` from those of y_0, y_0 + y_1 and y_1, each (B*N, G*H)."""
+    """Compute the gradient of `padded` from those of y_0, y_0 + y_1 and y_1, each (B*N, G*H)."""
     batch, kernel_size = padded.shape[0], ctx.kernel_size
     first, second = _taps(weight, kernel_size, ctx.reverse)
     matrices = (first.flatten(1), total, second.flatten(1))
@@ -152,7 +152,7 @@ def _grad_padded(
 
 
 def _sum_windows(grad: torch.Tensor, kernel_size: int, reverse: bool) -> torch.Tensor:
-    """Gradient (B, N + K - 1, E) of what `windows` made into (B, N, K*E)."""
+    """Compute the gradient (B, N + K - 1, E) of the input that `windows` made into (B, N, K*E)."""
     if kernel_size == 1:
         return grad
     batch, length, width = grad.shape
@@ -166,7 +166,7 @@ def _sum_windows(grad: torch.Tensor, kernel_size: int, reverse: bool) -> torch.T
 def _grad_weight(
     ctx: Any, padded: torch.Tensor, weight: torch.Tensor, grads: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
-    """Gradient of `weight` from those of y_0, y_0 + y_1 and y_1, each (B*N, G*H)."""
+    """Compute the gradient of `weight` from those of y_0, y_0 + y_1 and y_1, each (B*N, G*H)."""
     factors = _factors(padded, ctx.kernel_size, ctx.reverse)
     result = torch.empty_like(weight, memory_format=torch.contiguous_format)
     of_first, of_second = _taps(result, ctx.kernel_size, ctx.reverse)
@@ -182,7 +182,7 @@ def _grad_weight(
 def _plain_backward(
     ctx: Any, padded: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same gradients by the one product, by operations that can be differentiated again."""
+    """Compute the same gradients by one product, so that they can be differentiated again."""
     seen = windows(padded, ctx.kernel_size, reverse=ctx.reverse)
     of_windows = _sum_windows(grad @ weight, ctx.kernel_size, ctx.reverse)
     of_weight = grad.flatten(0, 1).t() @ seen.flatten(0, 1)

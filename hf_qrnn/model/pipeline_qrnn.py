@@ -62,7 +62,7 @@ class QRNNTranslationPipeline(Pipeline):
         return results
 
     def preprocess(self, input_: Any, **kwargs: Any) -> dict[str, Any]:
-        """Ids and mask (1, S) of one text."""
+        """Encode one text as ids and mask (1, S)."""
         if not isinstance(input_, str):
             raise TypeError(f"A text must be a string, but is a {type(input_).__name__}.")
         assert self.tokenizer is not None
@@ -71,7 +71,7 @@ class QRNNTranslationPipeline(Pipeline):
         return {name: encoded[name] for name in names} | {"is_blank": [not input_.strip()]}
 
     def _forward(self, input_tensors: Any, **generate_kwargs: Any) -> Any:
-        """Sequences (B, N, T), N of each of the B texts."""
+        """Generate sequences (B, N, T), N of each of the B texts."""
         names = ("input_ids", "attention_mask")
         inputs = {name: input_tensors[name] for name in names}
         limits = None
@@ -96,7 +96,7 @@ class QRNNTranslationPipeline(Pipeline):
         }
 
     def postprocess(self, model_outputs: Any, **kwargs: Any) -> list[dict[str, str]]:
-        """One dictionary for each sequence of one text."""
+        """Make one dictionary for each sequence of one text."""
         assert self.tokenizer is not None
         (is_blank,) = model_outputs["is_blank"]
         texts = self.tokenizer.batch_decode(
@@ -110,7 +110,7 @@ class QRNNTranslationPipeline(Pipeline):
 def _cut(
     sequences: torch.Tensor, limits: torch.Tensor, generation_config: GenerationConfig
 ) -> torch.Tensor:
-    """Sequences (B * N, T) with fill behind the limit (B,) of their rows."""
+    """Fill sequences (B * N, T) behind the limit (B,) of their rows."""
     ends = end_ids(generation_config)
     fill = generation_config.pad_token_id if generation_config.pad_token_id is not None else ends[0]
     lengths, _ = target_lengths(sequences[:, 1:], limits, ends)

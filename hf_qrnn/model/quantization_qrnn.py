@@ -1,4 +1,4 @@
-"""What the layers of bitsandbytes must be asked and told after a model is loaded."""
+"""Checks and settings that layers of bitsandbytes need after a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKED_ROWS = 32
 
 
 def check_quantized(model: nn.Module) -> None:
-    """Every layer that bitsandbytes made has quantised weights.
+    """Check that every layer that bitsandbytes made has quantised weights.
 
     Raises:
         ValueError: If the checkpoint lacks the weights of one, which stay as they were drawn: its

@@ -66,6 +66,6 @@ def classifier_from_language_model(
 
 
 def _encoder_name(name: str) -> str:
-    """The name in an encoder of what is `name` in a language model's decoder."""
+    """Return the name in an encoder of the weight called `name` in a language model's decoder."""
     name = _LAYER.sub(r"model.encoder.layers.\1.directions.0.", name)
     return name.replace("model.decoder.", "model.encoder.", 1)
