@@ -1,4 +1,4 @@
-"""What the commands that translate share: flags of the search, loading, progress."""
+"""The shared parts of the commands that translate: flags of the search, loading, progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_decoding(args: argparse.Namespace) -> None:
 
 
 def load(model: str, device: str | None) -> Translator:
-    """The translator of a folder or a name on the Hub, loaded in silence."""
+    """Load the translator of a folder or a name on the Hub, in silence."""
     from hf_qrnn.translation.translator import load_translator
 
     with _quiet_transformers():
@@ -39,7 +39,7 @@ def load(model: str, device: str | None) -> Translator:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bar and no report while weights are loaded; a download from the Hub keeps its bar."""
+    """Show no bar and no report while weights are loaded; a download from the Hub keeps its bar."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
@@ -58,7 +58,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def progress_bar(*, total: int | None = None, hidden: bool = False) -> Any:
-    """A bar on standard error, if that is a terminal."""
+    """Make a bar on standard error, if that is a terminal."""
     from tqdm import tqdm
 
     disable = True if hidden else None
@@ -66,7 +66,7 @@ def progress_bar(*, total: int | None = None, hidden: bool = False) -> Any:
 
 
 def throughput(num_lines: int, num_characters: int, seconds: float) -> str:
-    """Lines and source characters, in all and a second, for standard error."""
+    """Write lines and source characters, in all and a second, for standard error."""
     rate = f"{num_lines / max(seconds, 1e-9):.1f} lines/s, " if num_lines else "no lines, "
     rate += f"{num_characters / max(seconds, 1e-9):.0f} characters/s"
     return f"{num_lines} lines, {num_characters} characters in {seconds:.1f} s ({rate})"

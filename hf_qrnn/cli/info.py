@@ -30,7 +30,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _print_backends() -> None:
-    """Which backend can pool on which device, or why not, and what the library is."""
+    """Print for every backend and device whether it can pool there or why not, and the library."""
     import torch
 
     from hf_qrnn import kernels

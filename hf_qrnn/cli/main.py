@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _names(args: argparse.Namespace) -> dict[str, str]:
-    """What the user typed for the names in the sentences of errors."""
+    """Return the user's words for the names in the sentences of errors."""
     flags = {name: f"--{name}" for name in vars(args)}
     return {**flags, "model": "MODEL", "repo": "REPO", **getattr(args, "typed", {})}
 
@@ -72,7 +72,7 @@ def _parser() -> _Parser:
 
 
 def _abandon_stdout() -> None:
-    """Nobody reads on: let Python's last flush go nowhere instead of complaining."""
+    """Let Python's last flush go nowhere instead of complaining: nobody reads on."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

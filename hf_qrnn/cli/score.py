@@ -96,7 +96,7 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _check_score(args: argparse.Namespace) -> None:
-    """What can be wrong before anything is read."""
+    """Refuse arguments that can be seen to be wrong before anything is read."""
     from hf_qrnn.metrics.table import check_bleu_tokenizer
 
     check_decoding(args)
@@ -111,7 +111,7 @@ def _check_score(args: argparse.Namespace) -> None:
 
 
 def _read_references(paths: Sequence[str]) -> list[list[str]]:
-    """The right translations of each line, one from each file."""
+    """Read the right translations of each line, one from each file."""
     streams = [_lines(path, "references") for path in paths]
     for path, lines in zip(paths, streams, strict=True):
         if len(lines) != len(streams[0]):
@@ -123,7 +123,7 @@ def _read_references(paths: Sequence[str]) -> list[list[str]]:
 
 
 def _lines(path: str, flag: str) -> list[str]:
-    """The lines of the file that `--flag` gives."""
+    """Read the lines of the file that `--flag` gives."""
     from hf_qrnn.data.reading import read_lines
 
     with typed(path=f"--{flag}"):

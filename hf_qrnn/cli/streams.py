@@ -11,7 +11,7 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def open_input(path: str | None) -> Iterator[IO[bytes]]:
-    """A file to read, uncompressed where it ends in .gz or .xz; None is standard input."""
+    """Open a file to read, uncompressed where it ends in .gz or .xz; None is standard input."""
     import gzip
     import lzma
 
@@ -26,7 +26,7 @@ def open_input(path: str | None) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def open_output(path: str | None) -> Iterator[IO[bytes]]:
-    """A file to write; None is standard output."""
+    """Open a file to write; None is standard output."""
     # Bytes, so that what is written does not depend on the locale.
     if path is None:
         yield sys.stdout.buffer
@@ -47,7 +47,7 @@ def naming(name: str) -> Iterator[None]:
 
 
 def prompted(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a stream, each asked for with a prompt on standard error."""
+    """Yield lines of a stream, each asked for with a prompt on standard error."""
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = stream.readline()
@@ -58,7 +58,7 @@ def prompted(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def decode(lines: Iterable[bytes]) -> Iterator[str]:
-    """Texts of lines without their ends, read as `training.data.read_lines` reads them."""
+    """Decode lines without their ends, as `data.reading.read_lines` reads them."""
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode()

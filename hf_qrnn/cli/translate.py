@@ -16,7 +16,7 @@ from .streams import decode, open_input, open_output, prompted
 if TYPE_CHECKING:
     from hf_qrnn.translation.translator import Translation, Translator
 
-_WINDOW_BATCHES = 64  # Lines are sorted by length within so many batches, then written.
+_WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches.
 
 
 _TRANSLATE_TEXT = """\
@@ -90,7 +90,7 @@ def _translate(args: argparse.Namespace) -> None:
 
 
 def _check_translate(args: argparse.Namespace) -> None:
-    """What can be wrong before the model is loaded."""
+    """Refuse arguments that can be seen to be wrong before the model is loaded."""
     from hf_qrnn.translation.plots import check_figure_path
 
     check_decoding(args)
@@ -131,7 +131,7 @@ def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:
 
 
 def _format(translations: Sequence[Translation], *, scores: bool) -> bytes:
-    """The lines of one source, UTF-8, each with its newline."""
+    """Write the lines of one source, UTF-8, each with its newline."""
     from hf_qrnn.translation.translator import one_line
 
     lines = [
@@ -142,7 +142,7 @@ def _format(translations: Sequence[Translation], *, scores: bool) -> bytes:
 
 
 def _windows(lines: Iterator[str], batch_size: int, *, grow: bool) -> Iterator[list[str]]:
-    """Runs of lines: one batch first, so that output starts soon, then up to 64 batches.
+    """Yield runs of lines: one batch first, so that output starts soon, then up to 64 batches.
 
     A broken line ends the lines, but only after those before it.
     """

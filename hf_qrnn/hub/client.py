@@ -52,7 +52,7 @@ _T = TypeVar("_T")
 
 
 class HubError(OSError):
-    """What went wrong between us and the Hub, in one sentence without the token."""
+    """A failure between us and the Hub, in one sentence without the token."""
 
 
 class CorruptReplyError(ValueError):
@@ -60,7 +60,7 @@ class CorruptReplyError(ValueError):
 
 
 def patiently(call: Callable[[], _T], *, what: str) -> _T:
-    """The result of `call`, tried again while the Hub is busy, failing or unreachable.
+    """Return the result of `call`, tried again while the Hub is busy, failing or unreachable.
 
     Waits 1, 2, 4, ... seconds between attempts, or as long as the Hub asks, a minute at most.
 
@@ -92,13 +92,13 @@ def patiently(call: Callable[[], _T], *, what: str) -> _T:
 
 
 def _shown(error: BaseException) -> BaseException | None:
-    """The error as a cause to show in a traceback; None where it holds a secret."""
+    """Return the error as a cause to show in a traceback; None where it holds a secret."""
     texts = [str(cause) for cause in causes(error)]
     return error if all(redacted(text) == text for text in texts) else None
 
 
 def _transient_cause(error: Exception) -> BaseException | None:
-    """What in the chain of causes may pass by itself, or None."""
+    """Find the error in the chain of causes that may pass by itself, or None."""
     for cause in causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return None
@@ -115,7 +115,7 @@ def _transient_cause(error: Exception) -> BaseException | None:
 
 
 def _status(error: BaseException) -> int:
-    """The status of the reply that an error holds itself, or 0."""
+    """Return the status of the reply that an error holds itself, or 0."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     return status if isinstance(status, int) else 0
 
@@ -128,7 +128,7 @@ def _retry_after(cause: BaseException) -> float | None:
 
 
 def _described(cause: BaseException) -> str:
-    """What may pass by itself, as a sentence."""
+    """Say in a sentence what may pass by itself."""
     if _status(cause):
         return answer(reply_of(cause)) + "."
     if isinstance(cause, (json.JSONDecodeError, *_MISREAD)):
@@ -137,7 +137,7 @@ def _described(cause: BaseException) -> str:
 
 
 def _refusal(error: Exception, what: str) -> str:
-    """One sentence for what no repetition mends."""
+    """Say in one sentence what no repetition mends."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return f"The {what} must reach the Hub, but HF_HUB_OFFLINE forbids it."
     response = reply_of(error)
@@ -172,7 +172,7 @@ def _refusal(error: Exception, what: str) -> str:
 
 
 def commit_of(api: HfApi, repo: str, revision: str | None) -> str:
-    """The commit that a revision names; None is the main branch.
+    """Return the commit that a revision names; None is the main branch.
 
     Raises:
         CorruptReplyError: If the Hub names none, which `patiently` tries again.
@@ -184,7 +184,7 @@ def commit_of(api: HfApi, repo: str, revision: str | None) -> str:
 
 
 def files_of(api: HfApi, repo: str, commit: str) -> list[RepoFile]:
-    """The files of a commit with their hashes.
+    """List the files of a commit with their hashes.
 
     Raises:
         CorruptReplyError: If an entry of the listing has no path inside the repository, size or
@@ -215,7 +215,7 @@ def quiet_http_log() -> None:
 
 
 def has_hash(path: Path, entry: RepoFile) -> bool:
-    """Whether a file's content has the hash that the Hub lists: SHA-256 if large, else git's."""
+    """Compare a file's hash with the one that the Hub lists: SHA-256 if large, else git's."""
     size = path.stat().st_size
     if entry.lfs is not None:
         digest, expected = hashlib.sha256(), entry.lfs.sha256

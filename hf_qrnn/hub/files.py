@@ -1,4 +1,4 @@
-"""Which files of a model folder a push sends: a fixed list of names, and no link out of the folder.
+"""The files of a model folder that a push sends: a fixed list of names, no link out of the folder.
 
 What a file says is no reason to open another: the list is fixed, and the code is what the fixed
 entries of `auto_map` need, followed by its flat relative imports.
@@ -44,7 +44,7 @@ _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 
 def kind_of(name: str) -> str | None:
-    """What a model's file is: "weights", "config", "tokenizer" or "code"; None for other files.
+    """Name the kind of a model's file: "weights", "config", "tokenizer" or "code"; None for others.
 
     These names belong to a push: it removes those that an earlier push left.
     """
@@ -58,12 +58,12 @@ def kind_of(name: str) -> str | None:
 
 
 def may_be_shared(name: str) -> bool:
-    """Whether a push sends a file of this name, if the model needs it or a reader wants it."""
+    """Tell whether a push sends a file of this name: the model needs it or a reader wants it."""
     return kind_of(name) is not None or name in _RECORDS
 
 
 def shared_files(folder: Path) -> list[Path]:
-    """What a push sends of a folder, which must be a complete model that loads anywhere.
+    """List the files that a push sends of a folder, which must be a complete model.
 
     Only files are read whose names are fixed; the folder itself may be a link.
 
@@ -127,7 +127,7 @@ def _checked_config(folder: Path) -> dict[str, Any]:
 
 
 def _code(folder: Path, config: dict[str, Any]) -> set[str]:
-    """The modules that the Auto classes need and, if a pipeline was saved, its module.
+    """List the modules that the Auto classes need and, if a pipeline was saved, its module.
 
     A release may have had other modules than this one: what counts is what the folder's own code
     imports. No other module in the folder is sent.
@@ -170,7 +170,7 @@ def _classes(source: str, name: str) -> set[str]:
 
 
 def _weights(folder: Path) -> set[str]:
-    """The one file or the index and its shards, as transformers chooses; nothing else is named."""
+    """List the one weights file, or the index and its shards, as transformers chooses."""
     if os.path.lexists(folder / _WEIGHTS) or not os.path.lexists(folder / _INDEX):
         names = {_WEIGHTS}
     else:

@@ -40,7 +40,7 @@ _USAGE_NAME = re.compile(r'^name = ".*"$', flags=re.MULTILINE)
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did.
+    """The result of a push.
 
     Attributes:
         commit: The commit that holds the folder now.
@@ -56,7 +56,7 @@ class PushResult:
 
 
 def without_folders(value: Any) -> Any:
-    """JSON content with absolute paths cut to their last part.
+    """Return JSON content with absolute paths cut to their last part.
 
     The folders of one machine say nothing to another's reader, and may name a person.
     """
@@ -264,7 +264,7 @@ class _Target:
     def _changes(
         self, staged: Path
     ) -> tuple[str, list[str], list[CommitOperationAdd | CommitOperationDelete]]:
-        """The branch's head, the paths that differ from the staged files, and what mends them."""
+        """Return the branch's head, the paths that differ from the staged files, and operations."""
         head = commit_of(self.api, self.repo, self.branch)
         there = {entry.path: entry for entry in files_of(self.api, self.repo, head)}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []

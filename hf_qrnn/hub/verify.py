@@ -1,4 +1,4 @@
-"""Whether a pushed model is what was pushed: every byte, every Auto class, the same logits.
+"""The check that a pushed model is the one on the Hub: every byte, every Auto class, its logits.
 
 A push stores inputs, logits and the hashes of the model's files in `verification.safetensors`;
 `verify` downloads the repository into a fresh cache, compares every file with the hash the Hub
@@ -49,7 +49,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found right.
+    """The result of a `verify` that found all right.
 
     Attributes:
         commit: The commit that the revision named.
@@ -66,7 +66,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a push stored: the head, texts for the tokenizer, and hashes by file name, or None."""
+    """The record of a push: the head, texts for the tokenizer, and hashes by file name, or None."""
 
     auto_class: str
     texts: list[str]
@@ -111,7 +111,7 @@ def write_verification(folder: Path) -> None:
 
 
 def _loaded(folder: Path, auto: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model with all its weights, and its tokenizer."""
+    """Load the model with all its weights, and its tokenizer."""
     _check_weights(folder)
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
@@ -148,13 +148,13 @@ def _check_weights(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error; with its kind where that alone says what it is."""
+    """Return the first sentence of an error; with its kind where that alone says what it is."""
     kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
     return kind + first_sentence(error)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that make up the model, by name."""
+    """Compute SHA-256 of the files that make up the model, by name."""
     found = {}
     for path in sorted(folder.iterdir()):
         if kind_of(path.name) is not None and path.is_file():
@@ -180,7 +180,7 @@ def auto_class_of(config: dict[str, Any]) -> str:
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Two texts of the tokenizer's own tokens, drawn with a fixed seed."""
+    """Draw two texts of the tokenizer's own tokens with a fixed seed."""
     special = set(tokenizer.all_special_ids)
     ids = [index for index in range(len(tokenizer)) if index not in special]
     generator = torch.Generator().manual_seed(_SEED)
@@ -243,7 +243,7 @@ def verify(
 
 
 def _download(api: HfApi, repo: str, commit: str, cache: Path, *, what: str) -> tuple[Path, int]:
-    """All files of a commit in a fresh cache, with the hashes that the Hub lists; their number."""
+    """Download a commit into a fresh cache; check its hashes and count its files."""
     path = patiently(
         lambda: snapshot_download(
             repo, revision=commit, cache_dir=cache / "hub", endpoint=api.endpoint
@@ -289,7 +289,7 @@ def _check_files(snapshot: Path, entries: list[RepoFile]) -> None:
 
 
 def _stored(snapshot: Path) -> tuple[list[str], _Record]:
-    """The Auto classes that must load, and what the push stored.
+    """Read the names of the Auto classes that must load, and the record of the push.
 
     Raises:
         ValueError: If a file that says so is missing or damaged.
@@ -332,7 +332,7 @@ def _read_record(path: Path) -> _Record:
 
 
 def _changed(snapshot: Path, record: _Record) -> str:
-    """What differs from what was pushed, as "code (modeling_qrnn.py)"; empty if nothing does."""
+    """Name the files that differ from the push, as "code (modeling_qrnn.py)"; "" if none does."""
     if record.files is None:
         return ""
     now = _hashes(snapshot)
@@ -353,7 +353,7 @@ def _load(
     *,
     with_package: bool,
 ) -> dict[str, Any]:
-    """What a fresh process says that loads the repository from the fresh cache."""
+    """Load the repository from the fresh cache in a fresh process and return its answer."""
     environment = {k: v for k, v in os.environ.items() if k not in (*_SECRETS, *_CACHES)}
     package = str(Path(__file__).parents[2])
     inherited = environment.get("PYTHONPATH")
@@ -391,7 +391,7 @@ def _load(
 
 
 def _check_loaded(found: dict[str, Any], *, with_package: bool) -> float:
-    """The largest difference of a logit, if all is right."""
+    """Return the largest difference of a logit, if all is right."""
     place = "with" if with_package else "without"
     if found["is_remote"] is with_package:
         kind = "the package's" if with_package else "the repository's"

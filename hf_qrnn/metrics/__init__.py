@@ -19,7 +19,7 @@ METRIC_NAMES = ("bleu", "chrf", "perplexity", "bits_per_character")
 
 
 def metric_path(name: str) -> str:
-    """The folder that `evaluate.load` loads the metric `name` from.
+    """Return the folder that `evaluate.load` loads the metric `name` from.
 
     Raises:
         ValueError: If there is no such metric.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """The fewest insertions, deletions and replacements that make one sequence of the other.
+    """Count the fewest insertions, deletions and replacements from one sequence to the other.
 
     Bit i of an integer says how the distance changes at element i of `first`: a column of the
     usual table takes a few operations on integers of any length (Myers 1999; Hyyro 2003).
@@ -29,7 +29,7 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
 
 
 def char_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Edits of characters (code points) per character of the references, of all texts together.
+    """Compute edits of characters (code points) per character of all references together.
 
     Args:
         hypotheses: N texts.
@@ -44,7 +44,7 @@ def char_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str
 
 
 def token_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The same as `char_error_rate`, of the tokens between blanks; no token is moved, unlike TER.
+    """Compute `char_error_rate` of the tokens between blanks; no token is moved, unlike in TER.
 
     Args:
         hypotheses: N texts.
@@ -54,7 +54,7 @@ def token_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[st
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Texts equal to one of their references, in per cent.
+    """Count the texts equal to one of their references, in per cent.
 
     Args:
         hypotheses: N texts.

@@ -15,10 +15,10 @@ from typing import Any
 from .table import BY_NAME, TABLE, check_bleu_tokenizer
 
 SACREBLEU_METRICS = tuple(metric.name for metric in TABLE if metric.scorer is not None)
-"""What sacrebleu computes, with signatures and intervals, in the order of printing."""
+"""The metrics that sacrebleu computes, with signatures and intervals, in the order of printing."""
 
 METRICS = (*SACREBLEU_METRICS, "char_error_rate", "token_error_rate")
-"""What can be asked for, in the order of printing; exact matches always come with it."""
+"""The metrics to ask for, in the order of printing; exact matches always come with them."""
 
 References = Sequence[str] | Sequence[Sequence[str]]
 """The right translation of each text, or a list of several for each."""
@@ -26,7 +26,7 @@ References = Sequence[str] | Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Confidence:
-    """Where 95 of 100 test sets drawn from the lines of this one put a score.
+    """The interval that holds the scores of 95 in 100 test sets drawn from the lines of this one.
 
     Attributes:
         mean: Mean score of the drawn test sets.
@@ -53,14 +53,14 @@ class Score:
     confidence: Confidence | None = None
 
     def __str__(self) -> str:
-        """The score with its interval, where there is one, and its signature."""
+        """Return the score with its interval, where there is one, and its signature."""
         margin = "" if self.confidence is None else f" +- {self.confidence.margin:.2f}"
         return f"{self.score:6.2f}{margin}  {self.signature}"
 
 
 @dataclass(frozen=True)
 class TranslationScores:
-    """How close translations are to their references.
+    """Scores of translations against their references.
 
     Attributes:
         num_translations: Number of translations scored.
@@ -82,11 +82,11 @@ class TranslationScores:
     token_error_rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
+        """Return the same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
         return _plain(self)
 
     def __str__(self) -> str:
-        """A line for each metric, with its signature or with what it is in per cent of."""
+        """Write a line for each metric, with its signature or with what it is in per cent of."""
         lines = []
         for metric in TABLE:
             found: Score | float | None = getattr(self, metric.name, None)
@@ -163,11 +163,11 @@ class Comparison:
     scores: dict[str, PairedScore]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
+        """Return the same as plain numbers, texts and dictionaries, ready for `json.dumps`."""
         return _plain(self)
 
     def __str__(self) -> str:
-        """Two lines for each metric, the baseline first, and what was drawn."""
+        """Write two lines for each metric, the baseline first, and what was drawn."""
         lines = []
         for metric, pair in self.scores.items():
             name = f"{BY_NAME[metric].label:<5}"
@@ -236,7 +236,7 @@ def compare_translations(
 
 
 def _plain(scores: Any) -> dict[str, Any]:
-    """A dataclass as dictionaries, without confidences that nobody asked for."""
+    """Return a dataclass as dictionaries, without confidences that nobody asked for."""
 
     def without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
         return {name: x for name, x in items if not (name == "confidence" and x is None)}
@@ -252,7 +252,7 @@ def _checked(
     allowed: Sequence[str],
     name: str = "hypotheses",
 ) -> tuple[list[str], list[list[str]]]:
-    """The texts, and the references of each, as sacrebleu's command reads them."""
+    """Return the texts, and the references of each, as sacrebleu's command reads them."""
     for label, texts in ((name, hypotheses), ("references", references)):
         if isinstance(texts, str):
             raise TypeError(f"`{label}` must be a list of texts, but is one string.")
@@ -279,7 +279,7 @@ def _checked(
 
 
 def _streams(references: list[list[str]]) -> list[Any]:
-    """First references, second ones and so on, as sacrebleu wants them; None for none."""
+    """List first references, second ones and so on, as sacrebleu wants them; None for none."""
     return [list(stream) for stream in zip_longest(*references)]
 
 

@@ -22,11 +22,11 @@ class Metric:
         name: Its name in options, records and files.
         label: Its name where it is shown.
         higher_is_better: False for losses and error rates.
-        scale: What is shown is so many times the number of the records.
-        of: What the shown number is in per cent of; empty for a number without a unit.
+        scale: Factor from the number in the records to the number shown.
+        of: The whole that the shown number is a percentage of; empty for a number without a unit.
         on_card: A sentence of the model card, for `scale` times the number; empty where the card
             has the metric in its table of results.
-        hub_name: What the Hub calls it.
+        hub_name: Its name on the Hub.
         is_slow: Too slow for every validation.
         scorer: Makes sacrebleu's object for it, of BLEU's tokenizer; or
         rate: computes it from hypotheses and the references of each. Neither: it needs no
@@ -46,11 +46,11 @@ class Metric:
 
     @property
     def needs_translations(self) -> bool:
-        """Whether it is computed from translations, not by the model alone."""
+        """True if it is computed from translations, not by the model alone."""
         return self.scorer is not None or self.rate is not None
 
     def signed(self, value: float) -> float:
-        """`value` such that more is better."""
+        """Return `value` such that more is better."""
         return value if self.higher_is_better else -value
 
 
@@ -100,7 +100,7 @@ TABLE = (
 
 BY_NAME = {metric.name: metric for metric in TABLE}
 VALIDATED = tuple(metric for metric in TABLE if metric.needs_translations and not metric.is_slow)
-"""What every validation with translations computes."""
+"""The metrics of every validation with translations."""
 
 
 def check_bleu_tokenizer(name: str) -> None:

@@ -43,7 +43,7 @@ DTYPES = {
 
 
 def paper_speedup(batch: int, length: int) -> float | None:
-    """The paper's figure for a cell, None outside of its table."""
+    """Return the paper's figure for a cell, None outside of its table."""
     if batch not in PAPER_SPEEDUPS or length not in PAPER_LENGTHS:
         return None
     return PAPER_SPEEDUPS[batch][PAPER_LENGTHS.index(length)]
@@ -51,7 +51,7 @@ def paper_speedup(batch: int, length: int) -> float | None:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared: sizes, and how."""
+    """One comparison: its sizes, and how it is made."""
 
     batch: int
     length: int
@@ -65,7 +65,7 @@ class Cell:
 def layer_call(
     layer: nn.Module, shape: tuple[int, int, int], dtype: str, device: str, backward: bool
 ) -> Call:
-    """One call of `layer` on random input of `shape`; with `backward` also all gradients.
+    """Make a call of `layer` on random input of `shape`; with `backward` also all gradients.
 
     Forward alone is inference: evaluation mode without a graph.
     """
@@ -89,7 +89,7 @@ def layer_call(
 
 
 def qrnn_call(cell: Cell) -> Call:
-    """The QRNN layer of a cell."""
+    """Make the call of a cell's QRNN layer."""
     size = cell.hidden_size
     layer = QRNN(size, size, batch_first=True, kernel_size=cell.kernel_size)
     shape = (cell.batch, cell.length, size)
@@ -97,7 +97,7 @@ def qrnn_call(cell: Cell) -> Call:
 
 
 def lstm_call(cell: Cell, *, dtype: str | None = None, size: int | None = None) -> Call:
-    """The `nn.LSTM` of a cell: one call over the whole sequence.
+    """Make the call of a cell's `nn.LSTM`: one over the whole sequence.
 
     It reads time first and the QRNN batch first: each gets its own order, none pays for a
     transposition.
@@ -115,7 +115,7 @@ class Comparison(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times as fast the QRNN is."""
+        """The speed of the QRNN as a multiple of the LSTM's."""
         return times_as_fast(self.qrnn, self.lstm)
 
 
@@ -138,7 +138,7 @@ def compare_cells(
     graph: bool = False,
     on_cell: Callable[[], object] = lambda: None,
 ) -> dict[tuple[int, int], float]:
-    """Ratios by (batch, length), small cells first, for about `seconds` in all.
+    """Measure ratios by (batch, length), small cells first, for about `seconds` in all.
 
     A cell that would end too late, judged by what the steps before it took, is left out.
 
@@ -169,7 +169,7 @@ def compare_cells(
 
 
 def speed_table(found: dict[tuple[int, int], float], cells: Iterable[tuple[int, int]]) -> str:
-    """Ratios by batch and length, the paper's in brackets; "-" where there was no time."""
+    """Write ratios by batch and length, the paper's in brackets; "-" where there was no time."""
     cells = list(cells)
     batches = sorted({batch for batch, _ in cells})
     lengths = sorted({length for _, length in cells})

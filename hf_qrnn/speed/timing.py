@@ -43,7 +43,7 @@ class Timing(NamedTuple):
         return statistics.median(self.seconds)
 
     def split(self, count: float) -> Timing:
-        """The same for one of `count` equal parts of the call."""
+        """Return the same for one of `count` equal parts of the call."""
         return Timing(*(tuple(seconds / count for seconds in part) for part in self))
 
     @property
@@ -53,7 +53,7 @@ class Timing(NamedTuple):
 
 
 def times_as_fast(ours: Timing, theirs: Timing) -> float:
-    """How many times as fast `ours` is as `theirs`: the median over rounds of paired ratios.
+    """Return how many times as fast `ours` is as `theirs`: the median of paired ratios.
 
     The calls of a round follow one another at once, so what slows the machine down for a while
     slows both of them down.
@@ -76,9 +76,9 @@ def interleave(
         calls: What to time, by name.
         device: Where the work happens. On CUDA, events on the device's stream measure: the time of
             the device where it is the slower side, that of the launches where the host is.
-        seconds: Stop after the first round that ends so late ...
-        min_rounds: ... but not before so many rounds,
-        max_rounds: and in any case after so many.
+        seconds: Time budget, checked after every round.
+        min_rounds: Least number of rounds, whatever they take.
+        max_rounds: Greatest number of rounds.
 
     Raises:
         ValueError: If there is nothing to time or no round to time it in.
@@ -120,7 +120,7 @@ def _cuda_seconds(call: Call) -> tuple[float]:
 
 
 def captured(call: Call) -> Call:
-    """`call` as a CUDA graph to replay, so that no launch by the host is timed."""
+    """Capture `call` as a CUDA graph to replay, so that no launch by the host is timed."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     # On a side stream, as capturing wants it: what is initialised late must be by then.
@@ -141,12 +141,12 @@ class Copy(NamedTuple):
     num_bytes: int
 
     def rate(self, timing: Timing) -> float:
-        """GB/s, bytes read and written, of the usual round."""
+        """Compute GB/s, bytes read and written, of the usual round."""
         return self.num_bytes / timing.median / 1e9
 
 
 def stream_copy(device: torch.device | str = "cpu", num_bytes: int | None = None) -> Copy:
-    """A copy between two arrays that together are `num_bytes` (None: too large for any cache).
+    """Make a copy between two arrays that together are `num_bytes` (None: too large for any cache).
 
     With torch's threads, as many as `torch.set_num_threads` says.
     """
@@ -158,12 +158,12 @@ def stream_copy(device: torch.device | str = "cpu", num_bytes: int | None = None
 
 
 def beyond_caches(device: torch.device | str = "cpu") -> int:
-    """Bytes of data that do not stay in a cache: at least four times the last one, 256 MiB."""
+    """Return a number of bytes that stay in no cache: at least four times the last one, 256 MiB."""
     return max(4 * last_level_cache(device), 256 << 20)
 
 
 def last_level_cache(device: torch.device | str = "cpu") -> int:
-    """Bytes of the last cache before the memory; 0 where the system does not say."""
+    """Return the bytes of the last cache before the memory; 0 where the system does not say."""
     if torch.device(device).type == "cuda":
         return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
     sizes = [0]
@@ -177,7 +177,7 @@ def last_level_cache(device: torch.device | str = "cpu") -> int:
 
 @contextlib.contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Torch's work on the CPU with `count` threads for the length of a block (None: as it is)."""
+    """Use `count` threads for torch's work on the CPU within a block (None: as it is)."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -188,7 +188,7 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What could explain a number: hardware, versions, threads, other load, date."""
+    """Record what could explain a number: hardware, versions, threads, other load, date."""
     record: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "cpu": _cpu_name(),
@@ -211,7 +211,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _own_version() -> str:
-    """The version, also where a clone runs without having been installed."""
+    """Return the version, also where a clone runs without having been installed."""
     try:
         return importlib.metadata.version("hf_qrnn")
     except importlib.metadata.PackageNotFoundError:
@@ -219,14 +219,14 @@ def _own_version() -> str:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:
-    """The processor's name, or its architecture where the system does not say."""
+    """Return the processor's name, or its architecture where the system does not say."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

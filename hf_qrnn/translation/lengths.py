@@ -14,7 +14,7 @@ _LENGTH_ROOM = 1.25
 def measure_lengths(
     pairs: Iterable[EncodedPair], *, least: tuple[float, int] = (DEFAULT_RATIO, DEFAULT_OFFSET)
 ) -> tuple[float, int]:
-    """Ratio and offset of `limits_qrnn.target_limits` for a model that is trained on `pairs`.
+    """Compute ratio and offset of `limits_qrnn.target_limits` for a model that trains on `pairs`.
 
     Every target of `pairs` is at most four fifths of its limit. The ratio is the largest of the
     longer half of the sources, with that room; the offset is what the others need beside it (a

@@ -52,7 +52,7 @@ def attention_figure(
     *,
     title: str | None = None,
 ) -> Figure:
-    """Heat map of attention: a row for each target token, a column for each source token.
+    """Draw attention as a heat map: a row for each target token, a column for each source token.
 
     Blanks, tabs and line ends are drawn as marks; a character that no installed font has is drawn
     as its code point ("U+4E2D").
@@ -85,7 +85,7 @@ def attention_figure(
 
 
 def hidden_states_figure(tokens: Sequence[str], states: Any, *, title: str | None = None) -> Figure:
-    """Heat map of a layer's states over time, after Fig. 3 of 1611.01576.
+    """Draw a layer's states over time as a heat map, after Fig. 3 of 1611.01576.
 
     Channels do not mix inside the pooling, so a row is the memory of one unit: the picture shows
     what it reacts to and for how long.
@@ -141,7 +141,7 @@ def check_figure_path(path: str | Path) -> None:
 
 
 def _matrix(name: str, given: Any, shape: tuple[int, int | None]) -> Any:
-    """`given` as a float array, checked to be of `shape` (None: any size but 0)."""
+    """Return `given` as a float array, checked to be of `shape` (None: any size but 0)."""
     import numpy
 
     values = numpy.asarray(given, dtype=numpy.float64)
@@ -157,7 +157,7 @@ def _matrix(name: str, given: Any, shape: tuple[int, int | None]) -> Any:
 
 
 def _new_map(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with axes of `width` x `height` inches and room for labels around them."""
+    """Make a figure with axes of `width` x `height` inches and room for labels around them."""
     from matplotlib.figure import Figure
 
     # No layout engine: it draws everything several times, seconds for a text of 300 characters.
@@ -204,7 +204,7 @@ def _is_special(token: str) -> bool:
 
 
 def token_label(token: str) -> str:
-    """`token` as it is written beside a picture: every character of it can be seen."""
+    """Return `token` as it is written beside a picture: every character of it can be seen."""
     return "".join(_visible(character) for character in token)
 
 
@@ -220,7 +220,7 @@ def _visible(character: str, *, title: bool = False) -> str:
 
 @lru_cache(maxsize=1)
 def _fonts() -> tuple[tuple[str, str], ...]:
-    """Family and file of the fonts to draw with: matplotlib's own, then what is installed."""
+    """Find family and file of the fonts to draw with: matplotlib's own, then those installed."""
     from matplotlib import font_manager
 
     installed = {font.name: font.fname for font in reversed(font_manager.fontManager.ttflist)}
@@ -237,7 +237,7 @@ def _has_glyph(character: str) -> bool:
 
 
 def _separate_words(axes: Axes, source_tokens: Sequence[str], target_tokens: Sequence[str]) -> None:
-    """Thin lines through the blanks between words, to lead the eye to the labels."""
+    """Draw thin lines through the blanks between words, to lead the eye to the labels."""
     for tokens, draw in ((source_tokens, axes.axvline), (target_tokens, axes.axhline)):
         for index, token in enumerate(tokens):
             if token == " ":
@@ -247,7 +247,7 @@ def _separate_words(axes: Axes, source_tokens: Sequence[str], target_tokens: Seq
 def _add_color_bar(
     figure: Figure, axes: Axes, image: AxesImage, label: str, size: tuple[float, float]
 ) -> None:
-    """A bar of at most 2.5 inches beside the upper end of axes of `size` (inches)."""
+    """Draw a bar of at most 2.5 inches beside the upper end of axes of `size` (inches)."""
     width, height = size
     share = min(1.0, 2.5 / height)
     beside = axes.inset_axes((1 + 0.15 / width, 1 - share, 0.14 / width, share))

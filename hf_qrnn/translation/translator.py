@@ -48,7 +48,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where a translation looked.
+    """Attention weights of one translation.
 
     Attributes:
         source_tokens: S texts: what each token adds to the sentence, end token included; a token
@@ -161,7 +161,7 @@ class Translator:
 
     @torch.no_grad()
     def hidden_states_map(self, text: str) -> tuple[list[str], torch.Tensor]:
-        """The states of the encoder's last layer over `text`: Fig. 3 of 1611.01576.
+        """Return the states of the encoder's last layer over `text`: Fig. 3 of 1611.01576.
 
         Paper: the cell states c_t of a classifier. Here: the encoding h_t, which is what the
         decoder sees.
@@ -183,7 +183,7 @@ class Translator:
         return encode_batch(self.tokenizer, [text])[0]
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
-        """What each id adds to the text: joined, the pieces are the text, end token included."""
+        """Return the text that each id adds; joined, they are the text, end token included."""
         pieces, done = [], 0
         for count in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False))
@@ -253,7 +253,7 @@ def load_translator(
 
 
 def one_line(text: str) -> str:
-    """`text` with a blank for every line end in it, so that a line in stays a line out."""
+    """Return `text` with a blank for every line end, so that one line in is one line out."""
     return _LINE_ENDS.sub(" ", text)
 
 
@@ -271,6 +271,6 @@ def _device(given: str | torch.device | None) -> torch.device:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what transformers says, which may fill a page."""
+    """Return the first sentence of transformers' error, which may fill a page."""
     first = str(error).strip().split("\n", 1)[0].split(". ", 1)[0]
     return first.rstrip(".") + "."

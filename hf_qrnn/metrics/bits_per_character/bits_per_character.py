@@ -29,7 +29,7 @@ class BitsPerCharacter(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[float], references: list[str]) -> dict[str, float]:
-        """The bits per character of all texts together."""
+        """Compute the bits per character of all texts together."""
         characters = sum(map(len, references))
         if characters == 0:
             raise ValueError("`references` must hold a character, but all are empty.")

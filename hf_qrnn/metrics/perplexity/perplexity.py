@@ -29,7 +29,7 @@ class Perplexity(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
-        """The perplexity of all texts together, and the nats per token it comes from."""
+        """Compute the perplexity of all texts together, and the nats per token it comes from."""
         if min(references) < 0 or sum(references) == 0:
             raise ValueError("`references` must be numbers of tokens, some above 0.")
         nats = math.fsum(predictions) / sum(references)
