@@ -1,1 +1,1 @@
-"""What `make run` runs: a corpus that generates itself, a small model that learns it."""
+"""The demo of `make run`: a corpus that generates itself, a small model that learns it."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What `make run` does: learn German-English from a generated corpus, reload, translate, score.
+"""The program of `make run`: learn German-English from a generated corpus, translate, score.
 
 Exits with 1 when the reloaded model scores below BLEU 90 on unseen sentences, or on sentences with
 combinations of words that training never saw.
@@ -76,7 +76,7 @@ def score(translator: Translator, pairs: list[SentencePair]) -> TranslationScore
 
 
 def main() -> int:
-    """Train, reload by AutoModelForSeq2SeqLM, score, show; the exit status."""
+    """Train, reload by AutoModelForSeq2SeqLM, score, show; return the exit status."""
     started = time.monotonic()
     disable_progress_bar()
     data = FOLDER / "data"

@@ -129,7 +129,7 @@ def _held_out(
 
 
 def _words(derivation: Derivation) -> list[str]:
-    """The words of a sentence, marked with their language."""
+    """List the words of a sentence, marked with their language."""
     german = re.findall(r"[^ ,.?]+", derivation.german)
     english = re.findall(r"[^ ,.?]+", derivation.english)
     return [f"de:{word}" for word in german] + [f"en:{word}" for word in english]
@@ -140,7 +140,7 @@ def _pairs(items: list[Derivation]) -> list[SentencePair]:
 
 
 def lemmas() -> tuple[frozenset[str], frozenset[str]]:
-    """The dictionary words of the corpus, German and English; compound numbers do not count."""
+    """List the corpus's dictionary words, German and English; compound numbers do not count."""
     nouns = (
         *(lexicon.PERSONS + lexicon.ANIMALS + lexicon.THINGS + lexicon.TEXTS + lexicon.FOODS),
         *(lexicon.SUBSTANCES + lexicon.DRINKS + lexicon.ROOMS + lexicon.SURFACES),

@@ -198,13 +198,13 @@ def english_number(number: int) -> str:
 
 
 def german_date(day: int, month: str) -> str:
-    """Day 1 to 31 of a month as a time: am dritten Mai."""
+    """Write day 1 to 31 of a month as a time: am dritten Mai."""
     stem = _GERMAN_ORDINALS.get(day, german_number(day) + ("t" if day < 20 else "st"))
     return f"am {stem}en {month}"
 
 
 def english_date(day: int, month: str) -> str:
-    """Day 1 to 31 of a month as a time: on the third of May."""
+    """Write day 1 to 31 of a month as a time: on the third of May."""
     head, dash, last = english_number(day).rpartition("-")
     return f"on the {head}{dash}{_ENGLISH_ORDINALS.get(last, last + 'th')} of {month}"
 
@@ -241,7 +241,7 @@ def clock_time(hour: int, minute: int) -> Phrase:
 
 
 def german_noun(noun: Noun, case: str, *, plural: bool = False) -> str:
-    """The form of a noun in a case: n in the dative plural, n-declension where the noun is weak."""
+    """Inflect a noun for a case: n in the dative plural, n-declension where the noun is weak."""
     if plural:
         needs_n = case == "dat" and noun.plural[-1] not in "ns"
         return noun.plural + "n" if needs_n else noun.plural
@@ -249,7 +249,7 @@ def german_noun(noun: Noun, case: str, *, plural: bool = False) -> str:
 
 
 def english_plural(noun: Noun) -> str:
-    """The English plural of a noun."""
+    """Return the English plural of a noun."""
     word = noun.english
     if noun.english_plural:
         return noun.english_plural
@@ -259,7 +259,7 @@ def english_plural(noun: Noun) -> str:
 
 
 def determiner(word: str, case: str, gender: str) -> str:
-    """The form of a determiner (one of `DETERMINERS`); gender "p" is the plural of any gender."""
+    """Inflect a determiner of `DETERMINERS`; gender "p" is the plural of any gender."""
     if word == "der":
         return _DEFINITE[case][gender]
     if word in _EIN_WORDS and (gender, case) in {("m", "nom"), ("n", "nom"), ("n", "acc")}:
@@ -268,7 +268,7 @@ def determiner(word: str, case: str, gender: str) -> str:
 
 
 def adjective_form(adjective: Adjective, case: str, gender: str, word: str = "") -> str:
-    """The form of an adjective after the determiner `word`; empty: after none or a number.
+    """Inflect an adjective after the determiner `word`; empty: after none or a number.
 
     Strong without a determiner, with viele and einige and where ein shows no ending (ein alter
     Mann, but einem alten Mann); weak everywhere else.
@@ -343,7 +343,7 @@ def prepositional(preposition: str, phrase: str) -> str:
 
 
 def german_present(verb: Verb, agreement: str) -> str:
-    """The present form of a verb, without its separable prefix."""
+    """Return the present form of a verb, without its separable prefix."""
     if agreement == "3s":
         return verb.third
     if agreement == "1s":
@@ -360,7 +360,7 @@ def _present_stem(verb: Verb) -> str:
 
 
 def english_present(verb: Verb, agreement: str) -> str:
-    """The present form of an English verb, with what follows its first word (falls asleep)."""
+    """Return the present of an English verb, with what follows its first word (falls asleep)."""
     word, space, rest = verb.english.partition(" ")
     if word == "be":
         word = {"1s": "am", "3s": "is"}.get(agreement, "are")
@@ -378,7 +378,7 @@ def _third_person(word: str) -> str:
 
 
 def english_past(verb: Verb, agreement: str) -> str:
-    """The simple past of an English verb, with what follows its first word (fell asleep)."""
+    """Return the past of an English verb, with what follows its first word (fell asleep)."""
     word, space, rest = verb.english.partition(" ")
     if word == "be":
         past = "was" if agreement in ("1s", "3s") else "were"
@@ -393,7 +393,7 @@ def english_past(verb: Verb, agreement: str) -> str:
 
 
 def _german_verb(clause: Clause) -> tuple[str, str]:
-    """The finite verb and what stands at the end of a main clause."""
+    """Return the finite verb and the words at the end of a main clause."""
     verb, agreement = clause.verb, clause.subject.agreement
     if clause.modal:
         modal = clause.modal
@@ -413,7 +413,7 @@ _HABEN = {"1s": "habe", "2s": "hast", "3s": "hat"}
 
 
 def _german_middle(clause: Clause) -> list[str]:
-    """All between the finite verb and the end: pronouns, time, objects, manner, nicht, place."""
+    """Return all between the finite verb and the end: pronouns, time, objects, manner, place."""
     dative, accusative = clause.dative, clause.accusative
     known = [item for item in (dative, accusative) if item and (item.definite or item is dative)]
     pronouns = [item for item in known if item.pronoun]
@@ -449,7 +449,7 @@ def german_clause(clause: Clause, order: str = "main") -> str:
 
 
 def _english_verb(clause: Clause, *, support: bool) -> tuple[str, str]:
-    """The auxiliary (may be empty) and the rest of the verb; `support` asks for do, does, did."""
+    """Return the auxiliary (may be empty) and the rest of the verb; `support`: do, does, did."""
     verb, agreement = clause.verb, clause.subject.agreement
     if clause.modal:
         modal = clause.modal

@@ -1,4 +1,4 @@
-"""What the embedded corpus says: random sentences, German with their one English translation.
+"""The sentences of the embedded corpus: random, German with their one English translation.
 
 A `Speaker` draws words, builds clauses from them and joins clauses to sentences; `grammar`
 puts them in order. Words are drawn near-uniformly, so that a small corpus shows each of them often.
@@ -64,12 +64,12 @@ class Derivation:
 
     @property
     def reserved(self) -> bool:
-        """Whether the sentence contains a combination that training must not see."""
+        """True if the sentence contains a combination that training must not see."""
         return any(is_reserved(combination) for combination in self.combinations)
 
 
 def is_reserved(combination: Combination) -> bool:
-    """Whether a combination is held out: about one in ten, the same ones for every seed."""
+    """Tell whether a combination is held out: one in ten, the same ones for every seed."""
     return zlib.crc32(":".join(combination).encode()) % _RESERVED_ONE_IN == 0
 
 
@@ -246,7 +246,7 @@ class Speaker:
         return Clause(subject, verb, complement=Phrase(german, person.english))
 
     def _state(self) -> Clause:
-        """X is very old; X is as old as Y."""
+        """Say that X is very old, or that X is as old as Y."""
         nouns, adjectives = self._dice.weighted(
             (
                 ((lexicon.PERSONS, lexicon.PERSON_ADJECTIVES), 40),
@@ -272,7 +272,7 @@ class Speaker:
         return Clause(subject, verbs.BE, complement=Phrase(german, english))
 
     def _quantity(self) -> Clause:
-        """X costs n euros; X is n years old."""
+        """Say that X costs n euros, or that X is n years old."""
         if self._dice.chance(0.3):
             years = self._dice.between(2, 99)
             german, english = german_number(years), english_number(years)
@@ -288,7 +288,7 @@ class Speaker:
     # Noun phrases
 
     def _number(self, low: int) -> int:
-        """A number up to 99, small ones more often; never 1, which needs an inflected ein."""
+        """Draw a number up to 99, small ones more often; never 1, which needs an inflected ein."""
         high = self._dice.weighted(((12, 60), (99, 40)))
         number = self._dice.between(low if high == 12 else high // 9 + 1, high)
         return number + 1 if low > 0 and number % 100 == 1 else number
@@ -502,7 +502,7 @@ class Speaker:
         return Phrase(german, f"{'after' if after else 'before'} {event.english}")
 
     def _distance(self, *, past: bool) -> Phrase:
-        """Three days ago, in three days."""
+        """Say a time: three days ago, in three days."""
         number = self._dice.between(2, 30)
         unit = self._say(self._dice.pick(lexicon.UNITS))
         german, english = german_number(number), f"{english_number(number)} {unit.english}"
@@ -517,7 +517,7 @@ def _is_age(complement: Phrase | None) -> bool:
 
 
 def _is_plain(complement: Phrase | None) -> bool:
-    """Whether a predicate is a mere adjective: nicht ziemlich alt would sound odd."""
+    """Tell whether a predicate is a mere adjective: nicht ziemlich alt would sound odd."""
     return complement is not None and " " not in complement.german
 
 

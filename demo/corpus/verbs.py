@@ -233,5 +233,5 @@ ALL_VERBS: tuple[Verb, ...] = (
 
 
 def lemma(verb: Verb) -> str:
-    """The dictionary form with its preposition, if that is fixed: anrufen, warten auf."""
+    """Return the dictionary form, with its preposition if that is fixed: anrufen, warten auf."""
     return f"{verb.prefix}{verb.infinitive} {verb.preposition}".strip()
