@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, no network, fixed seeds, no bars."""
+"""The ground of every test: one thread, no network, fixed seeds, no bars."""
 
 import os
 
@@ -73,7 +73,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What transformers logs, which it keeps from other handlers unless asked."""
+    """Collect transformers' log, which it keeps from other handlers unless asked."""
     from transformers.utils import logging
 
     logging.enable_propagation()

@@ -20,7 +20,7 @@ LENGTHS = torch.tensor([3, 7, 1, 5])
 
 @pytest.fixture(autouse=True)
 def _warns_again() -> None:
-    """What is said once in a process is said once in a test."""
+    """Forget that a warning was given, which is given once in a process."""
     recurrent._warn_of_lost_window.cache_clear()
 
 
@@ -484,7 +484,7 @@ def test_torch_quantises_the_convolutions() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, QRNN])
 def test_takes_the_place_of_lstm_in_training(kind: type[nn.Module]) -> None:
-    """Which of two symbols came first, four or more steps ago: no window of two steps knows."""
+    """Learn which of two symbols came first, four or more steps ago: beyond any window of two."""
     torch.manual_seed(0)
     length, size = 12, 64
     classes = torch.randint(2, (size,))

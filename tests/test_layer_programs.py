@@ -1,4 +1,4 @@
-"""What public programs around `nn.LSTM` do (docs/recurrent.md lists them), with both layers."""
+"""Public programs around `nn.LSTM` (docs/recurrent.md lists them), run with both layers."""
 
 import io
 import warnings
@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([3, 7, 1, 5])
 
 @pytest.fixture(autouse=True)
 def _warns_again() -> None:
-    """What is said once in a process is said once in a test."""
+    """Forget that a warning was given, which is given once in a process."""
     recurrent._warn_of_lost_window.cache_clear()
 
 

@@ -18,7 +18,7 @@ from hf_qrnn import layer as recurrent
 
 @pytest.fixture(autouse=True)
 def _warns_again() -> None:
-    """What is said once in a process is said once in a test."""
+    """Forget that a warning was given, which is given once in a process."""
     recurrent._warn_of_lost_window.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""What the README tells people to type works."""
+"""Tests that the commands and programs of the README work."""
 
 import io
 import re

@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(run: Path, hub: HubStandIn, fault: Fault) -> str:
-    """What a push says that meets a fault."""
+    """Return the sentence of a push that meets a fault."""
     hub.faults.append(fault)
     with pytest.raises(HubError) as caught:
         push(run, REPO)

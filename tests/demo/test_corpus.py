@@ -180,7 +180,7 @@ def test_make_corpus_holds_out_by_derivation(splits: CorpusSplits) -> None:
 
 
 def test_derivation_names_its_combinations(drawn: list[Derivation]) -> None:
-    """What is recorded is said, and nothing recorded belongs to another sentence."""
+    """Check that what is recorded is said, and that nothing belongs to another sentence."""
     for item in drawn[:3000]:
         for kind, word, noun in item.combinations:
             assert any(form in item.german for form in _forms(NOUNS[noun]))

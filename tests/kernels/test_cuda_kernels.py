@@ -127,7 +127,7 @@ def arguments(pooling: str, dtype: torch.dtype, case: str) -> dict[str, torch.Te
 
 
 def received(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What h, c and the state receive."""
+    """Draw the gradients that h, c and the state receive."""
     generator = torch.Generator().manual_seed(3)
     state = state_dtype(dtype)
     return {

@@ -1,4 +1,4 @@
-"""What a GPU does as a CPU does it: the layer, the models, generation, the benchmarks."""
+"""Tests on a GPU that compare it with a CPU: the layer, the models, generation, the benchmarks."""
 
 from pathlib import Path
 

@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sacrebleu(files: Path, *arguments: str, references: tuple[str, ...] = ("ref",)) -> str:
-    """What the command prints for the metrics of `METRICS`, nine digits behind the point."""
+    """Return the command's output for the metrics of `METRICS`, nine digits behind the point."""
     command = [sys.executable, "-m", "sacrebleu", *references, "-m", *METRICS, "-w", "9", "-q"]
     done = subprocess.run(
         [*command, *arguments], cwd=files, capture_output=True, check=True, encoding="utf-8"

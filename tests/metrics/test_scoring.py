@@ -46,7 +46,7 @@ CHINESE_REFERENCES = [
 def command_scores(
     folder: Path, hypotheses: list[str], streams: list[list[str]], *arguments: str
 ) -> dict[str, dict[str, Any]]:
-    """What the `sacrebleu` command says, by our name of the metric, nine digits."""
+    """Run the `sacrebleu` command; return its scores by our names of the metrics, nine digits."""
     names = [f"ref{index}" for index in range(len(streams))]
     for name, lines in zip(["hyp", *names], [hypotheses, *streams], strict=True):
         (folder / name).write_bytes("".join(line + "\n" for line in lines).encode())

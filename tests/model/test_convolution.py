@@ -245,7 +245,7 @@ def test_autocast_computes_the_product(ways: list[str]) -> None:
 
 
 class Adapter(nn.Linear):
-    """What takes the place of a layer's product."""
+    """A product that takes the place of a layer's."""
 
 
 def hooked(register: str) -> nn.Linear:
@@ -285,7 +285,7 @@ def test_whoever_listens_to_the_convolution_hears_it(ways: list[str], register: 
 
 
 class Layer(nn.Module):
-    """What `torch.func` can call with other weights."""
+    """Return a function that `torch.func` can call with other weights."""
 
     def __init__(self, convolution: nn.Linear) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ def test_transforms_of_torch_func_see_one_product(ways: list[str]) -> None:
 
 
 class OtherTensor(torch.Tensor):
-    """What quantised and distributed weights are: of a type of their own."""
+    """A weight as quantised and distributed ones are: of a type of its own."""
 
 
 def test_weights_and_inputs_of_another_type_go_by_a_call(ways: list[str]) -> None:

@@ -118,7 +118,7 @@ def test_every_head_runs_where_it_was_exported_to(name: str, kind: type) -> None
 def calls_of_generate(
     model: Any, given: dict[str, torch.Tensor], steps: int
 ) -> list[dict[str, Any]]:
-    """What generate() hands to the model at every step."""
+    """Return the arguments that generate() hands to the model at every step."""
     calls: list[dict[str, Any]] = []
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(copy.deepcopy(kwargs)), with_kwargs=True

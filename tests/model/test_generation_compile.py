@@ -25,7 +25,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 def compiled(backend: str) -> dict[str, Any]:
-    """What makes generate() compile the decoding step, on a CPU too."""
+    """Return options that make generate() compile the decoding step, on a CPU too."""
     how = CompileConfig(backend=backend, fullgraph=True, mode=None)
     how._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": how}

@@ -1,4 +1,4 @@
-"""What generate() can do beside searching, on both heads, and what it refuses."""
+"""Modes of generate() beside searching, on both heads, and its refusals."""
 
 import itertools
 from typing import Any

@@ -424,7 +424,7 @@ def test_compiled_training_step_is_one_graph() -> None:
 
 
 class Wrapper(nn.Module):
-    """What adapters put in a module's place: a call, and of the attributes only what they know."""
+    """A module as adapters replace it: a call, and of the attributes only those they know."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

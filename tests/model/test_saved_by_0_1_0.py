@@ -1,4 +1,4 @@
-"""What release 0.1.0 saved still loads and computes the same, with the package and without."""
+"""Tests that folders of 0.1.0 load and compute the same, with the package and without."""
 
 import shutil
 import subprocess

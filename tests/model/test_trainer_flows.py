@@ -50,7 +50,7 @@ def make(kind: type[PreTrainedModel], **changes: object) -> Any:
 
 
 def options(folder: Path, **changes: object) -> dict[str, Any]:
-    """What all scripts are called with: two epochs, the best model of them is kept."""
+    """The arguments of all scripts: two epochs, the best model of them is kept."""
     return {
         "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 3,
         "per_device_eval_batch_size": 4, "learning_rate": 0.02, "eval_strategy": "epoch",

@@ -22,7 +22,7 @@ KINDS = {name: NUM_GATES[name] for name, kind in POOL_KINDS.items() if kind.in_t
 
 
 def _need_triton() -> None:
-    """Where CUDA is developed these tests must run; elsewhere they may be missing."""
+    """Fail without Triton where CUDA is developed, skip elsewhere."""
     if importlib.util.find_spec("triton") is None:
         reason = "Triton is not installed (pip install -c constraints.txt triton)"
         if shutil.which("nvcc"):

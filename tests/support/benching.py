@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share."""
+"""The shared parts of the tests of the benchmarks."""
 
 from types import ModuleType
 

@@ -97,7 +97,7 @@ ARCHITECTURES = [75, 80, 90, 100, 120]
 
 
 def missing_tool(*names: str) -> str | None:
-    """Why tests skip: no such compiler here. With one, they run or fail."""
+    """Say why tests skip: no such compiler here. With one, they run or fail."""
     absent = [name for name in names if shutil.which(name) is None]
     return f"no {absent[0]} on this machine" if absent else None
 

@@ -102,7 +102,7 @@ def save_model(folder: Path, *, seed: int = 0) -> QRNNForConditionalGeneration:
 
 
 def save_run(folder: Path) -> None:
-    """What a run leaves: the model, its record, and much that must not be pushed."""
+    """Make the folder of a run: the model, its record, and much that must not be pushed."""
     save_model(folder)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     command = "/home/ann/scripts/train_translation.py --train_source /home/ann/data/train.de"

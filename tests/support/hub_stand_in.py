@@ -47,7 +47,7 @@ KINDS = (
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose "METHOD path" `match` is found in."""
+    """A fault of the next `times` requests whose "METHOD path" contains `match`."""
 
     kind: str
     match: str
@@ -229,7 +229,7 @@ class HubStandIn:
         return Reply.error(404, f"no such endpoint: {request.method} {request.path}")
 
     def refuse(self, request: Request, name: str, *, write: bool = False) -> Reply | None:
-        """Why the request may not have the repository, or None."""
+        """Return the refusal of a request, or None."""
         token = request.token
         if token not in (None, WRITE_TOKEN, READ_TOKEN):
             return Reply.error(401, "Invalid credentials in Authorization header")

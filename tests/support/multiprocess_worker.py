@@ -1,4 +1,4 @@
-"""What test_multiprocess.py runs in several processes: gradients, evaluation, sharding.
+"""The work of test_multiprocess.py's processes: gradients, evaluation, sharding.
 
     torchrun ... tests/support/multiprocess_worker.py FOLDER WHAT ...
 

@@ -16,7 +16,7 @@ def split_mix(x: int) -> int:
 
 
 def keeps(seed: int, b: int, t: int, channel: int, probability: float) -> bool:
-    """Whether one forget gate is left alone."""
+    """Tell whether one forget gate is left alone."""
     golden = 0x9E3779B97F4A7C15
     key = split_mix((seed + (b * 2**32 + t + 1) * golden) % 2**64)
     bits = split_mix((key + (channel + 1) * golden) % 2**64) >> 40

@@ -91,7 +91,7 @@ Tests = TypeVar("Tests", bound=type)
 
 
 class Record:
-    """Which tests of the watched classes were run and which passed."""
+    """A record of the watched classes' tests: begun, and passed."""
 
     def __init__(self) -> None:
         self.all: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Where transformers' common tests are run otherwise than as they come, each with its reason.
+"""Changes to transformers' common tests, each with its reason.
 
 The tests read this table, and so does `docs/transformers_common_tests.md`, which is written by
 `python tests/support/upstream_table.py` and held to it by a test.
@@ -83,7 +83,7 @@ TABLE = (
 
 
 def skips(tests: str, group: str) -> dict[str, str]:
-    """What the class `tests` of `group` skips, with the reasons."""
+    """Return the tests that class `tests` of `group` skips, with the reasons."""
     return {c.name: c.reason for c in TABLE if c.kind == "skip" and c.classes in (tests, group)}
 
 

@@ -32,7 +32,7 @@ def python(*words: object, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes found, in files."""
+    """Start two processes and return the folder of their results."""
     folder = tmp_path_factory.mktemp("two")
     result = python(*TORCHRUN, ROOT / "tests/support/multiprocess_worker.py", folder)
     assert result.returncode == 0, result.stderr
