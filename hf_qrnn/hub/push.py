@@ -33,8 +33,11 @@ from .files import kind_of, shared_files
 from .verify import write_verification
 
 _REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# A "/" after a letter, "." or ":" is of a relative path or an address, and stays.
 _ABSOLUTE_FOLDER = re.compile(r"(?<![\w.:/])/(?:[^\s/\"']+/)+")
+# Keys of tokenizer_config.json that name files.
 _PATH_KEY = re.compile(r"\w+_files?|source_spm|target_spm|vocab|name_or_path")
+# The line of a card that names the model to load, as the card's template writes it.
 _USAGE_NAME = re.compile(r'^name = ".*"$', flags=re.MULTILINE)
 
 
@@ -84,6 +87,7 @@ def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> 
     """
     for path in shared_files(folder):
         shutil.copyfile(path, target / path.name)
+    # Copies are changed, never the originals: a resumed run needs its paths.
     run, readme = target / "run.json", target / "README.md"
     if run.is_file():
         _write_json(run, without_folders(read_json(run)))
@@ -93,6 +97,7 @@ def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> 
     if card is not None:
         text = _USAGE_NAME.sub(f'name = "{repo}"', card, count=1)
         readme.write_text(text, encoding="utf-8")
+    # Looked for in what is really sent, after every change: a log line or a card may hold it.
     token = (get_token() or "").encode()
     for path in target.iterdir():
         if token and token in path.read_bytes():
@@ -154,11 +159,13 @@ def push(
     with TemporaryDirectory() as name:
         staged = Path(name)
         stage(Path(folder), staged, repo, card=card)
+        # All that can be wrong with the folder is found before the Hub hears of it.
         _check_card(staged)
         write_verification(staged)
         target = _Target(HfApi(endpoint=endpoint), repo, revision or "main")
         target.prepare(private=private, tag=tag)
         result = target.commit(staged, f"Push {Path(folder).resolve().name} with hf_qrnn")
+        # After the commit: a tag is never there without what it names.
         if tag is not None:
             target.add_tag(tag, result.commit)
         return result
@@ -203,6 +210,7 @@ def _check_card(staged: Path) -> None:
     try:
         card = ModelCard(read_text(path))
     except YAMLError as error:
+        # The rest of a YAML error is a picture of the place, over several lines.
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"`README.md` must have front matter, but it is damaged: {reason}."
@@ -226,14 +234,18 @@ class _Target:
         """
         api, repo = self.api, self.repo
         what = f"push to {repo}"
+        # None, not False: on the Hub, False would ask for a public one even where an
+        # organisation makes them private.
         patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True), what=what)
         if private and not patiently(lambda: api.model_info(repo), what=what).private:
             raise ValueError(f"`private` must be left out for {repo}, which is public already.")
         refs = patiently(lambda: api.list_repo_refs(repo), what=what)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
+        # A commit moves a branch; a tag must stay where it is.
         if self.branch in tags and self.branch not in branches:
             raise ValueError(f"`revision` must be a branch, but {self.branch!r} is a tag.")
+        # Before the commit, since afterwards the model would be there without its name.
         if tag in tags and (is_to_come or tags[tag] != branches.get(self.branch)):
             rule = "new" if is_to_come else f"new or name what {self.branch} holds"
             raise ValueError(
@@ -244,6 +256,8 @@ class _Target:
 
     def commit(self, staged: Path, message: str) -> PushResult:
         """Make the branch hold the staged files in one commit, if it does not already."""
+        # Filled once an attempt was sent: if a later one finds nothing left to do, the reply of
+        # that one was lost and its commit is ours.
         sent: list[str] = []
 
         def attempt() -> PushResult:
@@ -270,11 +284,14 @@ class _Target:
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         changed = []
         for path in sorted(staged.iterdir()):
+            # By hash, so that the same folder again is no commit and no upload.
             if path.name in there and has_hash(path, there[path.name]):
                 continue
             changed.append(path.name)
             operations.append(CommitOperationAdd(path.name, str(path)))
         for name in sorted(there):
+            # A shard or module of an earlier push must not stay among the new ones. Files that are
+            # none of a model's (pictures, a licence) belong to whoever put them there.
             if kind_of(name) is not None and not (staged / name).exists():
                 changed.append(name)
                 operations.append(CommitOperationDelete(name))
@@ -284,6 +301,7 @@ class _Target:
         """Name the commit; a tag of that name on the same commit is left as it is."""
 
         def attempt() -> None:
+            # Asked at every attempt: one whose reply was lost may have made it.
             refs = self.api.list_repo_refs(self.repo)
             found = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
             if found is None:

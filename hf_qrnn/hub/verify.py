@@ -40,7 +40,9 @@ _TARGET_LENGTH = 5
 _SEED = 1611
 # float32 sums in another order, as another processor takes it, differ by some 1e-6 of the largest.
 TOLERANCE = 1e-4
+# Taken from the process that runs the repository's code.
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+# Each would lead that process past the fresh cache, to files of this machine.
 _CACHES = (
     "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH", "HF_ASSETS_CACHE",
 )  # fmt: skip
@@ -85,6 +87,7 @@ def write_verification(folder: Path) -> None:
     auto = auto_class_of(read_json(folder / "config.json"))
     if auto == "AutoModel":
         raise ValueError("`MODEL` must be a model with a head, but has no logits to compare.")
+    # More threads add up in another order: the same push would make another file.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -94,6 +97,7 @@ def write_verification(folder: Path) -> None:
         inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if auto == "AutoModelForSeq2SeqLM":
             start = torch.full((len(texts), 1), model.config.decoder_start_token_id)
+            # Any tokens do for a target, and these are there and in the vocabulary.
             given = inputs["input_ids"][:, :_TARGET_LENGTH]
             inputs["decoder_input_ids"] = torch.cat([start, given], 1)
         with torch.no_grad(), use_backend("torch"):
@@ -120,6 +124,7 @@ def _loaded(folder: Path, auto: str) -> tuple[Any, PreTrainedTokenizerBase]:
         )
     except Exception as error:  # what a config asks for can go wrong in any way
         raise ValueError(f"`MODEL` must load, but: {_reason(error)}") from error
+    # transformers draws missing weights at random and only warns.
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
@@ -139,6 +144,7 @@ def _loaded(folder: Path, auto: str) -> tuple[Any, PreTrainedTokenizerBase]:
 def _check_weights(folder: Path) -> None:
     for path in sorted(folder.glob("model*.safetensors")):
         try:
+            # The header alone: it tells of a file that was cut short, in a moment.
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except SafetensorError as error:
@@ -160,6 +166,7 @@ def _hashes(folder: Path) -> dict[str, str]:
         if kind_of(path.name) is not None and path.is_file():
             digest = hashlib.sha256()
             with path.open("rb") as file:
+                # In blocks: weights may be larger than the memory.
                 while block := file.read(1 << 20):
                     digest.update(block)
             found[path.name] = digest.hexdigest()
@@ -181,6 +188,7 @@ def auto_class_of(config: dict[str, Any]) -> str:
 
 def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Draw two texts of the tokenizer's own tokens with a fixed seed."""
+    # Special tokens in a text may be read as text, or dropped when decoded.
     special = set(tokenizer.all_special_ids)
     ids = [index for index in range(len(tokenizer)) if index not in special]
     generator = torch.Generator().manual_seed(_SEED)
@@ -218,8 +226,10 @@ def verify(
             autos, record = _stored(snapshot)
         except ValueError as error:
             raise HubError(str(error)) from error
+        # Not raised yet: an error of loading says more, and is told what changed as well.
         changed = _changed(snapshot, record)
         differences = []
+        # The package's code and the code that lies in the repository are two programs.
         for with_package in (True, False):
             try:
                 found = _load(
@@ -279,6 +289,7 @@ def _check_files(snapshot: Path, entries: list[RepoFile]) -> None:
                 f"{name!r} must have the hash that the Hub lists, but what was downloaded "
                 "has another: it was altered on the way or on the Hub."
             )
+        # transformers takes safetensors first, but other programs would open it.
         if path.suffix in _PICKLES:
             raise HubError(f"{name!r} must not be there: a pickle can run any code.")
     if VERIFICATION_FILE not in listed:
@@ -302,6 +313,7 @@ def _stored(snapshot: Path) -> tuple[list[str], _Record]:
             "`config.json` must have an `auto_map`, by which Auto classes find the code, but has "
             "none: `hf-qrnn push` sends one."
         )
+    # AutoConfig is not listed: every other class loads the config on its way.
     autos = sorted(auto for auto in auto_map if auto != "AutoConfig")
     record = _read_record(snapshot / VERIFICATION_FILE)
     if record.auto_class not in autos:
@@ -325,6 +337,7 @@ def _read_record(path: Path) -> _Record:
         raise ValueError(f"{rule} lacks {lacking[0]!r}.")
     check = check if isinstance(check, dict) else {}
     auto, texts, files = check.get("auto_class"), check.get("texts") or [], check.get("files")
+    # Written by anyone who may write to the repository: nothing in it is taken on trust.
     are_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
     if not (isinstance(auto, str) and are_texts and isinstance(files, (dict, type(None)))):
         raise ValueError(f"{rule} does not say which class and texts its logits are of.")
@@ -333,6 +346,7 @@ def _read_record(path: Path) -> _Record:
 
 def _changed(snapshot: Path, record: _Record) -> str:
     """Name the files that differ from the push, as "code (modeling_qrnn.py)"; "" if none does."""
+    # Releases before hashes were stored made pushes without any.
     if record.files is None:
         return ""
     now = _hashes(snapshot)
@@ -355,6 +369,7 @@ def _load(
 ) -> dict[str, Any]:
     """Load the repository from the fresh cache in a fresh process and return its answer."""
     environment = {k: v for k, v in os.environ.items() if k not in (*_SECRETS, *_CACHES)}
+    # A clone that was not installed is found by this; the loader hides it where it must.
     package = str(Path(__file__).parents[2])
     inherited = environment.get("PYTHONPATH")
     environment.update(
@@ -368,6 +383,7 @@ def _load(
         "file": str(snapshot / VERIFICATION_FILE), "auto_class": record.auto_class,
         "texts": record.texts,
     }  # fmt: skip
+    # In the cache as working directory: a module in the user's own must not be imported.
     done = subprocess.run(
         [sys.executable, str(_LOADER)],
         input=json.dumps(job),
@@ -379,9 +395,11 @@ def _load(
     )
     place = "with" if with_package else "without"
     if done.returncode != 0:
+        # The last line of a traceback is the error.
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise HubError(f"The model must load {place} the package, but: {one_line(lines[-1])}")
     try:
+        # The last line: the repository's code may print before.
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise HubError(
@@ -393,6 +411,7 @@ def _load(
 def _check_loaded(found: dict[str, Any], *, with_package: bool) -> float:
     """Return the largest difference of a logit, if all is right."""
     place = "with" if with_package else "without"
+    # Else the same code would have been tested twice, and the other never.
     if found["is_remote"] is with_package:
         kind = "the package's" if with_package else "the repository's"
         raise HubError(f"The code must be {kind} {place} the package, but is not.")
