@@ -72,6 +72,7 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
 
     def remember(self, encoder_states: torch.Tensor, h_tilde: torch.Tensor) -> Memory:
         """Compute `V h~`, keys and values from encoder states (B, S, H) and h~ (B, H)."""
+        # V h~ is the same at every step: it is multiplied once a source, not once a step.
         gate_bias = None if self.layer.encoding is None else self.layer.encoding(h_tilde)
         if self.attention is None:
             return Memory(gate_bias)
@@ -95,12 +96,14 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         tuple, neither here nor in what is returned (a plain tuple arrives).
         """
         memory = Memory(*remembered)
+        # Its two kinds are called differently; `attends_inside` tells them apart.
         attention: Any = self.attention
         h, c, o, new_state, _, past = self.layer(
             self.connection.before(hidden_states),
             mask,
             state=state,
             gate_bias=memory.gate_bias,
+            # Eq. 8 needs c and o apart: h = o . (W_k k + W_c c).
             want_c=self.attends_inside,
             want_o=self.attends_inside,
             want_past=want_past,
@@ -109,6 +112,7 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
         if self.attends_inside:
             assert c is not None, "attention reads c"
             h, weights = attention(c, o, memory, source_mask, want_weights, explicit)
+            # A pad attends too, and the next convolution would read what it found.
             h = hide_pads(h, mask)
         out = self.connection.after(hidden_states, h)  # (B, T, H)
         if attention is not None and not self.attends_inside:
@@ -116,6 +120,7 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
             out = hide_pads(out, mask)
         if self.feed_forward is not None:
             out = self.feed_forward(out)
+        # Section 2.2: every later layer reads this one's input too, so that widths add up.
         if self.dense:
             out = torch.cat([hidden_states, out], dim=-1)  # (B, T, E + H)
         return DecoderLayerOutput(out, weights, new_state, past)
@@ -143,6 +148,7 @@ class QRNNDecoder(nn.Module):
                 pool_backend=config.pool_backend,
             )
             attention = _attention(config, is_last=is_last) if reads_source else None
+            # Nothing behind the last layer reads it, and attention and head expect H.
             dense = config.dense_connections and not is_last
             self.layers.append(
                 QRNNDecoderLayer(
@@ -172,12 +178,14 @@ class QRNNDecoder(nn.Module):
         `explicit_attention` is `explicit` of `attend`.
         """
         batch, length = inputs_embeds.shape[:2]
+        # The mask's name in errors is the one the user gave it.
         name = "decoder_attention_mask" if self.reads_source else "attention_mask"
         mask = real_steps(attention_mask, length, batch, name=name)
         source_mask = None
         if encoder_outputs is not None:
             assert encoder_outputs.last_hidden_state is not None
             source_length = encoder_outputs.last_hidden_state.shape[1]
+            # Exact: a mask of another length would silently attend to the wrong tokens.
             source_mask = real_steps(encoder_attention_mask, source_length, batch, exact=True)
         hidden_states = hide_pads(self.dropout(inputs_embeds), mask)
         collected, attentions = [hidden_states], []
@@ -185,10 +193,12 @@ class QRNNDecoder(nn.Module):
             cache = None if past_key_values is None else past_key_values.layer(index)
             memory = self._memory(index, encoder_outputs, cache)
             state = None if cache is None else cache.current_state()
+            # Torch would broadcast a state of one row over the batch without a word.
             if state is not None:
                 check_rows("past_key_values", state.c, batch)
             records = cache is not None and cache.record_past
             wants = (output_attentions, records, explicit_attention)
+            # A checkpointed layer gives a plain tuple back.
             output = DecoderLayerOutput(
                 *layer(hidden_states, mask, source_mask, state, *wants, *memory)
             )
@@ -199,6 +209,7 @@ class QRNNDecoder(nn.Module):
             collected.append(hidden_states)
             if output.weights is not None:
                 attentions.append(output.weights)
+        # As in all of transformers, the last of the collected states is the normed one.
         hidden_states = collected[-1] = self.norm(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
@@ -221,6 +232,7 @@ class QRNNDecoder(nn.Module):
         assert encoder_outputs is not None, "a decoder that reads the source needs one"
         finals, states = encoder_outputs.final_states, encoder_outputs.last_hidden_state
         assert finals is not None
+        # A decoder with fewer layers reads the encoder's last ones.
         h_tilde = finals[:, index + finals.shape[1] - len(self.layers)]
         memory: Memory = self.layers[index].remember(states, h_tilde)  # type: ignore[operator]
         return memory if cache is None else cache.remember(memory)

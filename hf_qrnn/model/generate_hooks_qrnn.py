@@ -68,16 +68,19 @@ class SourceGuidance(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         """Guide the logits (B, V) that follow the target so far (B, T)."""
+        # As transformers does for a language model without a negative prompt.
         if self.source is None:
             self.source = input_ids[:, -1:]
         rows, length = input_ids.shape
 
         def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+            # Beams of one source are neighbours.
             return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
 
         mask = self.target_mask
         if mask is not None:
             mask = as_rows(mask)
+            # What is generated is taken for real; only a prompt has pads to hide.
             mask = torch.cat([mask, mask.new_ones(rows, length - mask.shape[1])], dim=1)
         # All of the target at every step: beams change places, and here is no cache to follow them.
         logits = self.model(
@@ -120,6 +123,7 @@ class LanguageModelHead(GenerationMixin):
         self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor
     ) -> torch.Tensor:
         """Compute logits (B, T, V) of the last `logits_to_keep` steps (0: all), or of indices."""
+        # slice(-0, None) is everything, so 0 needs no case of its own.
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = hidden_states[:, kept]
         if self.output_projection is not None:
@@ -153,6 +157,7 @@ class LanguageModelHead(GenerationMixin):
             prepared.max_length = None
         elif asked["max_length"] is not None and asked["max_new_tokens"] is None:
             prepared.max_new_tokens = None
+        # Kept for `_prepare_generated_length`, to which a default looks like a wish.
         no_length = asked["max_new_tokens"] is None and asked["max_length"] is None
         prepared._has_no_length = no_length  # type: ignore[attr-defined]
         return prepared, model_kwargs
@@ -166,10 +171,12 @@ class LanguageModelHead(GenerationMixin):
         )
         inputs: Any = kwargs.get("inputs_tensor")
         is_free = inputs is not None and getattr(prepared, "_has_no_length", False)
+        # A model whose own `max_length` was set keeps it: it is the stricter promise.
         is_default = self.generation_config.max_length == DEFAULT_MAX_LENGTH
         if self.config.is_encoder_decoder and is_free and is_default and length_rule(prepared):
             width = torch.tensor([inputs.shape[1]])
             limit = int(target_limits(self.generation_config, width))
+            # One more for the start token, which `max_length` counts and the rule does not.
             prepared.max_length = max(DEFAULT_MAX_LENGTH, limit + 1)
         return prepared
 
@@ -199,10 +206,12 @@ class LanguageModelHead(GenerationMixin):
                 f"`negative_prompt_ids` must have 1 or {num_rows} rows, as the inputs, "
                 f"but has {negative_prompt_ids.shape[0]}."
             )
+        # Without its scale, or transformers would add its own guidance to ours.
         others = copy.copy(generation_config)
         others.guidance_scale = None
         processors = super()._get_logits_processor(others, *args, **kwargs)  # type: ignore[misc]
         target_mask = (kwargs.get("model_kwargs") or {}).get("decoder_attention_mask")
+        # First: what the other processors forbid must stay forbidden after guidance.
         processors.insert(0, SourceGuidance(self, scale, *negative, target_mask))
         return processors
 
@@ -227,6 +236,7 @@ class LanguageModelHead(GenerationMixin):
         if given is not None:
             copies = max(generation_config.num_beams, generation_config.num_return_sequences)
             self._check_given_cache(given, generation_config, assisted, batch_size, copies)
+            # One row a text was given; generate() works with a row for every beam.
             if given.batch_size == batch_size:
                 given.batch_repeat_interleave(copies)
             given._is_user_defined = True  # type: ignore[attr-defined]
@@ -240,6 +250,7 @@ class LanguageModelHead(GenerationMixin):
                 f"but is {kind!r}."
             )
         cache = QRNNCache(self.config.decoder_layers, static=kind == "static")
+        # What the main model rejects, the assistant must take back.
         if generation_config.is_assistant:
             cache.activate_past_recording()
         model_kwargs["past_key_values"] = cache
@@ -263,6 +274,7 @@ class LanguageModelHead(GenerationMixin):
                 "`use_cache` must be True when `past_key_values` is given, but is False."
             )
         num_rows, num_steps = cache.batch_size, int(cache.get_seq_length())
+        # -1 is an empty cache; with beams it may already have a row for each.
         if num_rows not in (-1, batch_size, batch_size * copies):
             raise ValueError(
                 f"`past_key_values` must have {batch_size} rows like the inputs, "
@@ -291,6 +303,7 @@ class LanguageModelHead(GenerationMixin):
         """
         cache = model_kwargs.get("past_key_values")
         embeds = model_kwargs.get("inputs_embeds")
+        # Embeddings have no ids to cut into chunks.
         by_embeds = not self.config.is_encoder_decoder and embeds is not None and is_first_iteration
         if cache is None or by_embeds:
             return super()._prefill(  # type: ignore[misc]
@@ -302,6 +315,7 @@ class LanguageModelHead(GenerationMixin):
         if mask is not None:
             mask_length = mask.shape[1]
         num_seen = int(cache.get_seq_length())
+        # With a longer mask the ids are only the new part.
         num_new = length - num_seen if mask_length == length else length
         if num_new <= 0:
             ids = "decoder_input_ids" if self.config.is_encoder_decoder else "input_ids"
@@ -314,6 +328,7 @@ class LanguageModelHead(GenerationMixin):
         for start in range(length - num_new, length, size):
             end = min(start + size, length)
             chunk_kwargs = dict(model_kwargs)
+            # Each chunk sees the mask up to its own end: the columns behind are still to come.
             if mask is not None:
                 chunk_kwargs[name] = mask[:, : mask_length - length + end]
             inputs = self.prepare_inputs_for_generation(  # type: ignore[misc]
@@ -350,6 +365,7 @@ class LanguageModelHead(GenerationMixin):
         ends = getattr(generation_config, "_eos_token_tensor", None)
         if ends is not None:
             ended = torch.isin(sequences, ends)
+        # An end token in the prompt ends nothing.
         ended[:, : input_ids.shape[1]] = False
         # Fill is what follows an end, and -1 where there is no end token to fill up with.
         filled = (ended.long().cumsum(1) - ended.long() > 0) | (sequences < 0)

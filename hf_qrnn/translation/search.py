@@ -68,8 +68,10 @@ def generate_hypotheses(
             f"`num_return_sequences` must be in [1, `num_beams`] = [1, {num_beams}], "
             f"but is {num_return_sequences}."
         )
+    # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
     results: list[list[Hypothesis]] = [[] for _ in sources]
+    # Validation in the midst of training comes here: the mode is given back.
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -107,12 +109,15 @@ def _generate_batch(
         num_beams=num_beams,
         num_return_sequences=num_return,
         do_sample=False,
+        # Else transformers tells of a default `max_length` that `max_new_tokens` overrules.
         max_length=None,
+        # The batch goes on until its longest row is done; `RowLimits` ends the others before.
         max_new_tokens=int(limits.max()),
         stopping_criteria=StoppingCriteriaList([RowLimits(limits)]),
         return_dict_in_generate=True,
         output_scores=True,
     )
+    # Without the start token.
     generated = output.sequences[:, 1:]
     ends = end_ids(model.generation_config)
     lengths, is_cut = target_lengths(generated, limits, ends)
@@ -120,10 +125,12 @@ def _generate_batch(
         chosen = model.compute_transition_scores(  # type: ignore[operator]
             output.sequences, output.scores, normalize_logits=True
         )  # (B, T)
+        # Behind its end a row holds fill, whose scores are not its own.
         steps = torch.arange(chosen.shape[1], device=chosen.device)
         scores = chosen.masked_fill(steps >= lengths[:, None], 0.0).sum(1).tolist()
     else:
         scores = output.sequences_scores.tolist()
+    # No comparison with NaN is true: what a search found is chance.
     if any(math.isnan(score) for score in scores):
         raise ValueError(
             "`model` must give numbers, but gives NaN: its weights are damaged, or too large for "

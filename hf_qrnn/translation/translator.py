@@ -27,6 +27,7 @@ from .search import generate_hypotheses
 
 # All that Python, an editor or another tool may take as the end of a line.
 _LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+# A mistyped path does not fit: it is refused without asking the Hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 
 
@@ -108,6 +109,7 @@ class Translator:
             ValueError: If a number is out of range or a text is not valid Unicode.
         """
         rows = encode_batch(self.tokenizer, texts)
+        # A model makes up a sentence for an empty source.
         filled = [index for index, text in enumerate(texts) if text.strip()]
         results = [[Translation("", 0.0)] * num_return_sequences for _ in texts]
         if on_batch is not None and len(filled) < len(texts):
@@ -142,6 +144,7 @@ class Translator:
         ids = self._encode(source)
         best = generate_hypotheses(self.model, [ids], num_beams=num_beams)[0][0]
         start = self.model.generation_config.decoder_start_token_id
+        # A translation that was cut has no end token, so none is looked at.
         targets = list(best.ids)
         if not best.is_cut:
             targets.append(int(self.tokenizer.eos_token_id))
@@ -153,6 +156,7 @@ class Translator:
             output_attentions=True,
             use_cache=False,
         )
+        # Not every model gives weights for all of its layers.
         layers = [layer for layer in output.cross_attentions or () if layer is not None]
         if not layers:
             raise ValueError("`model` must return cross-attentions, but returns none.")
@@ -185,6 +189,7 @@ class Translator:
     def _pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text that each id adds; joined, they are the text, end token included."""
         pieces, done = [], 0
+        # Prefixes are decoded, not single ids: a character may be made of several bytes.
         for count in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False))
             # Bytes that are no character yet; the last piece takes what never became one.
@@ -216,6 +221,7 @@ def load_translator(
         ValueError: If there is no such model, the Hub cannot be reached, it is not a model that
             translates, or the device is not there.
     """
+    # Before a download of a gigabyte that would find no device.
     place = _device(device)
     kind = "a folder with a saved translation model or the name of one on the Hub"
     found = str(name_or_path)
@@ -240,6 +246,7 @@ def load_translator(
             f"`name_or_path` must be {kind}, but is {str(name_or_path)!r}: "
             f"{answered or _reason(error)}"
         ) from error
+    # A language model or classifier loads too, with random weights for what it lacks.
     missing = sorted(report["missing_keys"])
     if missing:
         saved = (model.config.architectures or [type(model).__name__])[0]
@@ -262,6 +269,7 @@ def _device(given: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(given)
+        # "cuda:7" is a device to torch until something is put there.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise ValueError(
