@@ -366,7 +366,8 @@ def gpu_tests() -> Iterator[Record]:
     for module in ("pytest", "hypothesis"):
         if importlib.util.find_spec(module) is None:
             raise SkippedError(f"{module} is not installed")
-    files = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_timing.py")]
+    names = ("kernels/test_gpu.py", "speed/test_timing.py")
+    files = [str(ROOT / "tests" / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     status = "failed" if done.returncode else "passed"

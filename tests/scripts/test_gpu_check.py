@@ -11,6 +11,7 @@ import pytest
 import torch
 from cuda_emulation import Emulated, missing_tool
 
+from hf_qrnn import kernels
 from hf_qrnn.model.backends_qrnn import Backend
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
@@ -110,12 +111,55 @@ def test_values_are_compared_and_a_wrong_one_fails(gpu_check: Any, emulated: Emu
         assert "grad_gates" in record["reason"]
 
 
-def test_every_step_is_one_that_runs(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = (None, None)
-    for name in ("operations", "triton_operations"):
-        monkeypatch.setattr(gpu_check, name, lambda: none)
+def test_every_step_goes_to_its_function(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def replace(name: str) -> None:
+        monkeypatch.setattr(gpu_check, name, lambda *given: iter([(name, *given)]))
+
+    plain = ["environment", "library", "contracts", "profile"]
+    for name in (
+        *plain, "build", "goals", "gpu_tests", "sanitizer", "benchmark", "values", "hard_cases",
+        "smoke",
+    ):  # fmt: skip
+        replace(name)
+    monkeypatch.setattr(gpu_check, "operations", lambda: ("compiled", "backward"))
+    monkeypatch.setattr(gpu_check, "triton_operations", lambda: ("triton", "backward"))
+    went = {}
     for step in [*gpu_check.STEPS, "smoke"]:
-        assert iter(gpu_check.records_of(step, Path("unused")))
+        (went[step],) = gpu_check.records_of(step, tmp_path)
+    # A benchmark's step must name one that there is, and options that it knows.
+    for step in ("pooling", "layer", "convolution"):
+        function, name, *options = went.pop(step)
+        assert (function, name) == ("benchmark", f"bench_{step}")
+        chosen = gpu_check._benchmarks(name).make_parser().parse_args(options)
+        assert (chosen.device, chosen.seconds) == ("cuda", 0.05)
+    tools = ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert went == {
+        **{step: (step,) for step in plain},
+        **{step: (step, tmp_path) for step in ("build", "goals")},
+        **{step: ("sanitizer", step) for step in tools},
+        **{step: (step, "compiled", "backward") for step in ("values", "hard_cases", "smoke")},
+        "pytest": ("gpu_tests",),
+        "triton": ("values", "triton", "backward"),
+    }
+
+
+def test_the_tests_that_want_a_gpu_are_all_run(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert [record["status"] for record in gpu_check.gpu_tests()] == ["passed"]
+    mark = ".".join(("pytest", "mark", "gpu"))  # in pieces, or this file had one too
+    tests = (SCRIPT.parents[1] / "tests").rglob("test_*.py")
+    wanted = {str(path) for path in tests if mark in path.read_text(encoding="utf-8")}
+    assert {part for part in commands[0] if part.endswith(".py")} == wanted
 
 
 def test_contracts_hold_and_a_broken_one_fails(
@@ -136,23 +180,26 @@ def test_contracts_hold_and_a_broken_one_fails(
     assert [x["status"] for x in others] == ["passed", "passed"]
 
 
+@needs_gxx
 def test_triton_is_called_as_the_library_is(
-    gpu_check: Any, monkeypatch: pytest.MonkeyPatch
+    gpu_check: Any, emulated: Emulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[Any, ...]] = []
+    # In Triton's place kernels that are called by a kind's name, and that compute: a number of
+    # another kind, or an argument in another place, gives other values.
+    def by_name(operation: Any, num_options: int) -> Any:
+        def call(*arguments: Any) -> Any:
+            kind, *options = arguments[-num_options:]
+            number = kernels.POOLING_NUMBERS[kind]
+            return operation(*arguments[:-num_options], number, *options)
+
+        return call
+
+    ops = torch.ops.hf_qrnn_emulated
     monkeypatch.setattr(gpu_check, "unavailable", lambda *_: None)
-
-    def call(*arguments: Any) -> None:
-        calls.append(arguments)
-
-    monkeypatch.setattr(gpu_check, "backend_named", lambda name: Backend(name, call, call))
-    forward, backward = gpu_check.triton_operations()
-    forward("gates", None, None, None, None, 1, 0.3, True, True, False)
-    backward("h", "c", "s", "gates", None, None, None, None, "tiles", 2, 0.0, False)
-    assert calls == [
-        ("gates", None, None, None, None, "fo", 0.3, True, True, False),
-        ("h", "c", "s", "gates", None, None, None, None, "tiles", "ifo", 0.0, False),
-    ]
+    fake = Backend("triton", by_name(ops.pool_forward, 5), by_name(ops.pool_backward, 3))
+    monkeypatch.setattr(gpu_check, "backend_named", lambda name: fake)
+    records = gpu_check.values(*gpu_check.triton_operations(), "cpu", [(2, 37, 3)])
+    assert [r["status"] for r in records] == ["passed"] * 3
     monkeypatch.setattr(gpu_check, "unavailable", lambda *_: "no Triton")
     with pytest.raises(gpu_check.SkippedError, match="no Triton"):
         gpu_check.triton_operations()
