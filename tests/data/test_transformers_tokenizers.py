@@ -5,6 +5,7 @@ import tempfile
 import unittest
 from collections.abc import Callable
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import upstream
@@ -82,6 +83,32 @@ def test_overrides_and_settings_are_in_the_table() -> None:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_number_passed(name: str, request: pytest.FixtureRequest) -> None:
     RECORD.check(name, request.session)
+
+
+def test_a_number_that_is_missing_or_another_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SomeTests(unittest.TestCase):
+        def test_a(self) -> None:
+            pass
+
+        def test_b(self) -> None:
+            self.skipTest("on purpose")
+
+    record = upstream.Record()
+    record.watch(SomeTests, "no group")
+    unittest.defaultTestLoader.loadTestsFromTestCase(SomeTests).run(unittest.TestResult())
+    items = [mock.Mock(nodeid=f"f.py::SomeTests::{name}") for name in ("test_a", "test_b")]
+    for item, name in zip(items, ("test_a", "test_b"), strict=True):
+        item.name = name
+    session: Any = mock.Mock(items=items)
+    release = ".".join(upstream.VERSION.split(".")[:2])
+    monkeypatch.setattr(upstream_table, "PASSED", {release: {"SomeTests": 1}})
+    record.check("SomeTests", session)
+    monkeypatch.setattr(upstream_table, "PASSED", {release: {"SomeTests": 2}})
+    with pytest.raises(AssertionError, match="1 tests of SomeTests passed, but the table says 2"):
+        record.check("SomeTests", session)
+    monkeypatch.setattr(upstream_table, "PASSED", {})
+    with pytest.raises(pytest.fail.Exception, match="no numbers are on record"):
+        record.check("SomeTests", session)
 
 
 def test_page_is_written_from_the_table() -> None:
