@@ -37,31 +37,6 @@ def test_every_goal_has_a_name_of_its_own_and_a_bound() -> None:
         assert not goal.mean or goal.cells
 
 
-@pytest.mark.parametrize(
-    ("name", "bound"),
-    [
-        # Of the table of goals, one by one.
-        ("CPU pool forward of copy", 0.7),
-        ("CPU pool backward of copy", 0.6),
-        ("CPU layer forward", 1.3),
-        ("CPU layer forward, mean", 1.5),
-        ("CPU layer forward, 2 threads, mean", 1.7),
-        ("CPU layer forward, one row", 4.0),
-        ("CPU layer forward+backward", 1.25),
-        ("CPU layer forward+backward, mean", 1.5),
-        ("CPU layer forward+backward, 2 threads, mean", 1.7),
-        ("CPU layer forward+backward, bfloat16", 1.3),
-        ("CPU layer against LoopQRNN, forward", 3.0),
-        ("CPU layer against LoopQRNN, forward+backward", 8.0),
-        ("CPU translation characters per second", 1.4),
-        ("GPU layer over GEMM and byte floor", 1.15),
-        ("GPU training, Triton over compiled", 0.7),
-    ],
-)
-def test_bound_is_the_agreed_one(name: str, bound: float) -> None:
-    assert [goal.bound for goal in goals.GOALS if goal.name == name] == [bound]
-
-
 # ------------------------------------------------------------------ judging
 
 
