@@ -19,13 +19,50 @@ def test_calls_take_turns_after_warming_up() -> None:
     assert {name: len(t.seconds) for name, t in found.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_a_longer_call_takes_longer() -> None:
-    found = interleave(
-        {"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.02)}, seconds=0.0
-    )
-    assert found["short"].minimum >= 0.001
-    assert found["long"].minimum >= 0.02
-    assert times_as_fast(found["short"], found["long"]) > 1.5
+class Clock:
+    """Stands in for the module `time`: a busy machine changes no result."""
+
+    def __init__(self) -> None:
+        self.now = self.busy = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.busy
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def compute(self, seconds: float) -> None:
+        self.now += seconds
+        self.busy += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    return clock
+
+
+def test_seconds_are_those_of_each_call(clock: Clock) -> None:
+    calls = {"short": lambda: clock.compute(0.25), "long": lambda: clock.compute(2.0)}
+    found = interleave(calls, seconds=0.0, min_rounds=3)
+    assert found["short"].seconds == (0.25,) * 3
+    assert found["long"].seconds == (2.0,) * 3
+    assert times_as_fast(found["short"], found["long"]) == 8.0
+
+
+def test_the_budget_ends_the_rounds(clock: Clock) -> None:
+    found = interleave({"a": lambda: clock.compute(1.0)}, seconds=6.5, min_rounds=2)
+    assert len(found["a"].seconds) == 7
+
+
+def test_real_clocks_measure() -> None:
+    found = interleave({"wait": lambda: time.sleep(0.01)}, seconds=0.0, min_rounds=2)["wait"]
+    assert found.minimum >= 0.01
+    assert len(found.busy) == 2
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 2), (10.0, 7)])
@@ -49,10 +86,14 @@ def test_figures_of_a_timing() -> None:
     assert Timing((4.0, 2.0), (1.0, 3.0)).split(2).computing == Timing((0.5, 1.5))
 
 
-def test_waiting_is_not_computing() -> None:
-    found = interleave({"wait": lambda: time.sleep(0.02)}, seconds=0.0)["wait"]
-    assert len(found.busy) == len(found.seconds)
-    assert found.computing.median < 0.5 * found.median
+def test_waiting_is_not_computing(clock: Clock) -> None:
+    def call() -> None:
+        clock.wait(2.0)
+        clock.compute(0.5)
+
+    found = interleave({"both": call}, seconds=0.0, min_rounds=2)["both"]
+    assert found.seconds == (2.5, 2.5)
+    assert found.computing.seconds == (0.5, 0.5)
 
 
 def test_ratio_is_that_of_pairs() -> None:
