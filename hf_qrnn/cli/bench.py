@@ -9,26 +9,29 @@ from typing import Any
 _TEXT = """\
 Compare one QRNN layer (320 units, k = 2) with nn.LSTM of the same size on this machine, forward,
 and print how many times as fast it is beside the paper's table (Fig. 4: cuDNN on a K40).
---minutes limits the time: small cells come first, and a cell without time left is a dash."""
+--minutes limits the time: small cells come first, and those without time left are dashes."""
 
 
 def add_bench(commands: Any) -> None:
     """Add `bench` to the commands of a parser."""
     parser = commands.add_parser(
         "bench",
-        help="this machine beside the paper's table of speed",
+        help="compare speed with nn.LSTM, beside the paper's table",
         description=_TEXT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=_bench)
     add = parser.add_argument
-    add("--device", metavar="D", help="as cpu or cuda:0 (the GPU if there is one, else the CPU)")
-    add("--threads", metavar="N", type=int, help="of the CPU (as many as torch has)")
-    add("--dtype", metavar="T", help="float32, bfloat16 or float16 (float32; bfloat16 on a GPU)")
+    place = "such as cpu or cuda:0 (default: the GPU if there is one, else the CPU)"
+    add("--device", metavar="D", help=place)
+    add("--threads", metavar="N", type=int, help="CPU threads (default: torch's own number)")
+    kinds = "float32, bfloat16 or float16 (default: float32, on a GPU bfloat16)"
+    add("--dtype", metavar="T", help=kinds)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", metavar="M", type=float, default=5.0, help="at most (5)")
-    length.add_argument("--quick", action="store_true", help="six cells of the thirty")
+    limit = "stop after about M minutes (default: 5)"
+    length.add_argument("--minutes", metavar="M", type=float, default=5.0, help=limit)
+    length.add_argument("--quick", action="store_true", help="measure six of the thirty cells")
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 def add_decoding(add: Any) -> None:
     """Add the flags of the search to a command, by its `add_argument`."""
-    add("--num_beams", metavar="N", type=int, default=1, help="beams; 1 is greedy search (1)")
-    limit = "most tokens of a translation (as the model's training data had, with room)"
+    beams = "width of the beam search; 1 is greedy search (default: 1)"
+    add("--num_beams", metavar="N", type=int, default=1, help=beams)
+    limit = "limit of each translation (default: by the lengths in the model's training data)"
     add("--max_new_tokens", metavar="N", type=int, help=limit)
-    add("--batch_size", metavar="N", type=int, default=32, help="lines computed at once (32)")
-    add("--device", metavar="D", help="as cpu or cuda:0 (the GPU if there is one, else the CPU)")
+    batch = "lines translated at once (default: 32)"
+    add("--batch_size", metavar="N", type=int, default=32, help=batch)
+    device = "such as cpu or cuda:0 (default: the GPU if there is one, else the CPU)"
+    add("--device", metavar="D", help=device)
 
 
 def check_decoding(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 _PUSH_TEXT = """\
 Push a model folder to the Hub in one commit: weights, config, code, tokenizer, metrics and card,
 never optimiser state or anything else of a run's folder. The same folder again makes no commit.
-Prints the commit's page. The token is the one of `hf auth login`, or HF_TOKEN."""
+Prints the address of the commit's page. The token is that of `hf auth login`, or HF_TOKEN."""
 
 _VERIFY_TEXT = """\
 Download a model into a fresh cache, compare every file with the hash that the Hub lists and those
@@ -25,10 +25,10 @@ def add_push(commands: Any) -> None:
     parser.set_defaults(run=_push)
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder with a saved model")
-    add("repo", metavar="REPO", help="user/name on the Hub; made if missing")
-    add("--private", action="store_true", help="make a missing repository private")
-    add("--revision", metavar="R", help="branch, made if missing (main)")
-    add("--tag", metavar="T", help="name the commit, as v1.0")
+    add("repo", metavar="REPO", help="user/name on the Hub; created if missing")
+    add("--private", action="store_true", help="create a missing repository as private")
+    add("--revision", metavar="R", help="branch, created if missing (default: main)")
+    add("--tag", metavar="T", help="tag for the commit, such as v1.0; a tag is never moved")
 
 
 def add_verify(commands: Any) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+_TEXT = """\
+Print the versions of the packages, the pooling backends of every device, with the reason where one
+is not available, and what the compiled library was built for."""
+
 
 def add_info(commands: Any) -> None:
     """Add `info` to the commands of a parser."""
-    parser = commands.add_parser("info", help="print versions and backends", allow_abbrev=False)
+    parser = commands.add_parser(
+        "info",
+        help="print versions and backends",
+        description=_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.set_defaults(run=_info)
 
 

@@ -25,7 +25,7 @@ from .translate import add_translate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `hf-qrnn` with the arguments `argv` (None: those of the process); the exit status."""
+    """Run `hf-qrnn` with the arguments `argv` (None: the process's); return the exit status."""
     try:
         args = _parser().parse_args(argv)
         with typed(_names(args)), naming("standard output"):

@@ -13,7 +13,7 @@ from hf_qrnn.data.flags import typed
 from .decoding import add_decoding, check_decoding, load, progress_bar, tell_cut, throughput
 
 _SCORE_TEXT = """\
-Print BLEU, chrF and TER of translations with sacrebleu's signatures, to the digit as the sacrebleu
+Print BLEU, chrF and TER of translations with sacrebleu's signatures, the same digits as sacrebleu's
 command; edits per character (CER) and per token between blanks (TokER) of the references; and the
 share of lines that equal a reference. The translations come from a file (--hypotheses), or a model
 makes them (--model and --source). --bleu_tokenize zh, char, ja-mecab ... is for languages without
@@ -44,18 +44,20 @@ def add_score(commands: Any) -> None:
     by_model = {"model": "--model", "name_or_path": "--model"}
     parser.set_defaults(run=_score, typed={**by_model, "baseline": "--compare"})
     add = parser.add_argument
-    right = "the right translations; of several files, line i of each is right for line i"
+    right = "reference translations; with several files, line i of each is one for line i"
     add("--references", metavar="FILE", required=True, nargs="+", action="extend", help=right)
     once: dict[str, Any] = {"action": _Once}
     add("--hypotheses", metavar="FILE", help="the translations to score", **once)
     translates = "folder or Hub name of a model that translates --source"
     add("--model", metavar="MODEL", help=translates, **once)
     add("--source", metavar="FILE", help="the sentences to translate", **once)
-    add("--bleu_tokenize", metavar="T", default="13a", help="sacrebleu's tokens for BLEU (13a)")
+    tokens = "sacrebleu's tokenizer for BLEU (default: 13a)"
+    add("--bleu_tokenize", metavar="T", default="13a", help=tokens)
     add("--confidence", action="store_true", help="add 95 %% intervals by bootstrap")
-    baseline = "translations of a baseline, for a paired bootstrap"
+    baseline = "translations of another system, to compare with by a paired bootstrap"
     add("--compare", metavar="FILE", help=baseline, **once)
-    add("--num_resamples", metavar="N", type=int, default=1000, help="test sets drawn (1000)")
+    drawn = "test sets to draw for --confidence and --compare (default: 1000)"
+    add("--num_resamples", metavar="N", type=int, default=1000, help=drawn)
     add("--json", action="store_true", help="print one JSON object")
     add_decoding(add)
 

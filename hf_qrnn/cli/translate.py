@@ -20,9 +20,9 @@ _WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches
 
 
 _TRANSLATE_TEXT = """\
-Translate text, one sentence a line. Every line in gives exactly one line out, in the same order;
-an empty line gives an empty line. Only a newline ends a line. With --n_best N every line in gives
-exactly N lines, best first."""
+Translate text, one sentence per line. Every input line gives exactly one output line, in the same
+order; an empty line stays empty. Only a newline ends a line. With --n_best N every input line gives
+exactly N output lines, best first."""
 
 
 def add_translate(commands: Any) -> None:
@@ -37,14 +37,19 @@ def add_translate(commands: Any) -> None:
     parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL"})
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder with a saved model, or its name on the Hub")
-    add("-i", "--input", metavar="FILE", help="read FILE (text, .gz, .xz), not standard input")
-    add("-o", "--output", metavar="FILE", help="write FILE, not standard output")
-    add("--n_best", metavar="N", type=int, default=1, help="translations a line (1)")
-    add("--scores", action="store_true", help="write the log-probability and a tab before each")
-    picture = "write a picture (.png, .svg, .pdf) of the first line with text: "
-    add("--attention", metavar="OUT", help=picture + "where the translation looks")
-    add("--hidden_states", metavar="OUT", help=picture + "the states of the encoder's last layer")
-    add("--interactive", action="store_true", help="prompt for lines; Ctrl-D ends")
+    source = "read FILE (text, .gz, .xz) instead of standard input"
+    add("-i", "--input", metavar="FILE", help=source)
+    add("-o", "--output", metavar="FILE", help="write FILE instead of standard output")
+    best = "translations per line, at most --num_beams (default: 1)"
+    add("--n_best", metavar="N", type=int, default=1, help=best)
+    scores = "write the log-probability and a tab before each translation"
+    add("--scores", action="store_true", help=scores)
+    line = "the first line with text to OUT (.png, .svg, .pdf)"
+    attention = f"draw the attention between source and translation of {line}"
+    add("--attention", metavar="OUT", help=attention)
+    states = f"draw the states of the encoder's last layer over {line}"
+    add("--hidden_states", metavar="OUT", help=states)
+    add("--interactive", action="store_true", help="prompt for one line at a time; Ctrl-D ends")
     add_decoding(add)
 
 

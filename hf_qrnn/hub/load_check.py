@@ -1,6 +1,6 @@
 """Loads a model from the cache and compares its logits with stored ones; run as a file.
 
-`verification.verify` runs it in a fresh process. It must work where the package is not: it reads
+`hf_qrnn.hub.verify` runs it in a fresh process. It must work where the package is not: it reads
 its job, a JSON object, from standard input and imports nothing of ours by itself.
 """
 

@@ -262,7 +262,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Build as HF_QRNN_BUILD says; the exit status."""
+    """Build as HF_QRNN_BUILD says; return the exit status."""
     try:
         mode = mode_from_environment()
         library = build(mode)
