@@ -101,7 +101,7 @@ class _Dice:
 
 
 class Speaker:
-    """Draws sentences; the same seed draws the same ones.
+    """A source of sentences; the same seed draws the same ones.
 
     `_lemmas` and `_combinations` collect what the current sentence uses, so whatever is drawn must
     also be said.

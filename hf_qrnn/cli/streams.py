@@ -1,4 +1,4 @@
-"""Reads and writes lines of bytes: files, compressed files, standard input and output."""
+"""Lines of bytes, read and written: files, compressed files, standard input and output."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pushes to the Hub and verifies what was pushed."""
+"""The push of a model to the Hub, and its verification."""

@@ -1,4 +1,4 @@
-"""Talking to the Hub with patience, and saying in one sentence what went wrong.
+"""Calls to the Hub: they are repeated with patience, and a failure is one sentence.
 
 No error shows the token.
 """

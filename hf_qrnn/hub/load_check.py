@@ -1,4 +1,4 @@
-"""Loads a model from the cache and compares its logits with stored ones; run as a file.
+"""A program that loads a model from the cache and compares its logits with stored ones.
 
 `hf_qrnn.hub.verify` runs it in a fresh process. It must work where the package is not: it reads
 its job, a JSON object, from standard input and imports nothing of ours by itself.
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _Absent(importlib.abc.MetaPathFinder):
-    """Makes the package impossible to import, as where it is not installed."""
+    """A finder that hides the package, as where it is not installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Refuse the package; leave all else to the other finders."""

@@ -1,4 +1,4 @@
-"""Pushing a model folder to the Hub in one commit.
+"""The push of a model folder to the Hub in one commit.
 
 A push sends what a reader needs and nothing else of a run's folder: weights as safetensors, config
 with the entries of all Auto classes, the code that travels, tokenizer, generation config, the run's

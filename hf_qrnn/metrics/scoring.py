@@ -114,7 +114,7 @@ def score_translations(
     Args:
         hypotheses: Translations; those that are empty count as wrong.
         references: Reference i belongs to hypothesis i; or several, as a list, for each.
-        metrics: Which of `METRICS` to compute; TER takes far longer than the rest.
+        metrics: Those of `METRICS` to compute; TER takes far longer than the rest.
         num_resamples: Test sets drawn for the confidence intervals, as sacrebleu's
             `--confidence-n`; 0 for no intervals.
         bleu_tokenize: sacrebleu's name of the tokenizer for BLEU, as "zh" or "char".
@@ -195,7 +195,7 @@ def compare_translations(
         baseline: Translations of the system to compare with.
         hypotheses: Translations of the system in question.
         references: Reference i belongs to translation i of both; or several, as a list.
-        metrics: Which of "bleu", "chrf" and "ter" to compute.
+        metrics: Those of "bleu", "chrf" and "ter" to compute.
         num_resamples: Test sets drawn with replacement from the lines.
         bleu_tokenize: sacrebleu's name of the tokenizer for BLEU.
 

@@ -1,1 +1,1 @@
-"""Times code; compares the layer with `nn.LSTM` as the paper does."""
+"""Timing of code, and the paper's comparison of the layer with `nn.LSTM`."""

@@ -25,8 +25,8 @@ _WARM_UP = {"cpu": 1, "cuda": 3}
 class Timing(NamedTuple):
     """Seconds of a call in every round.
 
-    `busy` are those that this process's threads computed: on a machine that does other work too,
-    with one thread, they tell more. Where a device computes they are empty.
+    `busy` is the CPU time of this process. On a shared machine and with one thread it is more
+    reliable than `seconds`. It is empty where a device computes.
     """
 
     seconds: tuple[float, ...]
@@ -73,8 +73,8 @@ def interleave(
     """Time `calls` in turns, A/B/A/B, after each has warmed up.
 
     Args:
-        calls: What to time, by name.
-        device: Where the work happens. On CUDA, events on the device's stream measure: the time of
+        calls: Functions to time, by name.
+        device: Device of the work. On CUDA, events on the device's stream measure: the time of
             the device where it is the slower side, that of the launches where the host is.
         seconds: Time budget, checked after every round.
         min_rounds: Least number of rounds, whatever they take.

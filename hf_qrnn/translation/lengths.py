@@ -1,4 +1,4 @@
-"""Measures how long translations become, for the limit that is saved with a model."""
+"""Lengths of translations against their sources, for the limit that is saved with a model."""
 
 from __future__ import annotations
 

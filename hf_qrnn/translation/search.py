@@ -1,4 +1,4 @@
-"""From source ids to target ids: batches, length limits and scores around `generate()`."""
+"""The search from source to target ids: batches, length limits, scores around `generate()`."""
 
 from __future__ import annotations
 

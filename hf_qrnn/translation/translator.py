@@ -1,4 +1,4 @@
-"""From sentences to sentences: a model and its tokenizer behind one `translate`.
+"""A translator of sentences: a model and its tokenizer behind one `translate`.
 
 Shapes: S source tokens, T target tokens, H units.
 """

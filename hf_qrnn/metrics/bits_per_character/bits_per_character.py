@@ -1,4 +1,4 @@
-"""Bits per character of texts from what a model paid for them, whatever its tokens are."""
+"""Bits per character from the loss of each text: models of any tokenizer can be compared."""
 
 import math
 

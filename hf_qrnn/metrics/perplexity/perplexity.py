@@ -1,4 +1,4 @@
-"""Perplexity of texts from what a model paid for them."""
+"""Perplexity from the loss of each text."""
 
 import math
 
