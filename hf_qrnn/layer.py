@@ -419,7 +419,7 @@ class QRNNState(tuple[Any, ...]):
         """Select the state of some sequences of the batch, in the order of `index`.
 
         Args:
-            index: What indexes a dimension: a slice, integers, or booleans (B,). One integer gives
+            index: An index of one dimension: a slice, integers, or booleans (B,). One integer gives
                 that sequence's state without a batch.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Builds the compiled library with g++, and with nvcc where there is one; standard library only.
+"""The build of the compiled library: g++, and nvcc where it is there; standard library only.
 
     python -m hf_qrnn.kernels.build          # into the user's cache, where hf_qrnn finds it
 

@@ -64,7 +64,7 @@ _CHECKS = (
 
 @strict
 class QRNNConfig(PreTrainedConfig):
-    """All that defines a QRNN model; the defaults are the paper's translation model (section 3.3).
+    """The definition of a QRNN model; the defaults are the paper's translation model (section 3.3).
 
     Args:
         vocab_size: Number of tokens; 187 code points in the paper.

@@ -137,7 +137,7 @@ class QRNNLayer(nn.Module):
         Args:
             x: Inputs (B, T, E).
             mask: (B, T) boolean, true where the step is real.
-            state: Where a causal layer goes on from, in processing order; zero without one.
+            state: Start of a causal layer, in processing order; zero without one.
             gate_bias: `self.encoding(h~)` (B, G*H).
             want_c: Return the states of all steps: what attention compares (Eq. 8).
             want_o: Return the output gate too: attention applies it itself (Eq. 8).

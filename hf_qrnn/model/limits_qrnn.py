@@ -75,7 +75,7 @@ def target_limits(
 
 
 class RowLimits(StoppingCriteria):
-    """Ends each row at its own limit, so that a row's result does not depend on its neighbours.
+    """Limits of the rows: each ends at its own, so that no result depends on a row's neighbours.
 
     Args:
         limits: (B,) tokens.

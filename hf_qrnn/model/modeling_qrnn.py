@@ -227,7 +227,7 @@ class QRNNModel(QRNNPreTrainedModel):
             attention_mask: (B, S), 1 where a source token is real.
             decoder_input_ids: (B, T), shifted right. Or `decoder_inputs_embeds` (B, T, E).
             decoder_attention_mask: (B, at least T); its last T columns belong to the inputs.
-            encoder_outputs: What the encoder returned, with `final_states`.
+            encoder_outputs: Output of the encoder, with `final_states`.
             past_key_values: State to go on from; changed in place.
             use_cache: Return the state; never in training with labels.
 

@@ -17,7 +17,7 @@ _LENGTHS = ("max_length", "max_new_tokens", "generation_config")
 
 
 class QRNNTranslationPipeline(Pipeline):
-    """Translate texts with a sequence-to-sequence model and its tokenizer.
+    """A pipeline that translates texts with a sequence-to-sequence model and its tokenizer.
 
     Keywords that are not the pipeline's own (`batch_size`, `num_workers`), given at construction or
     at a call, go to `model.generate`: `num_beams`, `max_new_tokens`, `num_return_sequences`, ...
