@@ -25,7 +25,7 @@ from peers import PEERS, load
 from results import BOTH, FORWARD, Record
 from running import add_options, run
 
-from hf_qrnn.model.backends_qrnn import BACKENDS, backend_named, unavailable
+from hf_qrnn.model.backends_qrnn import backend_named, unavailable
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, TILE
 from hf_qrnn.speed.paper_table import DTYPES, HIDDEN_SIZE, PAPER_CELLS, check_device
 from hf_qrnn.speed.timing import (
@@ -49,6 +49,8 @@ PEER_SHAPE: Shape = (32, 8192, 1024)
 GPU_SHAPES = MANY_CHANNELS + [(batch, length, HIDDEN_SIZE) for batch, length in PAPER_CELLS]
 # Of the paper's smallest cells so many do not fill a GPU's cache; more launches would tell no more.
 MAX_BUFFERS = 512
+# The native backend under the name that records have had from the first.
+RECORDED = ("compiled", "triton", "torch")
 LEAST_SECONDS = 3e-6  # of a kernel on a GPU, whatever it does
 
 
@@ -150,7 +152,7 @@ def bench_shape(
     copy = stream_copy(device, num_bytes)
     calls: dict[Any, Call] = {"copy": copy.call}
     errors = {}
-    for backend in BACKENDS:
+    for backend in RECORDED:
         reason = unavailable(backend, buffers.gates[0].device)
         if reason is not None:
             yield {"bench": "pooling", "backend": backend, "skipped": f"{backend}: {reason}"}

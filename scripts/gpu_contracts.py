@@ -14,7 +14,7 @@ from hf_qrnn.model.pooling_qrnn import NUM_GATES
 
 
 def contracts(
-    backends: Sequence[str] = ("compiled", "triton"),
+    backends: Sequence[str] = ("native", "triton"),
     device: str = "cuda",
     compiler: str = "inductor",
 ) -> Iterator[dict[str, Any]]:

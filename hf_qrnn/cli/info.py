@@ -52,7 +52,7 @@ def _print_backends() -> None:
     for device in devices:
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" and count else ""
         print(f"  {device if count else device.type}{name}")
-        for backend in BACKENDS if device.type == "cuda" else ("compiled", "torch"):
+        for backend in BACKENDS if device.type == "cuda" else ("native", "torch"):
             reason = unavailable(backend, device)
             if reason is None and device.type == "cuda" and not count:
                 reason = "no device"

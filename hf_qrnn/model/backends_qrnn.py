@@ -1,7 +1,7 @@
-"""Which code pools: the compiled library, Triton or torch; all give the results of the definition.
+"""Which code pools: native (the compiled library), Triton or torch; all give the same results.
 
-The ladder, by device: CUDA takes the first of compiled, triton, torch that works there, the CPU
-compiled or torch, any other device torch. One of them is forced by `use_backend`, else by the
+The ladder, by device: CUDA takes the first of native, triton, torch that works there, the CPU
+native or torch, any other device torch. One of them is forced by `use_backend`, else by the
 environment variable HF_QRNN_BACKEND, else by a config's `pool_backend`; a forced one that does not
 work is an error.
 
@@ -22,7 +22,9 @@ import torch
 from .pool_equations_qrnn import torch_backward, torch_forward
 from .pool_kinds_qrnn import POOL_KINDS
 
-BACKENDS = ("compiled", "triton", "torch")
+BACKENDS = ("native", "triton", "torch")
+ALIASES = {"compiled": "native"}  # of release 0.1.0: saved configs and scripts have it
+AS_BEFORE = {new: old for old, new in ALIASES.items()}
 VARIABLE = "HF_QRNN_BACKEND"
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -43,7 +45,7 @@ class Backend(NamedTuple):
     backward: Backward
 
 
-_LADDERS = {"cuda": ("compiled", "triton", "torch"), "cpu": ("compiled", "torch")}
+_LADDERS = {"cuda": ("native", "triton", "torch"), "cpu": ("native", "torch")}
 _KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -52,16 +54,17 @@ def use_backend(name: str) -> Iterator[None]:
     """Pool by backend `name` for the length of a `with` block, in the whole process.
 
     Args:
-        name: "compiled", "triton", "torch", or "auto" for the first that works.
+        name: "native", "triton", "torch", or "auto" for the first that works.
 
     Raises:
         ValueError: If `name` is none of these.
     """
     _check_name("name", name)
-    # The variable is what every copy of this file reads: the package's, a model folder's. It is
-    # read by the operations when they run, autograd's threads included, never while compiling.
+    # The variable is what every copy of this file reads: the package's, a model folder's; those of
+    # 0.1.0 know "native" by its alias alone. It is read by the operations when they run, autograd's
+    # threads included, never while compiling.
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = name
+    os.environ[VARIABLE] = AS_BEFORE.get(name, name)
     try:
         yield
     finally:
@@ -87,6 +90,7 @@ def _choose(
     source: str, name: str, device: torch.device, dtype: torch.dtype, pooling: str
 ) -> Backend:
     _check_name(source, name)
+    name = ALIASES.get(name, name)
     if name == "auto":
         ladder = _LADDERS.get(device.type, ("torch",))
         ladder = ladder if dtype in _KERNEL_DTYPES else ("torch",)
@@ -130,7 +134,7 @@ def _knows(name: str, pooling: str) -> bool:
 
 
 def _check_name(source: str, name: str) -> None:
-    if name not in ("auto", *BACKENDS):
+    if name not in ("auto", *BACKENDS, *ALIASES):
         names = ", ".join(repr(known) for known in ("auto", *BACKENDS))
         raise ValueError(f"`{source}` must be one of {names}, but is {name!r}.")
 
@@ -163,17 +167,17 @@ def _kernels() -> Any:
 
 @functools.cache
 def backend_named(name: str) -> Backend:
-    """The backend `name`, whether or not it works here."""
+    """Return the backend `name`, whether or not it works here."""
     if name == "triton":
         from .triton_qrnn import pool_backward, pool_forward
 
         return Backend(name, pool_forward, pool_backward)
     if name == "torch":
         return Backend(name, torch_forward, torch_backward)
-    return Backend(name, _compiled_forward, _compiled_backward)
+    return Backend("native", _native_forward, _native_backward)
 
 
-def _compiled_forward(*arguments: Any) -> Any:
+def _native_forward(*arguments: Any) -> Any:
     *tensors, pooling, zoneout, reverse, want_c, want_tiles = arguments
     module = _kernels()
     number = module.POOLING_NUMBERS[pooling]
@@ -181,7 +185,7 @@ def _compiled_forward(*arguments: Any) -> Any:
     return operation(*tensors, number, zoneout, reverse, want_c, want_tiles)
 
 
-def _compiled_backward(*arguments: Any) -> Any:
+def _native_backward(*arguments: Any) -> Any:
     *tensors, pooling, zoneout, reverse = arguments
     module = _kernels()
     number = module.POOLING_NUMBERS[pooling]

@@ -16,7 +16,9 @@ _logger = logging.getLogger(__name__)
 
 ATTENTION_LAYERS = ("last", "all")
 CLASSIFIER_POOLING = ("last", "mean")
-POOL_BACKENDS = ("auto", "compiled", "triton", "torch")
+POOL_BACKENDS = ("auto", "native", "triton", "torch")
+# Of release 0.1.0, still taken.
+_OLD_NAMES = {"pool_backend": ("compiled",)}
 
 AUTO_MAP = {
     "AutoConfig": "configuration_qrnn.QRNNConfig",
@@ -95,7 +97,7 @@ class QRNNConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the embeddings; every other weight is drawn with
             standard deviation fan_in^-1/2.
         forget_bias: Initial bias of the forget gate; 1 keeps about 73 % of the state per step.
-        pool_backend: "auto" (the fastest that works), "compiled", "triton" or "torch"; no effect on
+        pool_backend: "auto" (the fastest that works), "native", "triton" or "torch"; no effect on
             the weights.
 
     Raises:
@@ -239,7 +241,8 @@ class QRNNConfig(PreTrainedConfig):
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
-            _require(name, "one of " + ", ".join(map(repr, allowed)), value, value in allowed)
+            known = value in allowed or value in _OLD_NAMES.get(name, ())
+            _require(name, "one of " + ", ".join(map(repr, allowed)), value, known)
         for name in ("zoneout", "dropout", "embedding_dropout"):
             value = getattr(self, name)
             _require(name, "in [0, 1)", value, value is None or 0.0 <= value < 1.0)

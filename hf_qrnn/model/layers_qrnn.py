@@ -94,7 +94,7 @@ class QRNNLayer(nn.Module):
             after it. Paper: says unmasked, not how even widths are centred. Here: one more ahead.
         reverse: Process from the last timestep to the first.
         encoding_size: Width of h~; None without Eq. 7.
-        pool_backend: "auto", "compiled", "triton" or "torch".
+        pool_backend: "auto", "native", "triton" or "torch".
     """
 
     def __init__(

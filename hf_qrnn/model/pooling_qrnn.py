@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .backends_qrnn import choose
+from .backends_qrnn import AS_BEFORE, choose
 from .internals_qrnn import in_forward_mode, is_transformed, register_decomposition
 from .pool_equations_qrnn import (
     TILE,
@@ -72,7 +72,7 @@ def pool(
             generator when None and `zoneout` > 0.
         reverse: Process from the last timestep to the first; results stay in the given order.
         return_c: Return the states of all timesteps too.
-        backend: "auto" (the fastest that works), "compiled", "triton" or "torch";
+        backend: "auto" (the fastest that works), "native", "triton" or "torch";
             `hf_qrnn.use_backend` and the environment variable HF_QRNN_BACKEND are stronger.
 
     Returns:
@@ -114,6 +114,9 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if traced or any(type(x) not in _PLAIN_TENSORS for x in tensors):
         run = getattr(getattr(torch.ops, _NAMESPACE), name)
+        # A copy of 0.1.0 may have registered it, which knows "native" by its alias alone.
+        *arguments, backend = arguments  # type: ignore[assignment]
+        arguments = (*arguments, AS_BEFORE.get(backend, backend))
     else:
         run = differentiable.apply if _wants_grad(*tensors) or is_transformed() else function
     results: tuple[torch.Tensor, ...] = run(*arguments)

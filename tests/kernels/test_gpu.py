@@ -21,7 +21,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["compiled", "triton", "torch"])
+@pytest.fixture(params=["native", "triton", "torch"])
 def backend(request: pytest.FixtureRequest) -> str:
     reason = unavailable(request.param, torch.device("cuda"))
     if reason is not None:

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
 
 KINDS = tuple(kernels.POOLING_NUMBERS)
 CPU = torch.device("cpu")
-# "compiled" once for every instruction set of its kernels.
-BACKENDS = ("torch", "compiled-baseline", "compiled-avx2", "compiled-avx512")
+# "native" once for every instruction set of its kernels.
+BACKENDS = ("torch", "native-baseline", "native-avx2", "native-avx512")
 
 # Largest difference from the loop in float64 on the same, already rounded, inputs: of h and the
 # gradients in the inputs' dtype, and of c and the state. Relative to the largest number there if
@@ -323,7 +323,7 @@ def test_every_half_is_read_and_written_as_torch_does(backend: str, dtype: torch
     torch.testing.assert_close(got, exact.tanh(), rtol=2e-6, atol=0, equal_nan=True)
 
 
-@pytest.mark.skipif(unavailable("compiled", CPU) is not None, reason="the library is not built")
+@pytest.mark.skipif(unavailable("native", CPU) is not None, reason="the library is not built")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -385,7 +385,7 @@ def run():
                 done.append((isa, dtype, pooling))
 
 
-with use_backend("compiled"):
+with use_backend("native"):
     pool(torch.ones(1, 1, 2), pooling="f")  # loads the library, on the first thread's stack
     threading.stack_size(128 * 1024)
     thread = threading.Thread(target=run)
@@ -395,7 +395,7 @@ print(len(done) % 12 == 0 and len(done) > 0)
 """
 
 
-@pytest.mark.skipif(unavailable("compiled", CPU) is not None, reason="the library is not built")
+@pytest.mark.skipif(unavailable("native", CPU) is not None, reason="the library is not built")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_runs_on_a_small_stack(threads: int) -> None:
     """musl gives a thread 128 KiB, and OpenMP's threads have what OMP_STACKSIZE says."""

@@ -15,7 +15,15 @@ import torch
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels, use_backend
 from hf_qrnn.kernels import build
 from hf_qrnn.model import backends_qrnn
-from hf_qrnn.model.backends_qrnn import VARIABLE, Backend, backend_named, choose, unavailable
+from hf_qrnn.model.backends_qrnn import (
+    BACKENDS,
+    VARIABLE,
+    Backend,
+    backend_named,
+    choose,
+    unavailable,
+)
+from hf_qrnn.model.configuration_qrnn import POOL_BACKENDS
 from hf_qrnn.model.layers_qrnn import QRNNLayer
 from hf_qrnn.model.pooling_qrnn import pool
 
@@ -46,11 +54,11 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 @pytest.mark.parametrize(
     ("device", "available", "chosen"),
     [
-        (CUDA, ("compiled", "triton", "torch"), "compiled"),
+        (CUDA, ("native", "triton", "torch"), "native"),
         (CUDA, ("triton", "torch"), "triton"),
-        (CPU, ("compiled", "triton", "torch"), "compiled"),
+        (CPU, ("native", "triton", "torch"), "native"),
         (CPU, ("triton", "torch"), "torch"),
-        (torch.device("meta"), ("compiled", "triton", "torch"), "torch"),
+        (torch.device("meta"), ("native", "triton", "torch"), "torch"),
     ],
     ids=str,
 )
@@ -66,22 +74,22 @@ def test_first_that_works_is_taken(
 
 def test_cuda_without_a_kernel_warns_once_with_the_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "torch")
-    with pytest.warns(UserWarning, match="no compiled today; triton: no triton today") as caught:
+    with pytest.warns(UserWarning, match="no native today; triton: no triton today") as caught:
         chosen = [choose("auto", CUDA, torch.float32, "fo").name for _ in range(3)]
     assert chosen == ["torch"] * 3
     assert len(caught) == 1
 
 
 def test_context_is_stronger_than_environment_than_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "compiled", "triton", "torch")
+    only(monkeypatch, "native", "triton", "torch")
     assert choose("triton", CPU, torch.float32, "fo").name == "triton"
     monkeypatch.setenv(VARIABLE, "torch")
     assert choose("triton", CPU, torch.float32, "fo").name == "torch"
-    with use_backend("compiled"):
-        assert choose("triton", CPU, torch.float32, "fo").name == "compiled"
+    with use_backend("native"):
+        assert choose("triton", CPU, torch.float32, "fo").name == "native"
         with use_backend("auto"):
-            assert choose("torch", CUDA, torch.float32, "fo").name == "compiled"
-        assert choose("triton", CPU, torch.float32, "fo").name == "compiled"
+            assert choose("torch", CUDA, torch.float32, "fo").name == "native"
+        assert choose("triton", CPU, torch.float32, "fo").name == "native"
     assert choose("triton", CPU, torch.float32, "fo").name == "torch"
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(KeyError), use_backend("torch"):
@@ -94,10 +102,10 @@ def test_forced_and_unavailable_is_an_error_with_the_reason(
 ) -> None:
     only(monkeypatch, "torch")
     gates = torch.zeros(1, 2, 6)
-    with pytest.raises(RuntimeError) as error, use_backend("compiled"):
+    with pytest.raises(RuntimeError) as error, use_backend("native"):
         pool(gates, pooling="fo")
     assert str(error.value) == (
-        "`HF_QRNN_BACKEND` must be available on cpu, but 'compiled' is not: no compiled today."
+        "`HF_QRNN_BACKEND` must be available on cpu, but 'native' is not: no native today."
     )
     with pytest.raises(RuntimeError, match="`backend` must be available on cpu, but 'triton'"):
         pool(gates, pooling="fo", backend="triton")
@@ -107,7 +115,7 @@ def test_forced_and_unavailable_is_an_error_with_the_reason(
 
 
 def test_unknown_names_are_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = "must be one of 'auto', 'compiled', 'triton', 'torch', but is 'cuda'."
+    rule = "must be one of 'auto', 'native', 'triton', 'torch', but is 'cuda'."
     with pytest.raises(ValueError, match=f"`name` {rule}"), use_backend("cuda"):
         pass
     gates = torch.zeros(1, 2, 6)
@@ -132,17 +140,54 @@ def test_config_reaches_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backward_may_run_on_another_backend_than_forward() -> None:
-    if unavailable("compiled", CPU) is not None:
-        pytest.skip(str(unavailable("compiled", CPU)))
+    if unavailable("native", CPU) is not None:
+        pytest.skip(str(unavailable("native", CPU)))
     gates = torch.randn(2, 70, 9, dtype=torch.float64, requires_grad=True)
     grads = []
-    for ways in (("torch", "torch"), ("torch", "compiled"), ("compiled", "torch")):
+    for ways in (("torch", "torch"), ("torch", "native"), ("native", "torch")):
         with use_backend(ways[0]):
             h = pool(gates, pooling="fo", reverse=True).h
         with use_backend(ways[1]):
             grads += torch.autograd.grad(h.square().sum(), gates)
     for other in grads[1:]:
         torch.testing.assert_close(other, grads[0], rtol=0, atol=1e-13)
+
+
+def test_compiled_is_still_a_name_of_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "native", "torch")
+    assert choose("compiled", CPU, torch.float32, "fo").name == "native"
+    monkeypatch.setenv(VARIABLE, "compiled")
+    assert choose("torch", CPU, torch.float32, "fo").name == "native"
+    monkeypatch.delenv(VARIABLE)
+    # Model folders of 0.1.0 in the same process read the variable and know the old name alone.
+    for name in ("native", "compiled"):
+        with use_backend(name):
+            assert os.environ[VARIABLE] == "compiled"
+            assert choose("torch", CPU, torch.float32, "fo").name == "native"
+    assert backend_named("compiled").name == "native"
+    monkeypatch.undo()
+    assert unavailable("compiled", CPU) == unavailable("native", CPU)
+
+
+def test_operations_are_called_by_names_that_0_1_0_knows() -> None:
+    class Pool(torch.nn.Module):
+        def forward(self, gates: torch.Tensor) -> torch.Tensor:
+            return pool(gates, pooling="fo", backend="native").h
+
+    program = torch.export.export(Pool(), (torch.zeros(1, 2, 6),))
+    (call,) = (node for node in program.graph.nodes if "pool_v2" in str(node.target))
+    assert call.args[-1] == "compiled"
+
+
+def test_config_of_0_1_0_keeps_its_backend(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 8, "embedding_size": 4, "hidden_size": 4, "encoder_layers": 1}
+    QRNNConfig(**sizes, decoder_layers=1, pool_backend="compiled").save_pretrained(tmp_path)
+    config = QRNNConfig.from_pretrained(tmp_path)
+    assert config.pool_backend == "compiled"
+    if unavailable("native", CPU) is None:
+        ids = torch.tensor([[5, 1]])
+        QRNNForConditionalGeneration(config)(input_ids=ids, decoder_input_ids=ids)
+    assert ("auto", *BACKENDS) == POOL_BACKENDS
 
 
 def test_pool_calls_both_ways_of_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +232,7 @@ def test_everything_runs_without_library_compiler_and_triton(tmp_path: Path) -> 
         "hf_qrnn.pool(gates, pooling='fo').h.sum().backward()\n"
         "from hf_qrnn.model.backends_qrnn import choose, unavailable\n"
         "assert choose('auto', gates.device, gates.dtype, 'fo').name == 'torch'\n"
-        "print(unavailable('compiled', gates.device))\n"
+        "print(unavailable('native', gates.device))\n"
     )
     done = run_python(script, TORCH_EXTENSIONS_DIR=str(tmp_path), PATH=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")

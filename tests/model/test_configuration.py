@@ -95,7 +95,7 @@ WRONG_VALUES = [
     ("pooling", "of", "one of " + ", ".join(map(repr, POOL_KINDS))),
     ("attention_layers", "first", "one of 'last', 'all'"),
     ("classifier_pooling", "max", "one of 'last', 'mean'"),
-    ("pool_backend", "cuda", "one of 'auto', 'compiled', 'triton', 'torch'"),
+    ("pool_backend", "cuda", "one of 'auto', 'native', 'triton', 'torch'"),
     ("zoneout", 1.0, "in [0, 1)"),
     ("dropout", -0.1, "in [0, 1)"),
     ("dropout", float("nan"), "in [0, 1)"),

@@ -103,7 +103,7 @@ def test_command_prints_the_table(
     output = capsys.readouterr().out
     assert torch.get_num_threads() == before
     head, how, *table = output.splitlines()
-    assert re.search(r"1 threads; float32; pooling backend (compiled|torch); torch ", head)
+    assert re.search(r"1 threads; float32; pooling backend (native|torch); torch ", head)
     assert "320 units" in how
     assert len(table) == (2 if "--quick" in arguments else 3)
     assert re.fullmatch(r"\s*2\s+(\d+\.\d\d)(\s+-)?", table[-1])
