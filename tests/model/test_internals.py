@@ -23,8 +23,17 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+# What a tensor, a module or an autograd function's context has.
+OF_OBJECTS = {
+    name
+    for owner in (torch.Tensor, torch.nn.Linear(1, 1), torch.autograd.Function)
+    for name in dir(owner)
+    if is_private(name)
+}
+
+
 def private_names_of_torch(path: Path) -> list[str]:
-    """Attributes behind `torch` or `nn` and imports from it that begin with an underscore."""
+    """Private attributes behind `torch` or `nn`, of tensors and modules, and imports of them."""
     found = [
         target
         for level, target in imports(path)
@@ -37,6 +46,13 @@ def private_names_of_torch(path: Path) -> list[str]:
             root = root.value
         if isinstance(root, ast.Name) and root.id in ("torch", "nn") and names:
             found += [name for name in names if is_private(name)]
+        # By a string, or of an object whose type the text does not say.
+        found += [name for name in names[:1] if name in OF_OBJECTS]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            owner, literal = ast.unparse(node.args[0]), node.args[1]
+            name = str(literal.value) if isinstance(literal, ast.Constant) else ""
+            if is_private(name) and (owner.split(".")[0] in ("torch", "nn") or name in OF_OBJECTS):
+                found.append(name)
     return found
 
 
@@ -45,10 +61,13 @@ def test_traveller_asks_torch_by_public_names(name: str) -> None:
     assert private_names_of_torch(MODULES[name]) == []
 
 
-def test_private_names_are_seen() -> None:
+def test_private_names_are_seen(tmp_path: Path) -> None:
     # The reader above must not be blind to any way of writing one.
     names = private_names_of_torch(MODULES["model.internals_qrnn"])
-    assert {"torch.utils._pytree", "torch._higher_order_ops.scan.scan"} <= set(names)
+    assert {"torch.utils._pytree", "torch._higher_order_ops.scan.scan", "_C"} <= set(names)
+    ways = tmp_path / "ways.py"
+    ways.write_text('x._version, getattr(m, "_modules"), hasattr(torch.nn, "_new"), self._mine')
+    assert sorted(private_names_of_torch(ways)) == ["_modules", "_new", "_version"]
     old = Path(__file__).parents[1] / "saved_by_0_1_0" / "code" / "convolution_qrnn.py"
     assert set(private_names_of_torch(old)) >= {"_C", "_has_any_global_hook"}, relative(old)
 
