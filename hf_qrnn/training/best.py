@@ -155,7 +155,7 @@ def choose_metric(
         parts.append(f"tok:{bleu_tokenize}")
     if BY_NAME[name].needs_translations:
         parts.append(f"sentences:{num_shown}")
-    parts.append(f"data:{_fingerprint(valid)}")
+    parts.append(f"data:{fingerprint(valid)}")
     return Choice(name, reason, "|".join(parts))
 
 
@@ -188,7 +188,8 @@ def _fitting(references: Sequence[str], bleu_tokenize: str) -> tuple[str, str]:
     return "loss", "every validation reference is empty"
 
 
-def _fingerprint(pairs: Sequence[TextPair]) -> str:
+def fingerprint(pairs: Sequence[TextPair]) -> str:
+    """Eight digits for the validation pairs, in `Choice.best_by`."""
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(f"{pair.source}\n{pair.target}\n\n".encode(errors="surrogatepass"))

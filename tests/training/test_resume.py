@@ -436,7 +436,7 @@ def test_the_scripts_statuses_and_sentences(
     script, out = load_script(), tmp_path / "out"
     whole = tmp_path / "whole"
     assert script.main(flags(tmp_path, output_dir=whole)) == 0
-    log = script.RunFolder.log
+    log = RunFolder.log
 
     def signalling(self: object, record: dict[str, object]) -> None:
         log(self, record)
@@ -444,7 +444,7 @@ def test_the_scripts_statuses_and_sentences(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.RunFolder, "log", signalling)
+        patch.setattr(RunFolder, "log", signalling)
         assert script.main(flags(tmp_path)) == 75
     assert "stopped: interrupted after update 5: " in capsys.readouterr().err
     damaged = out / "checkpoints/step-00000005/optimizer.safetensors"

@@ -12,6 +12,7 @@ import pytest
 from training_script import flags, load_script, start, tree, wait_until
 
 from hf_qrnn.training.stopping import EXIT_INTERRUPTED, Signals
+from hf_qrnn.training.translation_task import TranslationTask
 
 
 def test_the_inner_hears_first_and_makes_the_outer_deaf() -> None:
@@ -40,7 +41,10 @@ def test_a_forked_worker_dies_of_its_pools_signal() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("moment", ["load_translation_data", "score_test", "publish_run"])
+@pytest.mark.parametrize(
+    "moment",
+    ["translation_task.load_translation_data", "translation_task.score_pairs", "run.publish_run"],
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_of_training_is_one_sentence(
     tmp_path: Path,
@@ -55,17 +59,17 @@ def test_a_signal_outside_of_training_is_one_sentence(
         os.kill(os.getpid(), number)
         time.sleep(10)
 
-    monkeypatch.setattr(script, moment, interrupted)
+    monkeypatch.setattr(f"hf_qrnn.training.{moment}", interrupted)
     argv = flags(tmp_path, max_steps=1, test_source=tmp_path / "a", test_target=tmp_path / "b")
-    if moment == "publish_run":
-        monkeypatch.setattr(script, "score_test", lambda *_: None)
+    if moment == "run.publish_run":
+        monkeypatch.setattr(TranslationTask, "finish", lambda *_: None)
     before = tree(tmp_path)
     assert script.main(argv) == EXIT_INTERRUPTED
     error = capsys.readouterr().err
     assert "Traceback" not in error
     sentence = "stopped: interrupted: no update was under way, what was saved stays; go on with "
     assert error.splitlines()[-1] == sentence + "--resume auto."
-    if moment == "load_translation_data":
+    if moment == "translation_task.load_translation_data":
         assert tree(tmp_path) == before
     else:
         monkeypatch.undo()
