@@ -94,7 +94,8 @@ class TranslationScores:
                 lines.append(f"{metric.label:<5} {found}")
             elif found is not None:
                 of = metric.of.format(lines=self.num_translations)
-                lines.append(f"{metric.label:<5} {metric.scale * found:6.2f}  % of {of}")
+                unit = f"  % of {of}" if of else ""
+                lines.append(f"{metric.label:<5} {metric.scale * found:6.2f}{unit}")
         return "\n".join(lines)
 
 

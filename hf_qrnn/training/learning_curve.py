@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
         raise ValueError("`records` must have a train or valid line with a loss, but has none.")
     scores = [
         (metric, color, _series(lines, "valid", metric.name))
-        for metric, color in zip(VALIDATED, _SCORES, strict=True)
+        for metric, color in zip(VALIDATED, itertools.cycle(_SCORES), strict=False)
     ]
     scores = [found for found in scores if found[2][0]]
     figure = Figure(figsize=(7.5, 6.0 if scores else 3.6), facecolor="white")

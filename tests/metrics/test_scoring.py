@@ -1,5 +1,6 @@
 """hf_qrnn.metrics.scoring: the numbers and signatures of the `sacrebleu` command."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hf_qrnn.metrics.scoring import (
     compare_translations,
     score_translations,
 )
+from hf_qrnn.metrics.table import BY_NAME
 
 HYPOTHESES = [
     "Two young, White males are outside near many bushes.",
@@ -194,3 +196,10 @@ def test_tokenizers_that_cannot_be_are_one_sentence(name: str, sentence: str) ->
         score_translations(["a"], ["a"], bleu_tokenize=name)
     with pytest.raises(ValueError, match=sentence):
         compare_translations(["a"], ["a"], ["a"], bleu_tokenize=name)
+
+
+def test_a_number_without_a_unit_is_shown_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = dataclasses.replace(BY_NAME["exact_match"], of="")
+    monkeypatch.setattr("hf_qrnn.metrics.scoring.TABLE", (bare,))
+    scores = score_translations(["a", "b"], ["a", "c"], metrics=("chrf",))
+    assert str(scores) == "exact  50.00"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from hf_qrnn.metrics.table import Metric
 from hf_qrnn.training.learning_curve import learning_curve_figure
 from hf_qrnn.translation.plots import (
     attention_figure,
@@ -173,3 +174,12 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 def test_learning_curve_needs_a_loss() -> None:
     with pytest.raises(ValueError, match="must have a train or valid line with a loss"):
         learning_curve_figure([{"kind": "test", "bleu": 1.0}])
+
+
+def test_learning_curve_has_a_colour_for_every_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"score{number}" for number in range(7)]
+    metrics = tuple(Metric(name, name.upper()) for name in names)
+    monkeypatch.setattr("hf_qrnn.training.learning_curve.VALIDATED", metrics)
+    record = {"kind": "valid", "step": 1, "loss": 1.0, **dict.fromkeys(names, 50.0)}
+    figure = learning_curve_figure([record])
+    assert set(figure.axes[1].get_legend_handles_labels()[1]) == {name.upper() for name in names}
