@@ -1,6 +1,7 @@
 """Running scripts/train_translation.py in a test: its flags, itself as a module, what it leaves."""
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,24 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> Non
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def suspend(process: subprocess.Popen[str]) -> None:
+    """Stop a process, and wait until the last of its threads stands still.
+
+    The signal is only sent when `send_signal` returns: a thread within a write to the disk ends
+    that first.
+    """
+    process.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{process.pid}/task")
+
+    def stands() -> bool:
+        states = [
+            (task / "stat").read_text().rpartition(")")[2].split()[0] for task in threads.iterdir()
+        ]
+        return set(states) == {"T"}
+
+    wait_until(stands, process)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:

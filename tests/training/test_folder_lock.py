@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_script import flags, start, tree, wait_until
+from training_script import flags, start, suspend, tree, wait_until
 
 from hf_qrnn.training.folder_lock import LOCK, FolderLock
 
@@ -82,7 +82,7 @@ def test_two_processes_refuse_a_folder_in_use_with_one_sentence(
     log = tmp_path / "out/metrics.jsonl"
     try:
         wait_until(lambda: log.is_file() and log.read_text().count("\n") > 2, first)
-        os.kill(first.pid, signal.SIGSTOP)  # so that nothing changes but by the others
+        suspend(first)  # so that nothing changes but by the others
         before = tree(tmp_path / "out")
         changes = {"num_threads": 1, "max_steps": 2, "resume": resume}
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
