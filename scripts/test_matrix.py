@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "test_matrix.md"
 TORCH = ("2.11.0", "2.13.0")
 TRANSFORMERS = ("5.17.0", "5.23.0")
 # What the pinned set of constraints.txt says for the newest transformers only.
-FREE = ("torch", "transformers", "tokenizers", "huggingface_hub", "datasets")
+FREE = ("transformers", "tokenizers", "huggingface_hub", "datasets")
 SUITES = {
     "project": ["--ignore-glob=*test_transformers_*"],
     "common": [
@@ -90,7 +90,7 @@ def prepare(torch: str, transformers: str) -> Path:
         pins = [pin for pin in pins if pin.split("==")[0] not in FREE]
     FOLDER.mkdir(exist_ok=True)
     constraints = FOLDER / f"constraints-{torch}-{transformers}.txt"
-    if f"torch=={torch}" not in pins:
+    if f"torch=={torch}" not in pins:  # each release of torch has a triton of its own
         pins = [pin for pin in pins if pin.split("==")[0] not in ("torch", "triton")]
         pins.append(f"torch=={torch}")
     constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")

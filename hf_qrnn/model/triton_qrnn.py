@@ -94,6 +94,15 @@ def _time(step, T, REVERSE):
 
 
 @_jit
+def _only_if(condition, inside):
+    """`inside` where the one `condition` holds.
+
+    The interpreter of Triton 3.9 makes `inside & condition` bytes, which it refuses as a mask.
+    """
+    return tl.where(condition, inside, False)
+
+
+@_jit
 def _vector(pointer, offsets, inside, like):
     """A vector of the state's dtype; zeros without a pointer."""
     if pointer is None:
@@ -109,7 +118,7 @@ def _rows(pointer, first, T, stride, inside, STEPS, REVERSE):
     rows = ()
     for s in tl.static_range(STEPS):
         here = pointer + _time(first + s, T, REVERSE) * stride
-        rows = rows + (tl.load(here, mask=inside & (first + s < T), other=0.0),)
+        rows = rows + (tl.load(here, mask=_only_if(first + s < T, inside), other=0.0),)
     return rows
 
 
@@ -217,7 +226,7 @@ def _forward_kernel(
     while first < T:
         if tiles is not None:
             here = tiles + (b * tl.cdiv(T, TILE) + first // TILE) * H + channel
-            tl.store(here, value, mask=inside & (first % TILE == 0))
+            tl.store(here, value, mask=_only_if(first % TILE == 0, inside))
         rows = _gate_rows(gates, first, T, H, stride_t, inside, GATES, STEPS, REVERSE)
         reals = _reals(mask, first, T, mask_t, STEPS, REVERSE)
         for s in tl.static_range(STEPS):
@@ -228,7 +237,7 @@ def _forward_kernel(
             value = f * value + weight * z
             out = o * value if GATES > 2 else tl.where(reals[s], value, 0.0)
             there = (b * T + t) * H + channel
-            written = inside & (first + s < T)
+            written = _only_if(first + s < T, inside)
             tl.store(h + there, out.to(h.dtype.element_ty), mask=written)
             if c is not None:
                 tl.store(c + there, value, mask=written)
@@ -315,7 +324,7 @@ def _sweep(
         for g in tl.static_range(GATES):
             there = grad_gates + row * H * GATES + g * H + channel
             grad = grads[g].to(grad_gates.dtype.element_ty)
-            tl.store(there, grad, mask=inside & (first + s < T))
+            tl.store(there, grad, mask=_only_if(first + s < T, inside))
         sums = (sums[0] + grads[0], sums[1] + grads[1], sums[2] + grads[2], sums[3] + grads[3])
     return carried, sums
 
