@@ -214,7 +214,7 @@ def test_translate_says_why_the_hub_refuses(
     """transformers calls what the Hub refuses missing, and says no reason."""
     push(run, REPO)
     (tmp_path / "in").write_text("abc\n")
-    reply = {"headers": {"X-Error-Message": f"Quota of {OTHER} reached"}}
+    reply: dict[str, Any] = {"headers": {"X-Error-Message": f"Quota of {OTHER} reached"}}
     hub.faults.append(Fault("status", f".*/resolve/.*/{file}", 99, 403, body=b"", **reply))
     assert main(["translate", REPO, "-i", str(tmp_path / "in")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -225,7 +225,7 @@ def test_translate_says_why_the_hub_refuses(
 
 def test_load_tokenizer_says_why_the_hub_refuses(run: Path, hub: HubStandIn) -> None:
     push(run, REPO)
-    reply = {"headers": {"X-Error-Message": "Quota reached"}}
+    reply: dict[str, Any] = {"headers": {"X-Error-Message": "Quota reached"}}
     hub.faults.append(Fault("status", ".*/resolve/.*/tokenizer", 99, 403, body=b"", **reply))
     with pytest.raises(ValueError, match=r": the Hub answered 403 Forbidden: Quota reached\.$"):
         load_tokenizer(REPO)
@@ -236,8 +236,11 @@ def test_load_tokenizer_says_why_the_hub_refuses(run: Path, hub: HubStandIn) -> 
 def test_requests_are_no_lines_of_a_programs_log(
     run: Path, hub: HubStandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    levels = {name: logging.getLogger(name).level for name in ("httpx", "httpx2", "httpcore2")}
+    names = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
+    levels = {name: logging.getLogger(name).level for name in names}
     try:
+        for name in names:  # a command of an earlier test may have quieted them
+            logging.getLogger(name).setLevel(logging.NOTSET)
         with caplog.at_level(logging.INFO):
             push(run, REPO)
             assert any("HTTP Request" in record.getMessage() for record in caplog.records)
