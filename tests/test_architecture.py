@@ -190,6 +190,41 @@ def test_function_is_not_longer_than_60_lines(path: Path) -> None:
     assert not long
 
 
+# ------------------------------------------------------------------ types
+
+
+def untyped(path: Path) -> list[str]:
+    """List the functions of a file with an argument or a result that is not annotated."""
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            own = node.args
+            given = [*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg]
+            is_open = {x.arg for x in given if x and x.annotation is None} - {"self", "cls"}
+            if is_open or node.returns is None:
+                found.append(f"line {node.lineno}: {node.name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PYTHON_FILES if p.is_relative_to(ROOT / "tests")], ids=relative
+)
+def test_every_function_of_the_tests_is_annotated(path: Path) -> None:
+    assert untyped(path) == []
+
+
+def test_an_untyped_function_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text(
+        "def a(x: int) -> int: ...\n"
+        "def b(x: int): ...\n"
+        "def c(x) -> int: ...\n"
+        "def d(*x, y: int) -> int: ...\n"
+        "class E:\n    def e(self) -> None:\n        def f(*, y, **z: int) -> None: ...\n"
+    )
+    assert [line.split(": ")[1] for line in untyped(path)] == ["b", "c", "d", "f"]
+
+
 # ------------------------------------------------------------------ words
 
 QUESTIONS = {"What", "Where", "Which", "Why", "How", "Whether", "When", "Who"}

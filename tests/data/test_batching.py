@@ -1,6 +1,7 @@
 """hf_qrnn.data.batching: each example once, within limits, alike on all ranks."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 
 
-def pairs_of(lengths):
+def pairs_of(lengths: list[tuple[int, int]]) -> list[EncodedPair]:
     return [EncodedPair([4] * source, [5] * target) for source, target in lengths]
 
 
@@ -39,8 +40,14 @@ SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, 
     shuffle=st.booleans(),
 )
 def test_every_promise_of_the_sampler(
-    lengths, max_tokens, world_size, pool_size, seed, epoch, shuffle
-):
+    lengths: list[tuple[int, int]],
+    max_tokens: int,
+    world_size: int,
+    pool_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+) -> None:
     ranks = []
     for rank in range(world_size):
         sampler = BucketBatchSampler(
@@ -70,19 +77,19 @@ def test_every_promise_of_the_sampler(
     assert not any(plans[step].is_filler for plans in ranks[:1] for step in range(len(plans)))
 
 
-def test_an_example_longer_than_the_limit_is_alone():
+def test_an_example_longer_than_the_limit_is_alone() -> None:
     plans = list(BucketBatchSampler(pairs_of([(2, 2), (50, 3), (2, 2), (3, 50)]), max_tokens=10))
     assert sorted(sorted(plan.indices) for plan in plans) == [[0, 2], [1], [3]]
 
 
-def test_limit_counts_each_side_by_its_longest_row():
+def test_limit_counts_each_side_by_its_longest_row() -> None:
     lengths = [(4, 4)] * 6
     sampler = BucketBatchSampler(pairs_of(lengths), max_tokens=12)
     assert [len(plan.indices) for plan in sampler] == [3, 3]
 
 
-def test_order_depends_on_seed_and_epoch_only():
-    def plans(seed=1, epoch=0):
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    def plans(seed: int = 1, epoch: int = 0) -> list[BatchPlan]:
         sampler = BucketBatchSampler(PAIRS, max_tokens=100, seed=seed)
         sampler.set_epoch(epoch)
         torch.manual_seed(seed + epoch)
@@ -98,7 +105,7 @@ def test_order_depends_on_seed_and_epoch_only():
         assert list(sampler) == plans(epoch=epoch)
 
 
-def test_without_shuffle_epochs_are_equal_and_sorted():
+def test_without_shuffle_epochs_are_equal_and_sorted() -> None:
     sampler = BucketBatchSampler(PAIRS, max_tokens=100, shuffle=False)
     first = list(sampler)
     sampler.set_epoch(1)
@@ -108,7 +115,7 @@ def test_without_shuffle_epochs_are_equal_and_sorted():
     assert steps == sorted(steps)
 
 
-def test_neighbouring_ranks_get_similar_lengths():
+def test_neighbouring_ranks_get_similar_lengths() -> None:
     ranks = [
         list(BucketBatchSampler(PAIRS, max_tokens=60, world_size=4, rank=rank)) for rank in range(4)
     ]
@@ -120,7 +127,7 @@ def test_neighbouring_ranks_get_similar_lengths():
     assert sum(plan.is_filler for rank in ranks for plan in rank) < 4
 
 
-def test_ragged_last_group_is_filled_by_weightless_batches():
+def test_ragged_last_group_is_filled_by_weightless_batches() -> None:
     pairs = pairs_of([(5, 5)] * 5)
     ranks = [
         list(BucketBatchSampler(pairs, max_tokens=5, world_size=3, rank=rank)) for rank in range(3)
@@ -129,7 +136,7 @@ def test_ragged_last_group_is_filled_by_weightless_batches():
     assert [sum(plan.is_filler for plan in plans) for plans in ranks] == [0, 0, 1]
 
 
-def test_start_resumes_inside_an_epoch():
+def test_start_resumes_inside_an_epoch() -> None:
     sampler = BucketBatchSampler(PAIRS, max_tokens=100)
     sampler.set_epoch(2)
     whole = list(sampler)
@@ -139,7 +146,7 @@ def test_start_resumes_inside_an_epoch():
         assert len(sampler) == len(whole[start:])
 
 
-def test_sorting_keeps_padding_low():
+def test_sorting_keeps_padding_low() -> None:
     generator = torch.Generator().manual_seed(0)
     source = torch.randint(10, 120, (3000,), generator=generator)
     target = (source * 0.9 + 5 * torch.randn(3000, generator=generator)).clamp(2).long()
@@ -163,12 +170,12 @@ def test_sorting_keeps_padding_low():
         ({"max_tokens": 1, "seed": -1}, "`seed` must be at least 0"),
     ],
 )
-def test_wrong_sampler_options(options, message):
+def test_wrong_sampler_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BucketBatchSampler(PAIRS, **options)
 
 
-def test_wrong_epochs_and_empty_data():
+def test_wrong_epochs_and_empty_data() -> None:
     with pytest.raises(ValueError, match="`pairs` must hold at least one pair"):
         BucketBatchSampler([], max_tokens=1)
     with pytest.raises(ValueError, match="`pairs` must hold at least one pair"):
@@ -180,7 +187,7 @@ def test_wrong_epochs_and_empty_data():
         sampler.set_epoch(0, start=-2)
 
 
-def test_collate_pairs_pads_to_the_longest():
+def test_collate_pairs_pads_to_the_longest() -> None:
     batch = collate_pairs(
         [EncodedPair([7, 8, 1], [9, 1]), EncodedPair([7, 1], [9, 9, 9, 1])], pad_token_id=3
     )
@@ -191,7 +198,7 @@ def test_collate_pairs_pads_to_the_longest():
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-def test_collate_pairs_marks_a_real_pad_id_as_real():
+def test_collate_pairs_marks_a_real_pad_id_as_real() -> None:
     batch = collate_pairs([EncodedPair([0, 1], [0, 1])], pad_token_id=0)
     assert batch["attention_mask"].tolist() == [[1, 1]]
     assert batch["labels"].tolist() == [[0, 1]]
@@ -208,7 +215,7 @@ def test_collate_pairs_marks_a_real_pad_id_as_real():
         max_size=6,
     )
 )
-def test_collate_pairs_loses_nothing(rows):
+def test_collate_pairs_loses_nothing(rows: list[tuple[list[int], list[int]]]) -> None:
     batch = collate_pairs([EncodedPair(*row) for row in rows], pad_token_id=0)
     assert batch["input_ids"].shape == (len(rows), max(len(source) for source, _ in rows))
     assert batch["labels"].shape == (len(rows), max(len(target) for _, target in rows))
@@ -219,7 +226,7 @@ def test_collate_pairs_loses_nothing(rows):
         assert batch["labels"][index][batch["labels"][index] != -100].tolist() == target
 
 
-def test_encode_pairs_encodes_both_sides():
+def test_encode_pairs_encodes_both_sides() -> None:
     texts = [TextPair("\u00fcb", "a"), TextPair("", "ab")]
     character = encode_pairs(train_character_tokenizer(["ab\u00fc"]), texts)
     assert [(p.source_ids, p.target_ids) for p in character] == [
@@ -231,7 +238,7 @@ def test_encode_pairs_encodes_both_sides():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_loader_yields_the_plans_and_leaves_the_global_generator_alone(num_workers):
+def test_loader_yields_the_plans_and_leaves_the_global_generator_alone(num_workers: int) -> None:
     pairs = [EncodedPair([4] * (1 + i % 9) + [1], [5] * (1 + i % 7) + [1]) for i in range(50)]
     sampler = BucketBatchSampler(pairs, max_tokens=40, world_size=2, rank=1)
     loader = make_loader(pairs, sampler, pad_token_id=0, num_workers=num_workers)
@@ -253,10 +260,10 @@ def test_loader_yields_the_plans_and_leaves_the_global_generator_alone(num_worke
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_signal_to_the_run_does_not_reach_the_workers():
+def test_a_signal_to_the_run_does_not_reach_the_workers() -> None:
     pairs = pairs_of([(3, 4)] * 8)
     sampler = BucketBatchSampler(pairs, max_tokens=8)
-    batches = iter(make_loader(pairs, sampler, pad_token_id=0, num_workers=2))
+    batches: Any = iter(make_loader(pairs, sampler, pad_token_id=0, num_workers=2))
     for _ in range(2):  # one of each worker: what has given a batch has left the group
         next(batches)
     groups = {os.getpgid(worker.pid) for worker in batches._workers}
@@ -264,7 +271,7 @@ def test_a_signal_to_the_run_does_not_reach_the_workers():
     assert os.getpgid(0) not in groups
 
 
-def test_loader_takes_any_iterable_of_plans():
+def test_loader_takes_any_iterable_of_plans() -> None:
     pairs = [EncodedPair([4, 1], [5, 1]), EncodedPair([6, 1], [7, 1])]
     plans = [BatchPlan([1]), BatchPlan([0, 1], is_filler=True)]
     batches = list(make_loader(pairs, plans, pad_token_id=0))

@@ -8,6 +8,10 @@ import lzma
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,10 +36,10 @@ PAIRS = [
     TextPair("  Gr\u00fc\u00dfe \U0001f600 ", "don 't"),
     TextPair("", "empty side"),
 ]
-LANGUAGES = {"source_lang": "de", "target_lang": "en"}
+LANGUAGES: dict[str, Any] = {"source_lang": "de", "target_lang": "en"}
 
 
-def write(path, content):
+def write(path: Path, content: str | bytes) -> str:
     """Writes text or bytes, packed as the suffix says."""
     data = content if isinstance(content, bytes) else content.encode("utf-8")
     pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
@@ -43,18 +47,20 @@ def write(path, content):
     return str(path)
 
 
-def json_lines(pairs=PAIRS, nested=True):
+def json_lines(pairs: list[TextPair] = PAIRS, nested: bool = True) -> str:
     rows = [{"de": pair.source, "en": pair.target} for pair in pairs]
     return "".join(json.dumps({"translation": row} if nested else row) + "\n" for row in rows)
 
 
-def write_parallel(folder, name, pairs, suffix=""):
+def write_parallel(
+    folder: Path, name: str, pairs: list[TextPair], suffix: str = ""
+) -> tuple[str, str]:
     source = write(folder / f"{name}.de{suffix}", "".join(f"{p.source}\n" for p in pairs))
     target = write(folder / f"{name}.en{suffix}", "".join(f"{p.target}\n" for p in pairs))
     return source, target
 
 
-def sentence(caught):
+def sentence(caught: pytest.ExceptionInfo[Exception]) -> str:
     """The message, which must be one sentence on one line."""
     text = str(caught.value)
     assert "\n" not in text, text
@@ -63,7 +69,7 @@ def sentence(caught):
 
 
 @pytest.fixture
-def datasets(monkeypatch, tmp_path):
+def datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
     """The `datasets` library with its cache in a folder of the test."""
     library = pytest.importorskip("datasets")
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -73,7 +79,7 @@ def datasets(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def offline(monkeypatch, datasets):
+def offline(monkeypatch: pytest.MonkeyPatch, datasets: ModuleType) -> None:
     """As HF_HUB_OFFLINE=1 at the start of the process."""
     import huggingface_hub
 
@@ -82,7 +88,7 @@ def offline(monkeypatch, datasets):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
-def test_read_parallel_keeps_lines_aligned(tmp_path, suffix):
+def test_read_parallel_keeps_lines_aligned(tmp_path: Path, suffix: str) -> None:
     assert read_parallel(*write_parallel(tmp_path, "train", PAIRS, suffix)) == PAIRS
 
 
@@ -102,20 +108,24 @@ def test_read_parallel_keeps_lines_aligned(tmp_path, suffix):
     ],
 )
 @pytest.mark.parametrize("suffix", [".txt", ".gz", ".xz"])
-def test_read_lines_ends_lines_at_newlines_only(tmp_path, suffix, content, lines):
+def test_read_lines_ends_lines_at_newlines_only(
+    tmp_path: Path, suffix: str, content: str, lines: list[str]
+) -> None:
     assert read_lines(write(tmp_path / f"file{suffix}", content)) == lines
 
 
 @settings(max_examples=80, deadline=None)
 @given(lines=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))))
-def test_read_lines_gives_back_what_was_written(tmp_path_factory, lines):
+def test_read_lines_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "written.txt"
     path.write_bytes("".join(f"x{line}x\n" for line in lines).encode())
     assert read_lines(path) == [f"x{line}x" for line in lines]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
-def test_invalid_utf8_names_file_and_line(tmp_path, suffix):
+def test_invalid_utf8_names_file_and_line(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"bad.de{suffix}", b"gut\n\xc3\xbc\nschl\xfccht\n")
     with pytest.raises(ValueError, match="line 3") as caught:
         read_lines(path)
@@ -124,7 +134,7 @@ def test_invalid_utf8_names_file_and_line(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz"])
 @pytest.mark.parametrize("fault", ["not_packed", "cut", "flipped"])
-def test_broken_archives_name_the_file(tmp_path, suffix, fault):
+def test_broken_archives_name_the_file(tmp_path: Path, suffix: str, fault: str) -> None:
     path = tmp_path / f"file{suffix}"
     write(path, "a\n" * 1000)
     packed = path.read_bytes()
@@ -139,7 +149,7 @@ def test_broken_archives_name_the_file(tmp_path, suffix, fault):
     assert str(path) in sentence(caught)
 
 
-def test_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path: Path) -> None:
     for read in (read_lines, lambda path: read_pairs_file(path, **LANGUAGES)):
         for name in ("no.jsonl", "no.tsv.gz", "no.parquet"):
             with pytest.raises(FileNotFoundError, match="no") as caught:
@@ -149,7 +159,7 @@ def test_missing_file_is_named(tmp_path):
         read_lines(tmp_path)
 
 
-def test_unequal_counts_name_both_counts_and_files(tmp_path):
+def test_unequal_counts_name_both_counts_and_files(tmp_path: Path) -> None:
     source, target = write_parallel(tmp_path, "train", PAIRS)
     write(tmp_path / "train.en", "one\ntwo\n")
     with pytest.raises(ValueError, match="same number of lines") as caught:
@@ -157,7 +167,7 @@ def test_unequal_counts_name_both_counts_and_files(tmp_path):
     assert f"'{source}' has 5 and '{target}' has 2" in sentence(caught)
 
 
-def parquet(path, nested):
+def parquet(path: Path, nested: bool) -> None:
     arrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
@@ -169,7 +179,7 @@ def parquet(path, nested):
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.xz", "a.JSONL", "a.v2.parquet"]
 )
-def test_read_pairs_file_reads_the_same_pairs(tmp_path, name, nested):
+def test_read_pairs_file_reads_the_same_pairs(tmp_path: Path, name: str, nested: bool) -> None:
     path = tmp_path / name
     if path.suffix == ".parquet":
         parquet(path, nested)
@@ -190,7 +200,9 @@ TSV_FILES = {
 
 @pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz", ".tsv.xz"])
 @pytest.mark.parametrize("content", TSV_FILES.values(), ids=TSV_FILES.keys())
-def test_read_pairs_file_reads_tsv_without_quoting(tmp_path, suffix, content):
+def test_read_pairs_file_reads_tsv_without_quoting(
+    tmp_path: Path, suffix: str, content: str
+) -> None:
     assert read_pairs_file(write(tmp_path / f"a{suffix}", content), **LANGUAGES) == PAIRS
 
 
@@ -203,7 +215,7 @@ CSV_PAIRS = [
 ]
 
 
-def csv_text(rows, end="\n"):
+def csv_text(rows: Iterable[Iterable[object]], end: str = "\n") -> str:
     """Rows as Python's own writer writes them."""
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator=end).writerows(rows)
@@ -223,11 +235,11 @@ CSV_FILES = {
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.xz", ".CSV"])
 @pytest.mark.parametrize("content", CSV_FILES.values(), ids=CSV_FILES.keys())
-def test_read_pairs_file_reads_csv(tmp_path, suffix, content):
+def test_read_pairs_file_reads_csv(tmp_path: Path, suffix: str, content: str) -> None:
     assert read_pairs_file(write(tmp_path / f"a{suffix}", content), **LANGUAGES) == CSV_PAIRS
 
 
-def test_a_newline_in_a_field_is_text_in_csv_as_in_json(tmp_path):
+def test_a_newline_in_a_field_is_text_in_csv_as_in_json(tmp_path: Path) -> None:
     rows = [{"de": pair.source, "en": pair.target} for pair in CSV_PAIRS]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert read_pairs_file(path, **LANGUAGES) == CSV_PAIRS
@@ -244,7 +256,9 @@ def test_a_newline_in_a_field_is_text_in_csv_as_in_json(tmp_path):
         st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))] * 2)
     )
 )
-def test_csv_gives_back_what_was_written(tmp_path_factory, rows):
+def test_csv_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, ...]]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "written.csv"
     path.write_bytes(csv_text([("de", "en"), *rows], "\r\n").encode())
     assert read_pairs_file(path, **LANGUAGES) == [TextPair(*row) for row in rows]
@@ -282,7 +296,9 @@ def test_csv_gives_back_what_was_written(tmp_path_factory, rows):
         ("a.parquet.gz", "a\n", ["must end in .jsonl"]),
     ],
 )
-def test_faulty_pairs_file_names_row_and_keys(tmp_path, name, content, parts):
+def test_faulty_pairs_file_names_row_and_keys(
+    tmp_path: Path, name: str, content: str | bytes, parts: list[str]
+) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(ValueError, match=re.escape(path)) as caught:
         read_pairs_file(path, **LANGUAGES)
@@ -291,7 +307,7 @@ def test_faulty_pairs_file_names_row_and_keys(tmp_path, name, content, parts):
         assert part in message
 
 
-def test_filter_pairs_counts_each_kind():
+def test_filter_pairs_counts_each_kind() -> None:
     pairs = [
         TextPair("a" * 5, "b" * 5),
         TextPair("a" * 6, "b"),
@@ -311,9 +327,9 @@ def test_filter_pairs_counts_each_kind():
         filter_pairs(pairs, max_chars=0)
 
 
-def test_load_translation_data_filters_training_pairs_only(tmp_path):
+def test_load_translation_data_filters_training_pairs_only(tmp_path: Path) -> None:
     longer = [*PAIRS, TextPair("a" * 301, "b"), TextPair("a" * 300, "b")]
-    flags = {}
+    flags: dict[str, Any] = {}
     for split in ("train", "valid", "test"):
         source, target = write_parallel(tmp_path, split, longer, ".xz")
         flags |= {f"{split}_source": source, f"{split}_target": target}
@@ -327,10 +343,10 @@ def test_load_translation_data_filters_training_pairs_only(tmp_path):
     assert limited.report.kept == 6
 
 
-def test_load_translation_data_mixes_kinds_of_files(tmp_path):
+def test_load_translation_data_mixes_kinds_of_files(tmp_path: Path) -> None:
     source, target = write_parallel(tmp_path, "valid", PAIRS)
     train = write(tmp_path / "train.jsonl", json_lines())
-    flags = {"valid_source": source, "valid_target": target, **LANGUAGES}
+    flags = {**LANGUAGES, "valid_source": source, "valid_target": target}
     for kind in ("train_file", "dataset_name"):
         data = load_translation_data(DataOptions(**{kind: train}, **flags))
         assert data.train == PAIRS[:4]
@@ -361,7 +377,9 @@ def test_load_translation_data_mixes_kinds_of_files(tmp_path):
         ({"train_source": "T", "train_target": "E"}, "same number of lines"),
     ],
 )
-def test_wrong_options_are_one_sentence(tmp_path, flags, message):
+def test_wrong_options_are_one_sentence(
+    tmp_path: Path, flags: dict[str, Any], message: str
+) -> None:
     files = {
         "T": write(tmp_path / "t.txt", "abc\n"),
         "J": write(tmp_path / "j.jsonl", json_lines()),
@@ -372,14 +390,16 @@ def test_wrong_options_are_one_sentence(tmp_path, flags, message):
     sentence(caught)
 
 
-def test_missing_data_file_is_not_sought_on_the_hub(tmp_path):
+def test_missing_data_file_is_not_sought_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.jsonl"):
         load_translation_data(DataOptions(dataset_name=str(tmp_path / "no.jsonl"), **LANGUAGES))
 
 
 @pytest.mark.parametrize("valid_name", ["validation", "dev"])
 @pytest.mark.parametrize("nested", [True, False], ids=["translation", "flat"])
-def test_local_folder_gives_the_same_pairs(tmp_path, datasets, nested, valid_name):
+def test_local_folder_gives_the_same_pairs(
+    tmp_path: Path, datasets: ModuleType, nested: bool, valid_name: str
+) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     write(folder / "train.jsonl", json_lines(nested=nested))
@@ -391,7 +411,9 @@ def test_local_folder_gives_the_same_pairs(tmp_path, datasets, nested, valid_nam
     assert loaded == PAIRS
 
 
-def test_data_set_without_validation_split_is_one_sentence(tmp_path, datasets):
+def test_data_set_without_validation_split_is_one_sentence(
+    tmp_path: Path, datasets: ModuleType
+) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     train = write(folder / "train.jsonl", json_lines())
@@ -411,8 +433,13 @@ def test_data_set_without_validation_split_is_one_sentence(tmp_path, datasets):
     ],
 )
 def test_wrong_names_in_a_data_set_are_one_sentence(
-    tmp_path, datasets, config, split, keys, message
-):
+    tmp_path: Path,
+    datasets: ModuleType,
+    config: str | None,
+    split: str,
+    keys: tuple[str, str],
+    message: str,
+) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     write(folder / "train.jsonl", json_lines())
@@ -423,7 +450,7 @@ def test_wrong_names_in_a_data_set_are_one_sentence(
     sentence(caught)
 
 
-def test_folder_without_data_is_one_sentence(tmp_path, datasets):
+def test_folder_without_data_is_one_sentence(tmp_path: Path, datasets: ModuleType) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no data files") as caught:
@@ -432,7 +459,7 @@ def test_folder_without_data_is_one_sentence(tmp_path, datasets):
 
 
 @pytest.mark.parametrize("name", ["bentrevett/multi30k", "nothing-of-this-name"])
-def test_hub_name_offline_is_one_sentence(offline, name):
+def test_hub_name_offline_is_one_sentence(offline: None, name: str) -> None:
     with pytest.raises(ConnectionError, match="the Hub cannot be reached") as caught:
         load_hub_pairs(name, config=None, split="train", **LANGUAGES)
     message = sentence(caught)
@@ -442,7 +469,9 @@ def test_hub_name_offline_is_one_sentence(offline, name):
 
 
 @pytest.mark.parametrize("missing", ["datasets", "pyarrow"])
-def test_missing_library_is_one_sentence(tmp_path, monkeypatch, missing):
+def test_missing_library_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     path = write(tmp_path / "a.parquet", b"")
     calls = {
@@ -454,7 +483,7 @@ def test_missing_library_is_one_sentence(tmp_path, monkeypatch, missing):
     assert "--train_source" in sentence(caught)
 
 
-def test_import_and_plain_files_need_neither_datasets_nor_pyarrow(tmp_path):
+def test_import_and_plain_files_need_neither_datasets_nor_pyarrow(tmp_path: Path) -> None:
     source, target = write_parallel(tmp_path, "train", PAIRS, ".xz")
     code = (
         "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"

@@ -97,7 +97,11 @@ def test_a_data_set_streams_the_pairs_it_would_load(
     tmp_path: Path, datasets: Any, kind: str
 ) -> None:
     write_folder(tmp_path, kind, datasets)
-    given = {"dataset_name": str(tmp_path), "source_lang": "de", "target_lang": "en"}
+    given: dict[str, Any] = {
+        "dataset_name": str(tmp_path),
+        "source_lang": "de",
+        "target_lang": "en",
+    }
     loaded = load_translation_data(DataOptions(**given, max_chars=40))
     streamed = load_translation_data(DataOptions(**given, max_chars=40, streaming=True))
     assert loaded.train == PAIRS
@@ -120,7 +124,7 @@ def test_only_a_named_data_set_streams() -> None:
 def test_stored_ids_are_those_of_memory_and_are_made_once(
     tmp_path: Path, datasets: ModuleType, monkeypatch: pytest.MonkeyPatch, num_proc: int
 ) -> None:
-    settings = {"num_proc": num_proc, "cache_dir": str(tmp_path)}
+    settings: dict[str, Any] = {"num_proc": num_proc, "cache_dir": str(tmp_path)}
     stored = encode_stored(TOKENIZER, PAIRS, **settings)
     expected = encode_pairs(TOKENIZER, PAIRS)
     assert len(stored) == len(expected)

@@ -5,14 +5,22 @@ import pickle
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from hf_qrnn.data.tokenization import (
     SPECIAL_TOKENS,
@@ -49,13 +57,15 @@ HAND_CASES = {
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def reloaded(tokenizer, folder):
+def reloaded(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Any:
     tokenizer.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=["char", "byte", "char_reloaded", "byte_reloaded"])
-def tokenizer(request, tmp_path_factory):
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> PreTrainedTokenizerFast:
     kind, _, again = request.param.partition("_")
     made = train_character_tokenizer([ALPHABET + "don<pad>"])
     if kind == "byte":
@@ -63,7 +73,7 @@ def tokenizer(request, tmp_path_factory):
     return reloaded(made, tmp_path_factory.mktemp(request.param)) if again else made
 
 
-def reference_ids(tokenizer, text):
+def reference_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The ids by a plain loop over characters or bytes."""
     if len(tokenizer) == 260:
         return [4 + byte for byte in text.encode("utf-8")] + [1]
@@ -71,7 +81,7 @@ def reference_ids(tokenizer, text):
     return [4 + characters.index(c) if c in characters else 2 for c in text] + [1]
 
 
-def test_special_tokens_have_fixed_ids(tokenizer):
+def test_special_tokens_have_fixed_ids(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == ["<pad>", "</s>", "<unk>", "<s>"]
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     assert (*ids, tokenizer.bos_token_id) == (0, 1, 2, 3)
@@ -80,7 +90,7 @@ def test_special_tokens_have_fixed_ids(tokenizer):
 
 
 @pytest.mark.parametrize("text", HAND_CASES.values(), ids=HAND_CASES.keys())
-def test_round_trip_of_hand_cases(tokenizer, text):
+def test_round_trip_of_hand_cases(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer(text)["input_ids"]
     assert ids == reference_ids(tokenizer, text)
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -90,7 +100,9 @@ def test_round_trip_of_hand_cases(tokenizer, text):
 
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(st.text(ALPHABET), max_size=5))
-def test_round_trip_of_texts_in_vocabulary(tokenizer, texts):
+def test_round_trip_of_texts_in_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
     rows = encode_batch(tokenizer, texts)
     assert rows == [reference_ids(tokenizer, text) for text in texts]
     assert decode_batch(tokenizer, rows) == texts
@@ -101,7 +113,7 @@ def test_round_trip_of_texts_in_vocabulary(tokenizer, texts):
 
 @settings(max_examples=100, deadline=None)
 @given(text=UNICODE)
-def test_byte_tokenizer_loses_nothing(text):
+def test_byte_tokenizer_loses_nothing(text: str) -> None:
     tokenizer = make_byte_tokenizer()
     ids = tokenizer(text)["input_ids"]
     assert ids == [4 + byte for byte in text.encode("utf-8")] + [1]
@@ -110,7 +122,7 @@ def test_byte_tokenizer_loses_nothing(text):
 
 @settings(max_examples=60, deadline=None)
 @given(known=UNICODE.filter(bool), other=UNICODE)
-def test_character_tokenizer_learns_any_text(known, other):
+def test_character_tokenizer_learns_any_text(known: str, other: str) -> None:
     tokenizer = train_character_tokenizer([known])
     characters = sorted(set(known))
     assert len(tokenizer) == 4 + len(characters)
@@ -121,7 +133,9 @@ def test_character_tokenizer_learns_any_text(known, other):
 
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(st.sampled_from([*SPECIAL_TOKENS, "a", " ", "<", "/s>"]), max_size=8))
-def test_special_tokens_in_text_stay_text(tokenizer, parts):
+def test_special_tokens_in_text_stay_text(
+    tokenizer: PreTrainedTokenizerFast, parts: list[str]
+) -> None:
     text = "".join(parts)
     known = encode_batch(tokenizer, [text])[0][:-1]
     assert not {0, 1, 3} & set(known)
@@ -130,7 +144,7 @@ def test_special_tokens_in_text_stay_text(tokenizer, parts):
     assert decode_batch(tokenizer, rows) == [in_vocabulary]
 
 
-def test_special_tokens_in_text_stay_text_by_every_door(tokenizer):
+def test_special_tokens_in_text_stay_text_by_every_door(tokenizer: PreTrainedTokenizerFast) -> None:
     text = "a</s>b<pad>"
     expected = reference_ids(tokenizer, text)
     assert tokenizer(text)["input_ids"] == expected
@@ -144,17 +158,17 @@ def test_special_tokens_in_text_stay_text_by_every_door(tokenizer):
     assert encode_batch(tokenizer, [text]) == [expected]
 
 
-def test_special_token_characters_outside_the_vocabulary_are_unknown():
+def test_special_token_characters_outside_the_vocabulary_are_unknown() -> None:
     tokenizer = train_character_tokenizer(["as"])
     assert tokenizer("a</s>")["input_ids"] == [4, 2, 2, 5, 2, 1]
 
 
-def test_unknown_characters_are_one_unk_each():
+def test_unknown_characters_are_one_unk_each() -> None:
     tokenizer = train_character_tokenizer(["ab"])
     assert tokenizer("xaxyz\U0001f600b")["input_ids"] == [2, 4, 2, 2, 2, 2, 5, 1]
 
 
-def test_character_vocabulary_is_ordered_and_counted():
+def test_character_vocabulary_is_ordered_and_counted() -> None:
     tokenizer = train_character_tokenizer(iter(["cab", "ab z"]), min_count=2)
     assert tokenizer.convert_ids_to_tokens([4, 5]) == ["a", "b"]
     assert len(tokenizer) == tokenizer.vocab_size == 6
@@ -163,7 +177,7 @@ def test_character_vocabulary_is_ordered_and_counted():
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_nfc_composes_before_encoding(kind, tmp_path):
+def test_nfc_composes_before_encoding(kind: str, tmp_path: Path) -> None:
     decomposed, composed = "cafe\u0301", "caf\u00e9"
     made = train_character_tokenizer([decomposed], nfc=True)
     if kind == "byte":
@@ -174,7 +188,7 @@ def test_nfc_composes_before_encoding(kind, tmp_path):
         assert unicodedata.is_normalized("NFC", composed)
 
 
-def test_truncation_keeps_the_end_token(tokenizer):
+def test_truncation_keeps_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
     for side in ("right", "left"):
         tokenizer.truncation_side = side
         ids = tokenizer("abst" * 10, truncation=True, max_length=7)["input_ids"]
@@ -184,7 +198,7 @@ def test_truncation_keeps_the_end_token(tokenizer):
     assert len(tokenizer("abst" * 10)["input_ids"]) == 41
 
 
-def test_model_max_length_is_saved(tmp_path):
+def test_model_max_length_is_saved(tmp_path: Path) -> None:
     tokenizer = reloaded(train_character_tokenizer(["ab"], model_max_length=5), tmp_path)
     assert tokenizer("abababab", truncation=True)["input_ids"] == [4, 5, 4, 5, 1]
     assert tokenizer(["abababab"], text_target=["babababa"], truncation=True)["labels"] == [
@@ -192,7 +206,7 @@ def test_model_max_length_is_saved(tmp_path):
     ]
 
 
-def test_padding_on_both_sides(tokenizer):
+def test_padding_on_both_sides(tokenizer: PreTrainedTokenizerFast) -> None:
     a, b = reference_ids(tokenizer, "ab")[:2]
     right = tokenizer(["ab", ""], padding=True, return_tensors="pt")
     assert right["input_ids"].tolist() == [[a, b, 1], [1, 0, 0]]
@@ -203,15 +217,16 @@ def test_padding_on_both_sides(tokenizer):
     assert set(right) == {"input_ids", "attention_mask"}
 
 
-def test_decode_batch_takes_tensors_and_ignored_labels(tokenizer):
+def test_decode_batch_takes_tensors_and_ignored_labels(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = encode_batch(tokenizer, ["ab", ""])
     padded = torch.tensor([rows[0], rows[1] + [-100, 0]])
     assert decode_batch(tokenizer, padded) == ["ab", ""]
     assert decode_batch(tokenizer, list(padded)) == ["ab", ""]
-    assert decode_batch(tokenizer, []) == encode_batch(tokenizer, []) == []
+    assert decode_batch(tokenizer, []) == []
+    assert encode_batch(tokenizer, []) == []
 
 
-def test_encode_batch_is_the_same_in_chunks(tokenizer):
+def test_encode_batch_is_the_same_in_chunks(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ["ab" * (index % 7) for index in range(1100)]
     assert encode_batch(tokenizer, texts) == [reference_ids(tokenizer, text) for text in texts]
 
@@ -234,19 +249,21 @@ def test_encode_batch_is_the_same_in_chunks(tokenizer):
         (lambda t: train_character_tokenizer(["a"], model_max_length=1), ValueError, "least 2"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(call, error, message):
+def test_wrong_arguments_are_one_sentence(
+    call: Callable[[Any], object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         call(make_byte_tokenizer())
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
 
 
-def gpt2(**options):
+def gpt2(**options: Any) -> GPT2Tokenizer:
     vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "\u0120": 3, "<": 4, "|": 5}
     return GPT2Tokenizer(vocab=vocabulary, merges=[], **options)
 
 
-def word_level(template, **options):
+def word_level(template: str, **options: Any) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3}, "[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(
@@ -266,7 +283,9 @@ def word_level(template, **options):
     ],
     ids=["gpt2", "gpt2_bos", "bos_only", "complete_but_pad", "byt5"],
 )
-def test_check_tokenizer_completes_a_foreign_one(foreign, expected, tmp_path):
+def test_check_tokenizer_completes_a_foreign_one(
+    foreign: Callable[[], PreTrainedTokenizerBase], expected: list[int], tmp_path: Path
+) -> None:
     original = foreign()
     before = (len(original), original.pad_token_id, original("a b")["input_ids"])
     checked = check_tokenizer(original)
@@ -282,25 +301,25 @@ def test_check_tokenizer_completes_a_foreign_one(foreign, expected, tmp_path):
         assert checked.pad_token_id == before[0]
 
 
-def test_encode_batch_ends_with_one_end_token_whatever_the_tokenizer_does():
+def test_encode_batch_ends_with_one_end_token_whatever_the_tokenizer_does() -> None:
     assert encode_batch(gpt2(), ["ab", ""]) == [[1, 2, 0], [0]]
     assert encode_batch(gpt2(), ["<|endoftext|>"])[0].count(0) == 1
     other_end = word_level("$A [CLS]", eos_token="[SEP]", pad_token="[UNK]")
     assert encode_batch(check_tokenizer(other_end), ["a"]) == [[3, 1, 2]]
 
 
-def test_check_tokenizer_needs_an_end_token():
+def test_check_tokenizer_needs_an_end_token() -> None:
     with pytest.raises(ValueError, match=r"^`tokenizer` must have an end token .* has none\.$"):
         check_tokenizer(word_level("$A"))
 
 
-def test_load_tokenizer_loads_a_folder(tmp_path):
+def test_load_tokenizer_loads_a_folder(tmp_path: Path) -> None:
     train_character_tokenizer(["ab"]).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path))("ba")["input_ids"] == [5, 4, 1]
 
 
 @pytest.mark.parametrize("broken", [None, "{", '{"version": "1.0"}'], ids=["none", "json", "key"])
-def test_load_tokenizer_says_one_sentence(broken, tmp_path):
+def test_load_tokenizer_says_one_sentence(broken: str | None, tmp_path: Path) -> None:
     if broken is not None:
         make_byte_tokenizer().save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text(broken)
@@ -323,7 +342,7 @@ assert not any(name.split(".")[0] == "hf_qrnn" for name in sys.modules)
 """
 
 
-def test_a_saved_folder_needs_no_code_of_ours_and_asks_nothing(tmp_path):
+def test_a_saved_folder_needs_no_code_of_ours_and_asks_nothing(tmp_path: Path) -> None:
     """Also beside a model whose own code travels with it (`auto_map`), with stdin closed."""
     plain, model = tmp_path / "plain", tmp_path / "model"
     for folder in (plain, model):
@@ -352,7 +371,7 @@ def test_a_saved_folder_needs_no_code_of_ours_and_asks_nothing(tmp_path):
     assert Path(model / "config.json").exists()
 
 
-def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
+def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path: Path) -> None:
     train_character_tokenizer(["ab"]).save_pretrained(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())

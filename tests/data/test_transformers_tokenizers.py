@@ -52,7 +52,8 @@ class CommonTests(tokenization.TokenizerTesterMixin, backend.TokenizersBackendTe
 
     def test_tokenize_special_tokens(self) -> None:
         def reading(**kwargs: Any) -> PreTrainedTokenizerFast:
-            return type(self).get_tokenizer(split_special_tokens=False, **kwargs)
+            kind: Any = type(self)
+            return kind.get_tokenizer(split_special_tokens=False, **kwargs)
 
         self.get_tokenizer = reading
         super().test_tokenize_special_tokens()

@@ -93,7 +93,9 @@ def assert_same_weights(first: PreTrainedModel, second: PreTrainedModel) -> None
 
 
 @each_head
-def test_trainer_takes_the_steps_of_a_plain_loop(kind: type[PreTrainedModel], tmp_path) -> None:
+def test_trainer_takes_the_steps_of_a_plain_loop(
+    kind: type[PreTrainedModel], tmp_path: Path
+) -> None:
     model = make(kind)
     plain = copy.deepcopy(model)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
@@ -119,7 +121,9 @@ def test_accumulated_steps_equal_one_big_batch(kind: type[PreTrainedModel], tmp_
 
 
 @each_head
-def test_gradient_checkpointing_changes_nothing(kind: type[PreTrainedModel], tmp_path) -> None:
+def test_gradient_checkpointing_changes_nothing(
+    kind: type[PreTrainedModel], tmp_path: Path
+) -> None:
     # Dropout too: the recomputed forward must draw the same bits.
     plain, checkpointed = make(kind, dropout=0.2, zoneout=0.1), make(kind, dropout=0.2, zoneout=0.1)
     names = {field.name for field in dataclasses.fields(TrainingArguments)}

@@ -210,7 +210,12 @@ def test_benchmarks_are_steps_and_goals_are_judged(gpu_check: Any, tmp_path: Pat
     records = list(gpu_check.benchmark("bench_layer", *options))
     assert {x["status"] for x in records} == {"measured"}
     assert [x["batch"] for x in records if x["bench"] == "layer"] == [1, 2]
-    cell = {"bench": "layer", "device": "cuda", "peer": "nn.LSTM A", "timing": "graph"}
+    cell: dict[str, Any] = {
+        "bench": "layer",
+        "device": "cuda",
+        "peer": "nn.LSTM A",
+        "timing": "graph",
+    }
     cell |= {"mode": "forward", "batch": 8, "length": 512, "ratio": 100.0, "paper_ratio": 16.9}
     cell |= {"hidden": 320, "dtype": "bfloat16"}
     lines = [{"step": "values", "status": "passed"}, {"step": "layer", **cell}]
