@@ -1,18 +1,15 @@
 """hf_qrnn.training.clock: training counts; validations and pauses of the process do not."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from training_script import flags, start, suspend, wait_until
 
 from hf_qrnn.training.clock import LIMIT, TICK, Stopwatch
-
-ROOT = Path(__file__).parents[2]
 
 
 class FakeTime:
@@ -55,41 +52,40 @@ def test_what_is_held_does_not_count() -> None:
 
 
 def test_the_thread_looks_while_the_main_one_waits() -> None:
-    with Stopwatch() as watch:
-        before = time.monotonic()
-        time.sleep(1.5 * LIMIT)
-        passed = time.monotonic() - before
-        assert watch.take() == pytest.approx(passed, abs=0.2)
+    fake, looked = FakeTime(), threading.Event()
+
+    def later() -> float:
+        """Half of what nobody may miss passes between two looks, however late they come."""
+        fake.seconds += LIMIT / 2
+        if fake.seconds > 100.0 + 4 * LIMIT:
+            looked.set()
+        return fake.seconds
+
+    watch = Stopwatch(later)
+    with watch:
+        assert looked.wait(60.0), "nobody looked"
+    # Neither the making of the watch nor its start counts.
+    begun = 100.0 + 2 * LIMIT / 2
+    assert watch.take() == pytest.approx(fake.seconds - begun)
 
 
 def test_a_stopped_process_does_not_use_its_minutes(tmp_path: Path) -> None:
     """SIGSTOP for longer than `--max_minutes`, then SIGCONT."""
-    for name in ("a", "b"):
-        (tmp_path / name).write_text("".join(f"{'ab' * (i % 5)}c\n" for i in range(60)))
-    sizes = ["--hidden_size", "8", "--embedding_size", "8", "--encoder_layers", "1"]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, ROOT / "scripts/train_translation.py", "--cpu", *sizes),
-            *("--train_source", "a", "--train_target", "b", "--valid_source", "a"),
-            *("--valid_target", "b", "--output_dir", "out", "--max_minutes", "0.05"),
-            *("--max_steps", "1000000", "--eval_every", "1000000", "--log_every", "1"),
-            *("--decoder_layers", "1", "--max_tokens", "64", "--eval_sentences", "0"),
-            *("--save_every", "0", "--num_threads", "1"),
-        ],
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-    )
-    log, deadline = tmp_path / "out/metrics.jsonl", time.monotonic() + 120
-    while not (log.is_file() and log.read_text().count("\n") > 5):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(0.1)
-    before = log.read_text().count("\n")
-    time.sleep(4.0)
-    os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(timeout=120) == 0
+    budget = {"max_minutes": 0.05, "max_steps": 10**6, "eval_every": 10**6, "save_every": 0}
+    process = start(flags(tmp_path, num_threads=1, **budget))
+    log = tmp_path / "out/metrics.jsonl"
+    try:
+        wait_until(lambda: log.is_file() and log.read_text().count("\n") > 5, process)
+        suspend(process)
+        before = log.read_text().count("\n")
+        time.sleep(4.0)  # longer than the 3 s that there are
+        process.send_signal(signal.SIGCONT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, error
     records = [json.loads(line) for line in log.read_text().splitlines()]
     train = [record for record in records if record["kind"] == "train"]
     assert len(train) > before + 10
+    # Were the pause counted, no fewer than its 4 s.
     assert 3.0 <= train[-1]["seconds"] < 4.0
