@@ -67,8 +67,9 @@ def test_instructions_can_be_chosen(
         finally:
             torch.ops.hf_qrnn_kernels.simd("best")
     monkeypatch.setattr(kernels, "unavailable", lambda device: "no compiler")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         bench_pooling.main([*arguments, "--simd", "avx2"])
+    assert stopped.value.code == 2
     assert "there are none: no compiler" in capsys.readouterr().err
 
 

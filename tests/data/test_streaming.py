@@ -21,7 +21,8 @@ TOKENIZER = train_character_tokenizer(["abcdefghijklmnopqrstuvwxyz"])
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The `datasets` library with its cache in a folder of the test."""
-    library = pytest.importorskip("datasets")
+    import datasets as library
+
     patch = pytest.MonkeyPatch()
     patch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     library.disable_progress_bars()
