@@ -4,6 +4,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_shapes_are_those_of_lstm(form: str) -> None:
     for num_layers, bias, batch_first, bidirectional, with_state in flags:
         arguments = (5, 6, num_layers, bias, batch_first, 0.0, bidirectional)
         lstm, qrnn = nn.LSTM(*arguments), QRNN(*arguments)
-        x = torch.randn(4, 4, 5) if form != "no batch" else torch.randn(7, 5)
+        x: Any = torch.randn(4, 4, 5) if form != "no batch" else torch.randn(7, 5)
         if "packed" in form:
             lengths = torch.tensor([4, 3, 3, 1] if form == "packed" else [3, 1, 4, 3])
             x = pack_padded_sequence(x, lengths, batch_first, enforce_sorted=form == "packed")

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def repackage(state: object) -> object:
 def test_language_model_with_zeros_and_repackaged_states(kind: type[nn.Module]) -> None:
     rnn = kind(3, 4, 2).double()
     weight = next(rnn.parameters())
-    hidden = (weight.new_zeros(2, 5, 4), weight.new_zeros(2, 5, 4))
+    hidden: Any = (weight.new_zeros(2, 5, 4), weight.new_zeros(2, 5, 4))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for chunk in batch(12, 5, 3).split(3):

@@ -1,7 +1,7 @@
 """hf_qrnn.model.attention_qrnn: Eq. 8 by a plain loop, pads, both ways to compute it, asked for."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the calls of torch's fused attention."""
     calls: list[int] = []
     whole = nn.functional.scaled_dot_product_attention

@@ -143,7 +143,7 @@ def test_backward_may_run_on_another_backend_than_forward() -> None:
     if unavailable("native", CPU) is not None:
         pytest.skip(str(unavailable("native", CPU)))
     gates = torch.randn(2, 70, 9, dtype=torch.float64, requires_grad=True)
-    grads = []
+    grads: list[torch.Tensor] = []
     for ways in (("torch", "torch"), ("torch", "native"), ("native", "torch")):
         with use_backend(ways[0]):
             h = pool(gates, pooling="fo", reverse=True).h

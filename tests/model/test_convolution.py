@@ -263,7 +263,7 @@ def test_what_is_no_bare_convolution_is_called(ways: list[str]) -> None:
         return nn.Linear.forward(replaced, x)
 
     replaced = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
-    replaced.forward = forward  # type: ignore[method-assign]  # as accelerate's hooks do
+    replaced.forward = forward  # type: ignore[method-assign, assignment]  # as accelerate's hooks do
     gates_of(replaced, LONG)
     assert calls == 1
     gates_of(Adapter(2 * LEAST_INPUTS, 3 * UNITS), LONG)

@@ -27,7 +27,7 @@ def _fresh_compiler() -> Iterator[None]:
 def compiled(backend: str) -> dict[str, Any]:
     """Return options that make generate() compile the decoding step, on a CPU too."""
     how = CompileConfig(backend=backend, fullgraph=True, mode=None)
-    how._compile_all_devices = True
+    how._compile_all_devices = True  # type: ignore[assignment]
     return {"cache_implementation": "static", "compile_config": how}
 
 

@@ -212,13 +212,13 @@ class Collector(BaseStreamer):
 @pytest.mark.parametrize("mode", ["greedy", "sample", "static", "lookup"])
 def test_streamer_hears_every_token(head: str, mode: str) -> None:
     model, inputs = made(head)
-    options: dict[str, Any] = {
+    modes: dict[str, dict[str, Any]] = {
         "greedy": {},
         "sample": {"do_sample": True},
         "static": {"cache_implementation": "static"},
         "lookup": {"prompt_lookup_num_tokens": 3},
-    }[mode]
-    streamer = Collector()
+    }
+    options, streamer = modes[mode], Collector()
     tokens = model.generate(**alone(inputs), **options, max_new_tokens=8, streamer=streamer)
     assert streamer.ended
     assert streamer.tokens == tokens[0].tolist()

@@ -66,6 +66,7 @@ def test_every_search_gives_the_same_tokens_with_and_without_a_cache(
     greedy = generate(model, batch, use_cache=False)
     for name, search in SEARCHES.items():
         without = greedy if name == "greedy" else generate(model, batch, **search, use_cache=False)
+        options: dict[str, Any]
         for options in ({}, {"cache_implementation": "static"}):
             tokens = generate(model, batch, **search, **options)
             assert torch.equal(tokens, without), (name, options)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from functorch.compile import make_boxed_func  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 from pooling_loop import gradients, in_double, inputs, keeps, largest_difference, loop, weighted
@@ -333,7 +333,7 @@ def test_zoneout_bit_depends_on_its_own_index_only() -> None:
 def test_zoneout_seed_decides_and_comes_from_torchs_generator() -> None:
     gates = torch.randn(2, 20, 6)
 
-    def run(seed: int | None = None) -> torch.Tensor:
+    def run(seed: int | None = None) -> torch.Tensor | None:
         given = None if seed is None else torch.tensor(seed)
         return pool(gates, pooling="f", zoneout=0.5, seed=given).c
 
@@ -387,7 +387,7 @@ def test_chunks_with_the_state_passed_on_equal_the_whole(
     given = inputs(pooling, shape=(2, length, 3), seed=seed)
     whole = pool(**given, pooling=pooling)
     edges = [0, *sorted(min(cut, length) for cut in cuts), length]
-    state, h, c = given["initial_state"], [], []
+    state, h, c = given["initial_state"], list[Any](), list[Any]()
     for start, end in itertools.pairwise(edges):
         part = pool(
             given["gates"][:, start:end], pooling=pooling, bias=given["bias"], initial_state=state

@@ -182,8 +182,8 @@ def test_jacobians_and_hessians_are_the_loops(pooling: str, reverse: bool) -> No
     for kind in (jacrev, jacfwd):
         assert_same(kind(ours, argnums=(0, 1, 2))(*tensors), wanted)
     second = torch.autograd.functional.hessian(theirs, tuple(tensors))
-    for kind in (hessian, lambda *a, **k: jacrev(jacrev(*a, **k), **k)):
-        assert_same(kind(ours, argnums=(0, 1, 2))(*tensors), second)
+    for second_kind in (hessian, lambda *a, **k: jacrev(jacrev(*a, **k), **k)):
+        assert_same(second_kind(ours, argnums=(0, 1, 2))(*tensors), second)
     assert_same(jacrev(jacfwd(ours))(*tensors), second[0][0])
 
 

@@ -143,9 +143,10 @@ def test_weight_decay_is_for_matrices_only() -> None:
 
 
 def test_the_best_model_is_kept_and_validation_comes_at_the_end() -> None:
-    scores, saved = iter([1.0, 3.0, 2.0]), []
+    scores = iter([1.0, 3.0, 2.0])
+    saved: list[int] = []
     options = LoopOptions(max_steps=5, eval_every=2, max_tokens=16)
-    run = trainer(
+    run: Trainer = trainer(
         small_model(), pairs(8), options,
         validate=lambda step: (next(scores), {"at": step}),
         save_best=lambda: saved.append(run.state.step),
