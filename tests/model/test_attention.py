@@ -8,11 +8,11 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from small_models import small
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from hf_qrnn import (
-    QRNNConfig,
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
@@ -183,11 +183,6 @@ OTHERS = [
     "nonsense",
     3,
 ]
-
-
-def small(**changes: Any) -> QRNNConfig:
-    sizes = {"vocab_size": 20, "embedding_size": 6, "hidden_size": 8}
-    return QRNNConfig(**{**sizes, "encoder_layers": 2, "decoder_layers": 2, **changes})
 
 
 def inputs() -> dict[str, torch.Tensor]:

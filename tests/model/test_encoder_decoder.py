@@ -1,8 +1,10 @@
 """Encoder and decoder: pads, order and h~ of the whole stacks."""
 
+import functools
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -51,16 +53,10 @@ TARGETS = {
 }
 
 
-def small(**fields: Any) -> QRNNConfig:
-    sizes = {
-        "vocab_size": 10,
-        "embedding_size": E,
-        "hidden_size": H,
-        "encoder_layers": 3,
-        "decoder_layers": 2,
-        "encoder_kernel_sizes": [4, 2, 3],
-    }
-    return QRNNConfig(**{**sizes, **fields})
+small = functools.partial(
+    small_models.small, vocab_size=10, embedding_size=E, hidden_size=H, encoder_layers=3,
+    encoder_kernel_sizes=[4, 2, 3],
+)  # fmt: skip
 
 
 def build(config: QRNNConfig, seed: int = 0) -> tuple[QRNNEncoder, QRNNDecoder]:

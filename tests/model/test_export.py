@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import small
 from torch.export import Dim, ExportedProgram
 
 from hf_qrnn import (
@@ -29,9 +30,8 @@ NEW_SIZES = [(5, 11, 4), (2, 3, 9), (1, 6, 4), (3, 6, 1), (3, 1, 4)]
 
 
 def config(**changes: object) -> QRNNConfig:
-    sizes = {"vocab_size": 13, "embedding_size": 6, "hidden_size": 8}
     # A cache is no result of an exported forward.
-    return QRNNConfig(**sizes, encoder_layers=2, decoder_layers=2, use_cache=False, **changes)
+    return small(vocab_size=13, use_cache=False, **changes)
 
 
 def rows(batch: int, length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

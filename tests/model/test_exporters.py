@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from generating import language_model, seq2seq
+from small_models import small
 
 from hf_qrnn import (
     QRNNCache,
@@ -25,7 +26,6 @@ from hf_qrnn.model.cache_qrnn import QRNNCacheLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # exporters' own, of many kinds
 
-SIZES = {"vocab_size": 13, "embedding_size": 6, "hidden_size": 8}
 MODERN = {
     "residual": True, "rms_norm": True, "pooling": "ifo", "decoder_kernel_sizes": 3,
     "attention_layers": "all", "num_attention_heads": 2,
@@ -38,7 +38,7 @@ HEADS = [
 
 
 def config(**changes: Any) -> QRNNConfig:
-    return QRNNConfig(**{**SIZES, "encoder_layers": 2, "decoder_layers": 2, **changes})
+    return small(vocab_size=13, **changes)
 
 
 def text(batch: int, length: int, *, left: bool = False) -> dict[str, torch.Tensor]:

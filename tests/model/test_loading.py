@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import small
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -40,9 +41,7 @@ HEADS = {
 
 
 def config() -> QRNNConfig:
-    return QRNNConfig(
-        vocab_size=16, embedding_size=6, hidden_size=8, encoder_layers=2, decoder_layers=2
-    )
+    return small(vocab_size=16)
 
 
 @pytest.fixture

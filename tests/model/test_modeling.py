@@ -1,17 +1,18 @@
 """The heads: losses, shapes, options, one base layout (mathematics: test_encoder_decoder.py)."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_qrnn import (
     QRNNCache,
-    QRNNConfig,
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
@@ -36,10 +37,7 @@ VARIANTS = {
 }
 
 
-def small(**changes: object) -> QRNNConfig:
-    fields = {"vocab_size": 20, "embedding_size": 8, "hidden_size": 8}
-    layers = {"encoder_layers": 2, "decoder_layers": 2}
-    return QRNNConfig(**{**fields, **layers, **changes})  # type: ignore[arg-type]
+small = functools.partial(small_models.small, embedding_size=8)
 
 
 def batch() -> dict[str, torch.Tensor]:

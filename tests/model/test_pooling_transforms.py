@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pooling_loop import inputs, loop, weighted
+from small_models import small
 from torch.autograd import forward_ad
 from torch.func import (
     functional_call,
@@ -22,7 +23,6 @@ from torch.func import (
 
 from hf_qrnn import (
     QRNN,
-    QRNNConfig,
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
@@ -299,17 +299,6 @@ def test_seed_without_zoneout_may_be_vmapped() -> None:
 # ------------------------------------------------------------------ layers and models
 
 
-def sizes(**changes: Any) -> QRNNConfig:
-    return QRNNConfig(
-        vocab_size=11,
-        embedding_size=4,
-        hidden_size=6,
-        encoder_layers=2,
-        decoder_layers=2,
-        **changes,
-    )
-
-
 def per_sample(
     module: torch.nn.Module, loss: Callable[..., torch.Tensor], *data: torch.Tensor
 ) -> None:
@@ -364,7 +353,7 @@ def test_per_sample_gradients_where_a_cpu_convolves_by_pairs() -> None:
     ],
 )
 def test_per_sample_gradients_of_a_model(kind: type, changes: dict[str, Any]) -> None:
-    model = kind(sizes(**changes)).double().eval()
+    model = kind(small(**changes)).double().eval()
     ids = torch.randint(4, 11, (V, T))
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
     classifies = kind is QRNNForSequenceClassification
@@ -381,7 +370,7 @@ def test_per_sample_gradients_of_a_model(kind: type, changes: dict[str, Any]) ->
 
 @pytest.mark.parametrize("trained", [False, True], ids=["inference", "training"])
 def test_ensemble_of_models_is_one_vmap(trained: bool) -> None:
-    models = [QRNNForSequenceClassification(sizes()).double() for _ in range(V)]
+    models = [QRNNForSequenceClassification(small()).double() for _ in range(V)]
     ids = torch.randint(4, 11, (B, T))
     parameters, buffers = stack_module_state(models)
 

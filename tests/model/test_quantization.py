@@ -1,12 +1,14 @@
 """Quantisers take every layer of a model: by look-alikes, and by the tools that are installed."""
 
 import copy
+import functools
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from torch import nn
 from transformers import (
@@ -20,7 +22,6 @@ from transformers import (
 
 from hf_qrnn import (
     QRNN,
-    QRNNConfig,
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
@@ -38,9 +39,7 @@ MODERN = {
 STACKS = {"paper": {}, "modern": MODERN}
 
 
-def small(hidden: int = 64, **changes: Any) -> QRNNConfig:
-    sizes = {"vocab_size": 20, "embedding_size": hidden, "hidden_size": hidden}
-    return QRNNConfig(**{**sizes, "encoder_layers": 2, "decoder_layers": 2, **changes})
+small = functools.partial(small_models.small, embedding_size=64, hidden_size=64)
 
 
 def inputs() -> dict[str, torch.Tensor]:

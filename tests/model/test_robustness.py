@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from small_models import small
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from hf_qrnn import (
     QRNNCache,
-    QRNNConfig,
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
@@ -28,12 +28,6 @@ from hf_qrnn.translation.search import generate_hypotheses
 from hf_qrnn.translation.translator import Translator, load_translator
 
 POOLING = ("f", "fo", "ifo")
-
-
-def small(**changes: Any) -> QRNNConfig:
-    sizes = {"vocab_size": 20, "embedding_size": 6, "hidden_size": 8}
-    layers = {"encoder_layers": 2, "decoder_layers": 2}
-    return QRNNConfig(**{**sizes, **layers, **changes})
 
 
 def seq2seq(**changes: Any) -> QRNNForConditionalGeneration:

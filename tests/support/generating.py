@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from small_models import small
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
 
@@ -10,8 +11,7 @@ LENGTHS = (8, 5, 1)
 
 
 def config(**changes: Any) -> QRNNConfig:
-    fields = {"vocab_size": 13, "embedding_size": 8, "hidden_size": 8, "initializer_range": 1.0}
-    return QRNNConfig(**{**fields, "encoder_layers": 2, "decoder_layers": 2, **changes})
+    return small(**{"vocab_size": 13, "embedding_size": 8, "initializer_range": 1.0, **changes})
 
 
 def seq2seq(**changes: Any) -> QRNNForConditionalGeneration:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from small_models import small_model
 
-from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import (
     BatchPlan,
     BucketBatchSampler,
@@ -33,12 +33,6 @@ from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.meter import Meter
 from hf_qrnn.training.processes import Processes
-
-
-def small_model(vocab_size: int = 12, **changes: object) -> QRNNForConditionalGeneration:
-    torch.manual_seed(0)
-    sizes = {"embedding_size": 8, "hidden_size": 8, "encoder_layers": 1, "decoder_layers": 1}
-    return QRNNForConditionalGeneration(QRNNConfig(vocab_size=vocab_size, **{**sizes, **changes}))  # type: ignore[arg-type]
 
 
 def sixteen_pairs() -> list[EncodedPair]:
@@ -88,7 +82,7 @@ def evaluation(count: int) -> dict[str, object]:
     words = ["abba", "dada", "cab", "bad", "add"]
     texts = [" ".join(generator.choices(words, k=4 + i * 5 % 3)) for i in range(count)]
     tokenizer = train_character_tokenizer(texts)
-    model = small_model(len(tokenizer), hidden_size=32)
+    model = small_model(vocab_size=len(tokenizer), hidden_size=32)
     pairs = [TextPair(text[::2], text) for text in texts]
     encoded = encode_pairs(tokenizer, pairs)
     (batch,) = make_loader(encoded, [BatchPlan(list(range(count)))], pad_token_id=0)

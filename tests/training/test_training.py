@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from hub_stand_in import HubStandIn
+from small_models import small_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
@@ -33,12 +34,6 @@ from hf_qrnn.translation.search import generate_hypotheses
 
 ROOT = Path(__file__).parents[2]
 KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
-
-
-def small_model(**changes: object) -> QRNNForConditionalGeneration:
-    fields = {"vocab_size": 12, "embedding_size": 8, "hidden_size": 8}
-    layers = {"encoder_layers": 1, "decoder_layers": 1}
-    return QRNNForConditionalGeneration(QRNNConfig(**{**fields, **layers, **changes}))  # type: ignore[arg-type]
 
 
 def pairs(num: int) -> list[EncodedPair]:
