@@ -1,9 +1,14 @@
-"""Which code pools: native (the compiled library), Triton or torch; all give the same results.
+"""Chooses the code that pools: native (the compiled library), Triton or torch.
 
-The ladder, by device: CUDA takes the first of native, triton, torch that works there, the CPU
-native or torch, any other device torch. One of them is forced by `use_backend`, else by the
-environment variable HF_QRNN_BACKEND, else by a config's `pool_backend`; a forced one that does not
-work is an error.
+All three compute what `pool_equations_qrnn.py` defines (Eqs. 3 to 6 of arXiv 1611.01576), each with
+its own rounding. The first that works on the device is taken:
+
+    CUDA    native, triton, torch
+    CPU     native, torch
+    others  torch
+
+One of them is forced by `use_backend`, else by the environment variable HF_QRNN_BACKEND, else by a
+config's `pool_backend`. A forced one that does not work is an error.
 
 `triton_qrnn.py` is imported where it is first wanted: importing Triton takes half a second.
 """
@@ -32,7 +37,9 @@ Backward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class Backend(NamedTuple):
-    """Code that pools, both ways; what it is called with is that of the definition.
+    """One implementation of pooling: its forward and its backward pass.
+
+    Both are called with the arguments of the definition and return what it returns.
 
     Attributes:
         name: One of `BACKENDS`.
@@ -60,9 +67,9 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: If `name` is none of these.
     """
     _check_name("name", name)
-    # The variable is what every copy of this file reads: the package's, a model folder's; those of
-    # 0.1.0 know "native" by its alias alone. It is read by the operations when they run, autograd's
-    # threads included, never while compiling.
+    # An environment variable, not a Python variable: the package and a model folder have a copy of
+    # this file each, and both read it. Copies of 0.1.0 know "native" by its alias alone. It is read
+    # when the operation runs, also in autograd's threads, and never while a graph is compiled.
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = AS_BEFORE.get(name, name)
     try:
@@ -75,7 +82,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, pooling: str) -> Backend:
-    """Return what pools gates of `dtype` on `device`, where `wanted` is a config's wish.
+    """Choose the backend for gates of `dtype` on `device`.
+
+    Args:
+        wanted: A config's `pool_backend`: a name of `BACKENDS`, an alias, or "auto".
+        device: Of the gates.
+        dtype: Of the gates.
+        pooling: A name of `POOL_KINDS`; a backend without code for it is passed by.
 
     Raises:
         ValueError: If `wanted` or the environment variable names no backend.
@@ -85,6 +98,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, pooling: str) 
     return _choose(VARIABLE if forced else "backend", forced or wanted, device, dtype, pooling)
 
 
+# Cached, since it is asked at every call of every layer.
 @functools.cache
 def _choose(
     source: str, name: str, device: torch.device, dtype: torch.dtype, pooling: str
@@ -93,6 +107,7 @@ def _choose(
     name = ALIASES.get(name, name)
     if name == "auto":
         ladder = _LADDERS.get(device.type, ("torch",))
+        # No kernel has code for 8-bit floats, say; torch computes in whatever it can.
         ladder = ladder if dtype in _KERNEL_DTYPES else ("torch",)
         return backend_named(_first_of(ladder, device, pooling))
     reason = _why_not(name, device, pooling)
@@ -104,6 +119,7 @@ def _choose(
 
 
 def _first_of(ladder: tuple[str, ...], device: torch.device, pooling: str) -> str:
+    """Return the first backend of `ladder` that works; warn if that is a slow one on a GPU."""
     reasons = []
     for name in ladder:
         reason = _why_not(name, device, pooling)
@@ -119,6 +135,7 @@ def _first_of(ladder: tuple[str, ...], device: torch.device, pooling: str) -> st
 
 
 def _why_not(name: str, device: torch.device, pooling: str) -> str | None:
+    """Say why a backend cannot pool there, or return None if it can."""
     reason = unavailable(name, device)
     if reason is None and not _knows(name, pooling):
         reason = f"it does not know {pooling!r} pooling"
@@ -126,7 +143,7 @@ def _why_not(name: str, device: torch.device, pooling: str) -> str | None:
 
 
 def _knows(name: str, pooling: str) -> bool:
-    """Whether an available backend has code for a pooling kind; the definition has for all."""
+    """Tell whether an available backend has code for a pooling kind; torch has it for all."""
     if name == "triton":
         return POOL_KINDS[pooling].in_triton
     # The library may be of another release than this file.
@@ -140,7 +157,7 @@ def _check_name(source: str, name: str) -> None:
 
 
 def unavailable(name: str, device: torch.device) -> str | None:
-    """Why backend `name` cannot pool on `device`, with the cure; None if it can."""
+    """Say why backend `name` cannot pool on `device`, with the cure, or return None if it can."""
     if name == "torch":
         return None
     if name == "triton":
@@ -154,7 +171,7 @@ def unavailable(name: str, device: torch.device) -> str | None:
 
 @functools.cache
 def _kernels() -> Any:
-    """The package's module of compiled kernels, or why there is none."""
+    """Import the package's module of compiled kernels, or say why there is none."""
     try:
         import hf_qrnn.kernels
     except ImportError as error:
@@ -178,6 +195,7 @@ def backend_named(name: str) -> Backend:
 
 
 def _native_forward(*arguments: Any) -> Any:
+    """Pool by the compiled library, which takes the pooling kind as a number."""
     *tensors, pooling, zoneout, reverse, want_c, want_tiles = arguments
     module = _kernels()
     number = module.POOLING_NUMBERS[pooling]
@@ -186,6 +204,7 @@ def _native_forward(*arguments: Any) -> Any:
 
 
 def _native_backward(*arguments: Any) -> Any:
+    """Compute the gradients by the compiled library."""
     *tensors, pooling, zoneout, reverse = arguments
     module = _kernels()
     number = module.POOLING_NUMBERS[pooling]

@@ -1,4 +1,4 @@
-"""The equations of quasi-recurrent pooling (section 2.1 of arXiv 1611.01576), in plain torch.
+"""The equations of quasi-recurrent pooling (sections 2 and 2.1 of arXiv 1611.01576), in torch.
 
 Every pooling kind is one elementwise recurrence over time, `c_t = f_t . c_{t-1} + write_t`:
 
@@ -6,9 +6,13 @@ Every pooling kind is one elementwise recurrence over time, `c_t = f_t . c_{t-1}
     fo-pooling   (Eq. 4)   c_t = f_t . c_{t-1} + (1 - f_t) . z_t       h_t = o_t . c_t
     ifo-pooling  (Eq. 5)   c_t = f_t . c_{t-1} + i_t . z_t             h_t = o_t . c_t
 
-A pad and a zoned-out channel are the same thing said with `f_t = 1`: the state is carried.
+Eq. 3 of the paper calls the state h, since nothing stands between it and the output; here it is c
+in every kind. Zoneout (Eq. 6) sets `f_t = 1`; without an input gate nothing is written then, and
+the state is carried. A pad carries it in every kind, and its h_t is 0. The convolution of Eq. 1 is
+in `convolution_qrnn.py`; its tanh and sigmoids are here, in `_activate`.
 
-This is the definition that kernels must equal; `pooling_qrnn.py` makes an operation of it.
+To read: `_activate`, `_scan` and `torch_forward` are the definition that kernels must equal;
+`torch_backward` is its gradient. `pooling_qrnn.py` makes an operation of both.
 
 Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
 """
@@ -24,34 +28,51 @@ from torch.nn.functional import pad
 from .internals_qrnn import scan_of_graphs
 from .pool_kinds_qrnn import NUM_GATES, POOL_KINDS
 
-# The state before every 32nd processed step is kept for the backward pass: a tile's start.
+# A tile is 32 processed steps. Forward keeps the state before each tile, and backward recomputes
+# the others: all of them would take as much memory as h, twice as much for 16-bit gates.
 TILE = 32
 
 
 class _Gates(NamedTuple):
-    """Activated gates, each (B, T, H) in the state's dtype; `f` is 1 where the state is carried."""
+    """The activated gates, each (B, T, H) in the state's dtype.
+
+    Attributes:
+        z: The candidate; what it holds at a pad is never used.
+        f: The forget gate; exactly 1 where the state is carried.
+        o: The output gate, 0 at a pad; None where the kind has none.
+        i: The factor of z: the input gate, or 1 - f where the kind has none; 0 at a pad, and where
+            zoneout carries the state of a kind without an input gate.
+    """
 
     z: torch.Tensor
     f: torch.Tensor
     o: torch.Tensor | None
-    i: torch.Tensor  # 1 - f without an input gate; 0 where nothing is written
+    i: torch.Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The state is kept in float32, or float64 for float64 gates."""
+    """Return the state's dtype: float64 for float64 gates, else float32.
+
+    A sum over many steps would lose small contributions in 16 bits.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # ------------------------------------------------------------------ zoneout bits
 
-# SplitMix64 (Steele, Lea and Flood 2014); constants as signed 64-bit integers.
+# SplitMix64 (Steele, Lea and Flood 2014). Its constants as signed 64-bit integers, since torch has
+# few operations on unsigned ones.
 _GOLDEN = -0x61C8864680B583EB
 _MIX_1 = -0x40A7B892E31B1A47
 _MIX_2 = -0x6B2FB644ECCEEE15
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 on int64 tensors (wrapping products, logical shifts)."""
+    """Apply the finaliser of SplitMix64 to int64 tensors.
+
+    Products wrap around. A mask behind each shift clears the copies of the sign, so that the shift
+    is that of an unsigned number.
+    """
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -60,10 +81,16 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 def zoneout_keep(
     seed: torch.Tensor, batch: int, length: int, channels: int, probability: float
 ) -> torch.Tensor:
-    """True where a forget gate is left alone, (B, T, H): one bit per (seed, b, t, channel).
+    """Draw the mask of Eq. 6: (B, T, H), True where a forget gate is left alone.
 
-    A counter-based draw, so forward, backward and every backend see the same bits without a stored
-    mask: the top 24 bits of SplitMix64 at counter `channel`, keyed by SplitMix64 at (b, t).
+    Each bit is a function of (seed, b, t, channel): the top 24 bits of SplitMix64 at counter
+    `channel`, keyed by SplitMix64 at (b, t), against `probability`. So forward, backward and every
+    backend see the same mask, and nobody stores it.
+
+    Args:
+        seed: 0-d int64 tensor.
+        batch, length, channels: B, T and H.
+        probability: Of a forget gate being set to 1, in [0, 1).
     """
     b = torch.arange(batch, dtype=torch.int64, device=seed.device)[:, None, None]
     t = torch.arange(length, dtype=torch.int64, device=seed.device)[None, :, None]
@@ -84,24 +111,37 @@ def _activate(
     pooling: str,
     zoneout: float,
 ) -> _Gates:
-    """Activations, pads and zoneout: everything elementwise before the recurrence."""
+    """Compute everything elementwise before the recurrence: activations (Eq. 1), zoneout, pads.
+
+    Args:
+        gates: W * X of Eq. 1, all gates beside each other, (B, T, G*H).
+        bias: Added to every step of a row, (B, G*H): the bias of Eq. 1, V h~ of Eq. 7.
+        mask: (B, T), true or 1 where the step is real.
+        seed: 0-d int64, of the zoneout mask.
+        pooling: A name of `POOL_KINDS`.
+        zoneout: Probability of Eq. 6.
+    """
     # Contiguous, so that every result has the strides the fake kernels promise to compilers.
     x = gates.contiguous().to(state_dtype(gates.dtype))
     if bias is not None:
         x = x + bias.to(gates.dtype).to(x.dtype)[:, None]
     parts = x.chunk(NUM_GATES[pooling], dim=-1)  # G times (B, T, H)
-    z, f = parts[0].tanh(), parts[1].sigmoid()
+    z, f = parts[0].tanh(), parts[1].sigmoid()  # Z = tanh(W_z * X), F = sigma(W_f * X) (Eq. 1)
     kind = POOL_KINDS[pooling]
     o = parts[2].sigmoid() if kind.has_output_gate else None
-    # 1 - sigmoid(x) would lose what a long memory is made of: sigmoid(-x) keeps every digit.
+    # sigmoid(-x) is 1 - sigmoid(x) with all its digits. The difference has few where f is near 1,
+    # and there 1 - f is the little that a long memory takes in.
     i = parts[-1].sigmoid() if kind.has_input_gate else parts[1].neg().sigmoid()
     if zoneout > 0.0:
         assert seed is not None, "zoneout needs a seed"
         batch, length, channels = z.shape
+        # Eq. 6: F = 1 - dropout(1 - sigma(W_f * X)), where dropout sets to 0 and rescales nothing.
         zoned_out = ~zoneout_keep(seed, batch, length, channels, zoneout)
         f = f.masked_fill(zoned_out, 1.0)
+        # An input gate of its own (Eq. 5) stays: zoneout is about the forget gate alone.
         i = i if kind.has_input_gate else i.masked_fill(zoned_out, 0.0)
     if mask is not None:
+        # A pad carries the state, writes nothing and lets nothing out.
         padded = ~mask[:, :, None].bool()
         f, i = f.masked_fill(padded, 1.0), i.masked_fill(padded, 0.0)
         o = None if o is None else o.masked_fill(padded, 0.0)
@@ -109,7 +149,14 @@ def _activate(
 
 
 def _scan(f: torch.Tensor, write: torch.Tensor, first: torch.Tensor, reverse: bool) -> torch.Tensor:
-    """All states of c_t = f_t . c_{t-1} + write_t, (B, T, H), from `first` (B, H)."""
+    """Compute all states c_t = f_t . c_{t-1} + write_t (Eqs. 3 to 5), (B, T, H).
+
+    Args:
+        f, write: (B, T, H).
+        first: The state before the first processed step, (B, H).
+        reverse: Whether the last step is processed first.
+    """
+    # Each step writes its row of one tensor; autograd cannot follow that, see `torch_backward`.
     c = torch.empty_like(write)
     steps = list(zip(f.unbind(1), write.unbind(1), c.unbind(1), strict=True))
     state = first
@@ -141,12 +188,30 @@ def torch_forward(
     want_c: bool,
     want_tiles: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`h`, `c` (empty if not wanted), the final state and the tiles' starts (B, T/TILE, H)."""
+    """Pool (Eqs. 3 to 6): the definition of what every backend's forward returns.
+
+    Args:
+        gates: Pre-activations (B, T, G*H) in gate order z, f, o, i.
+        bias: (B, G*H), added to every step, or None.
+        initial_state: (B, H), or None for zeros.
+        mask: (B, T), true where the step is real, or None.
+        seed: 0-d int64, or None without zoneout.
+        pooling: A name of `POOL_KINDS`.
+        zoneout: Probability of Eq. 6, in [0, 1).
+        reverse: Whether the last step is processed first.
+        want_c: Whether `c` is wanted.
+        want_tiles: Whether `tiles` are wanted.
+
+    Returns:
+        `h` (B, T, H) in the dtype of `gates`; in the state's dtype `c` (B, T, H), the final state
+        (B, H) and `tiles` (B, ceil(T / TILE), H), the states before steps 0, 32, 64 ... in
+        processing order. What is not wanted has shape (0,).
+    """
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     first = _first_state(initial_state, z)
     c = _scan(f, i * z, first, reverse)
-    h = o * c if o is not None else _hide_pads(c.clone(), mask)
-    # One tensor each: an operation must not return the same one twice.
+    h = o * c if o is not None else _hide_pads(c.clone(), mask)  # Eqs. 4 and 5; Eq. 3
+    # Two empty tensors, not one: an operation must not return the same tensor twice.
     no_c, tiles = c.new_empty(0), c.new_empty(0)
     if c.shape[1] == 0:
         tiles = c if want_tiles else tiles
@@ -162,13 +227,22 @@ def torch_forward(
 def _states_from_tiles(
     f: torch.Tensor, write: torch.Tensor, tiles: torch.Tensor, reverse: bool
 ) -> torch.Tensor:
-    """All states (B, T, H) again, every tile from its start: at most TILE steps, not T."""
+    """Recompute all states (B, T, H), every tile from its start.
+
+    The tiles are scanned beside each other: TILE steps on large tensors take less time than T on
+    small ones.
+
+    Args:
+        f, write: (B, T, H).
+        tiles: The states before each tile, (B, ceil(T / TILE), H).
+        reverse: Whether the last step is processed first.
+    """
     length = f.shape[1]
     size = min(TILE, length)
     if reverse:
         f, write = f.flip(1), write.flip(1)
     extra = (0, 0, 0, -length % size)
-    # All tiles as one batch: (B * T/size, size, H).
+    # All tiles as one batch: (B * ceil(T / size), size, H).
     f, write = (pad(x, extra).unflatten(1, (-1, size)).flatten(0, 1) for x in (f, write))
     c = _scan(f, write, tiles.flatten(0, 1), False)
     c = c.unflatten(0, tiles.shape[:2]).flatten(1, 2)[:, :length]  # (B, T, H)
@@ -189,9 +263,15 @@ def torch_backward(
     zoneout: float,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of gates, bias (empty without one) and the initial state.
+    """Compute the gradients of the gates, the bias and the initial state.
 
-    grad of c_t: what h_t and c_t receive, plus f_{t+1} times the gradient of c_{t+1}.
+    The gradient of c_t is what h_t and c_t receive, plus f_{t+1} times the gradient of c_{t+1}: the
+    recurrence of Eqs. 3 to 5 once more, backwards. `grad_h`, `grad_c` (B, T, H) and `grad_state`
+    (B, H) may be None for zeros. `tiles` are those of `torch_forward`, as are the other arguments.
+
+    Returns:
+        Of the gates (B, T, G*H) in their dtype; in the state's dtype of the bias (B, G*H), shape
+        (0,) without one, and of the initial state (B, H).
     """
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     first = _first_state(initial_state, z)
@@ -205,13 +285,16 @@ def torch_backward(
     received = grad_h * o if o is not None else _hide_pads(grad_h, mask)
     if grad_c is not None:
         received = received + grad_c
+    # Of every step: c_{t-1}, and the f_{t+1} through which its state reaches the next. The final
+    # state's own gradient comes through a factor of 1.
     before, after = [first[:, None], c[:, :-1]], [f[:, 1:], torch.ones_like(f[:, :1])]
     if reverse:
         before, after = [c[:, 1:], first[:, None]], [torch.ones_like(f[:, :1]), f[:, :-1]]
     c_before = torch.cat(before, dim=1)
     grad = _scan(torch.cat(after, dim=1), received, from_state, not reverse)
 
-    # Where f was set to 1 (pad, zoneout) it is a constant, and f (1 - f) is zero of itself.
+    # df/dx = f (1 - f). Where f was set to 1 (pad, zoneout) it is a constant, and this is zero of
+    # itself. Without an input gate 1 - f is `i`, with more digits.
     has_input_gate = POOL_KINDS[pooling].has_input_gate
     change = c_before if has_input_gate else c_before.sub_(z)
     slope_f = f * (1 - f) if has_input_gate else f * i
@@ -234,7 +317,10 @@ _sigmoid_slope = torch.ops.aten.sigmoid_backward.default
 def scan_differentiable(
     f: torch.Tensor, write: torch.Tensor, state: torch.Tensor, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All states and the final one, by operations that autograd follows to any order."""
+    """Compute all states (B, T, H) and the final one by operations that autograd can follow.
+
+    It follows them to any order of derivatives, which it cannot in `_scan`.
+    """
     states: list[torch.Tensor] = []
     times = range(write.shape[1])
     for t in reversed(times) if reverse else times:
@@ -246,7 +332,10 @@ def scan_differentiable(
 def scan_in_graph(
     f: torch.Tensor, write: torch.Tensor, state: torch.Tensor, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All states and the final one, by one loop of an exported graph, of any length."""
+    """Compute all states (B, T, H) and the final one by one loop of an exported graph.
+
+    A loop in Python would be written out for the length it was traced with; this runs for any T.
+    """
 
     def step(
         state: torch.Tensor, now: tuple[torch.Tensor, torch.Tensor]
@@ -267,7 +356,16 @@ def pool_with(
     tensors: Sequence[Any],
     options: tuple[str, float, bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`h`, `c`, final state of gates, bias, initial state, mask and seed; `scan` recurs."""
+    """Pool as `torch_forward` does, with `scan` for the recurrence.
+
+    Args:
+        scan: `scan_differentiable` or `scan_in_graph`.
+        tensors: gates, bias, initial_state, mask and seed.
+        options: pooling, zoneout and reverse.
+
+    Returns:
+        `h` (B, T, H), `c` (B, T, H) and the final state (B, H).
+    """
     (gates, bias, initial_state, mask, seed), (pooling, zoneout, reverse) = tensors, options
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     c, state = scan(f, i * z, _first_state(initial_state, z), reverse)

@@ -1,6 +1,9 @@
 """Quasi-recurrent pooling as one operation: checks, registration, derivatives.
 
-The equations are in `pool_equations_qrnn.py`; `backends_qrnn.py` chooses between them and kernels.
+The equations (Eqs. 3 to 6 of arXiv 1611.01576) are in `pool_equations_qrnn.py`; `backends_qrnn.py`
+chooses between them and kernels. A call goes from `pool` by `_run` to `_pool_forward`; autograd
+comes back by `_forward_vjp` to `_pool_backward`, and once more by `_backward_vjp`. The rest lets
+torch.compile, torch.export, ONNX and torch.func do the same.
 
 Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
 """
@@ -34,7 +37,13 @@ _FORWARD, _BACKWARD = "pool_v2", "pool_backward_v2"
 
 
 class PoolOutput(NamedTuple):
-    """What `pool` returns: `h` (B, T, H), `c` (B, T, H) where asked, the final `state` (B, H)."""
+    """The result of `pool`.
+
+    Attributes:
+        h: Outputs (B, T, H) in the dtype of the gates.
+        c: States (B, T, H) in the state's dtype, or None where they were not asked for.
+        state: c after the last processed step, (B, H) in the state's dtype.
+    """
 
     h: torch.Tensor
     c: torch.Tensor | None
@@ -54,7 +63,7 @@ def pool(
     return_c: bool = False,
     backend: str = "auto",
 ) -> PoolOutput:
-    """Pool pre-activations over time (Eqs. 3 to 6, section 2.1 of 1611.01576).
+    """Pool pre-activations over time (Eqs. 3 to 6, sections 2 and 2.1 of 1611.01576).
 
     Equivalent to, for fo-pooling without the options:
 
@@ -64,12 +73,12 @@ def pool(
     Args:
         gates: Pre-activations (B, T, G*H) in gate order z, f, o, i; any floating dtype.
         pooling: "f" (G = 2), "fo" (G = 3) or "ifo" (G = 4).
-        bias: Added to the gates of every timestep, (B, G*H): the decoder's `V h~` of Eq. 7, say.
+        bias: Added to the gates of every timestep, (B, G*H), such as the decoder's `V h~` of Eq. 7.
         initial_state: c before the first processed step, (B, H); zero when None.
         mask: (B, T), true or 1 where the step is real. At a pad the state is carried, h is zero.
-        zoneout: Probability that a forget gate is set to 1 (Eq. 6: no rescaling), in [0, 1).
-        seed: 0-d int64 tensor the zoneout bits are a function of; drawn from torch's default
-            generator when None and `zoneout` > 0.
+        zoneout: Probability that a forget gate is set to 1, in [0, 1); nothing is rescaled (Eq. 6).
+        seed: 0-d int64 tensor that decides where zoneout acts. When None and `zoneout` > 0, it is
+            drawn from torch's default generator.
         reverse: Process from the last timestep to the first; results stay in the given order.
         return_c: Return the states of all timesteps too.
         backend: "auto" (the fastest that works), "native", "triton" or "torch";
@@ -97,7 +106,7 @@ def pool(
         options = (pooling, zoneout, reverse)
         h, c, state = pool_with(scan_differentiable, arguments[:5], options)
         return PoolOutput(h, c if return_c else None, state)
-    # An exported program's number of tiles would tie it to short or to long rows.
+    # For backward. In an exported program their number would tie it to short or to long rows.
     want_tiles = _wants_grad(gates, bias, initial_state) and not torch.compiler.is_exporting()
     h, c, state, _ = _run(_FORWARD, *arguments, want_tiles, backend)
     return PoolOutput(h, c if return_c else None, state)
@@ -124,6 +133,7 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _wants_grad(*tensors: torch.Tensor | None) -> bool:
+    """Tell whether a gradient may be asked for, so that forward must keep the tiles."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True  # one trace for training and for use
     if not torch.is_grad_enabled():
@@ -140,6 +150,11 @@ def _check(
     mask: torch.Tensor | None,
     zoneout: float,
 ) -> None:
+    """Check the arguments of `pool`.
+
+    Raises:
+        ValueError: If a shape, the dtype of `gates`, `pooling` or `zoneout` does not fit.
+    """
     if pooling not in NUM_GATES:
         raise ValueError(f"`pooling` must be one of {', '.join(NUM_GATES)}, but is {pooling!r}.")
     num_gates = NUM_GATES[pooling]
@@ -172,7 +187,7 @@ def _fit(
     initial_state: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """The arguments as every backend takes them: dtypes, and adjacent channels."""
+    """Bring the arguments into the form that every backend takes: dtypes, adjacent channels."""
     if gates.shape[2] > 1 and gates.stride(2) != 1:
         gates = gates.contiguous()
     if bias is not None:
@@ -195,6 +210,7 @@ def _pool_forward(
     want_tiles: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pool by the backend chosen: arguments and results are those of `torch_forward`."""
     chosen = choose(backend, gates.device, gates.dtype, pooling)
     tensors = _fit(gates, bias, initial_state, mask)
     return chosen.forward(*tensors, seed, pooling, zoneout, reverse, want_c, want_tiles)
@@ -215,6 +231,7 @@ def _pool_backward(
     reverse: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute first derivatives by the backend chosen, as `torch_backward` does."""
     chosen = choose(backend, gates.device, gates.dtype, pooling)
     tensors = _fit(gates, bias, initial_state, mask)
     grads = [None if x is None else x.contiguous() for x in (grad_h, grad_c, grad_state)]
@@ -225,22 +242,26 @@ def _pool_backward(
 
 
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    """Keep for `_forward_vjp` the inputs and the tiles, not the states of all steps."""
     *tensors, pooling, zoneout, reverse, _, ctx.has_tiles, backend = inputs
     ctx.options = (pooling, zoneout, reverse)
     ctx.backend = backend
     ctx.save_for_backward(*tensors, output[3])
+    # Most calls give no gradient to c: None costs nothing, a tensor of zeros is memory and time.
     ctx.set_materialize_grads(False)
 
 
 def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    """Compute the gradients of the forward operation's inputs (B, T, G*H), (B, G*H), (B, H)."""
     *tensors, tiles = ctx.saved_tensors
-    unused: tuple[None, ...] = (None,) * 8
+    unused: tuple[None, ...] = (None,) * 8  # mask, seed and the six options have no gradient
     given = grads[:3]  # of h, c and the state; nobody reads the tiles
     if all(grad is None for grad in given):
         return (None, None, None, *unused)
     if in_forward_mode():
         return (*_equations_vjp(given, tensors, ctx.options), *unused)
     if not ctx.has_tiles:
+        # Forward did not know that a gradient would be asked for.
         tiles = _run(_FORWARD, *tensors, *ctx.options, False, True, ctx.backend)[3]
     results = _run(_BACKWARD, *given, *tensors, tiles, *ctx.options, ctx.backend)
     _, bias, initial_state, *_ = tensors
@@ -250,15 +271,17 @@ def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    """Keep all inputs of the backward operation for `_backward_vjp`."""
     *tensors, pooling, zoneout, reverse, _ = inputs
     ctx.options = (pooling, zoneout, reverse)
     ctx.save_for_backward(*tensors)
 
 
 def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-    """Second derivatives: differentiate the first ones of the differentiable definition.
+    """Compute second derivatives: the first ones of the differentiable definition, once more.
 
-    The tiles are recomputed here from their own causes, so their gradient needs no path of its own.
+    The tiles are functions of the gates. The definition recomputes them from the gates, so that
+    what flows through them is counted there, and the tiles themselves get no gradient.
     """
     *given, mask, seed, _ = ctx.saved_tensors  # grads of h, c, state; gates, bias, initial_state
     if is_transformed() or in_forward_mode():
@@ -276,6 +299,7 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
             create_graph=True,
             materialize_grads=True,
         )
+        # One scalar whose gradient is the sum over all wanted gradients: a vector-Jacobian product.
         products = [(x.to(g.dtype) * g).sum() for x, (_, g) in zip(first, wanted, strict=True)]
         inputs = [x for x in leaves if x is not None]
         second = iter(
@@ -290,7 +314,13 @@ def _equations_vjp(
     tensors: Sequence[torch.Tensor | None],
     options: tuple[str, float, bool],
 ) -> list[torch.Tensor | None]:
-    """First derivatives in gates, bias and initial state, by what every transform follows."""
+    """Compute first derivatives in gates, bias and initial state by what every transform follows.
+
+    Args:
+        cotangents: Gradients of h, c and the final state; None for zeros.
+        tensors: gates, bias, initial_state, mask and seed.
+        options: pooling, zoneout and reverse.
+    """
     *causes, mask, seed = tensors
 
     def outputs(*present: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -310,7 +340,14 @@ def _second_vjp(
     options: tuple[str, float, bool],
     grads: Sequence[torch.Tensor],
 ) -> list[torch.Tensor | None]:
-    """The same second derivatives inside a transform, where autograd's own calls are forbidden."""
+    """Compute `_backward_vjp` inside a transform, where autograd's own calls are forbidden.
+
+    Args:
+        given: Gradients of h, c and the final state, then gates, bias and initial_state.
+        constants: mask and seed.
+        options: pooling, zoneout and reverse.
+        grads: What the first derivatives receive.
+    """
 
     def first(*present: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves = _filled(given, present)
@@ -326,7 +363,7 @@ def _second_vjp(
 def _filled(
     places: Sequence[torch.Tensor | None], present: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    """`present` in order where `places` has a tensor, None elsewhere."""
+    """List the tensors of `present` in order where `places` has one, None elsewhere."""
     rest = iter(present)
     return [None if x is None else next(rest) for x in places]
 
@@ -334,13 +371,24 @@ def _filled(
 def _vmap_rows(
     name: str, num_tensors: int, info: Any, in_dims: tuple[int | None, ...], *arguments: Any
 ) -> tuple[tuple[torch.Tensor, ...], tuple[int | None, ...]]:
-    """Run an operation over a vmapped dimension: as more rows, since rows know nothing of another.
+    """Run an operation over a vmapped dimension by making it part of the batch.
 
-    Zoneout's bits are a function of the row's number, so there each sample runs alone.
+    No row depends on another, so more rows are as good as more calls. But zoneout depends on the
+    row's number: with it each sample runs alone.
+
+    Args:
+        name: The operation.
+        num_tensors: Number of its arguments that are tensors or None; they come first.
+        info: torch.func's, with the size of the dimension.
+        in_dims: Where each argument has the dimension; None for one that all samples share.
+        arguments: The operation's.
+
+    Returns:
+        The results, and where each has the dimension.
     """
     size, options = info.batch_size, arguments[num_tensors:]
     pairs = list(zip(arguments[:num_tensors], in_dims, strict=False))
-    if options[1] > 0.0:
+    if options[1] > 0.0:  # zoneout
         samples = []
         for index in range(size):
             own = (x if dim is None else x.select(dim, index) for x, dim in pairs)
@@ -358,7 +406,7 @@ def _vmap_rows(
 
 
 def _as_rows(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor | None:
-    """A vmapped tensor (B, ...) as (size * B, ...); a seed nobody reads goes."""
+    """Return a vmapped tensor (B, ...) as (size * B, ...); None for a seed, which nobody reads."""
     if x is None or x.dim() == (0 if dim is None else 1):
         return None
     x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -366,7 +414,7 @@ def _as_rows(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor
 
 
 class _PoolFunction(torch.autograd.Function):
-    """The forward operation with the derivatives it is registered with, for eager training."""
+    """The forward operation with its registered derivatives, for eager training."""
 
     forward = staticmethod(_pool_forward)
     setup_context = staticmethod(_forward_context)
@@ -375,7 +423,7 @@ class _PoolFunction(torch.autograd.Function):
 
 
 class _PoolBackwardFunction(torch.autograd.Function):
-    """The backward operation with its derivatives, where gradients of gradients are wanted."""
+    """The backward operation with its derivatives, for gradients of gradients."""
 
     forward = staticmethod(_pool_backward)
     setup_context = staticmethod(_backward_context)
@@ -393,6 +441,7 @@ _EAGER = {
 def _fake_forward(
     gates: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tell compilers the shapes and dtypes of the forward results, without computing them."""
     pooling, _, _, want_c, want_tiles, _ = rest[4:]
     batch, length, channels = gates.shape
     hidden, dtype = channels // NUM_GATES[pooling], state_dtype(gates.dtype)
@@ -406,6 +455,7 @@ def _fake_forward(
 
 
 def _fake_backward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tell compilers the shapes and dtypes of the first derivatives."""
     gates, bias, tiles = arguments[3], arguments[4], arguments[8]
     grad_bias = tiles.new_empty(0) if bias is None else tiles.new_empty(bias.shape)
     return gates.new_empty(gates.shape), grad_bias, tiles.new_empty(tiles.shape[0], tiles.shape[2])
@@ -414,7 +464,7 @@ def _fake_backward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def _forward_in_graph(
     *arguments: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The forward operation as operations that ONNX knows: one loop over time."""
+    """Write the forward operation as operations that ONNX knows: one loop over time."""
     *tensors, pooling, zoneout, reverse, want_c, want_tiles, _ = arguments
     assert not want_tiles, "an exported program has no backward pass"
     h, c, state = pool_with(scan_in_graph, tensors, (pooling, zoneout, reverse))
@@ -423,7 +473,8 @@ def _forward_in_graph(
 
 
 def _register() -> None:
-    """Make the two operations one node each in compiled and exported graphs."""
+    """Register the two operations, so that each is one node in compiled and exported graphs."""
+    # Another copy of this file may have done so: see `_NAMESPACE`.
     if hasattr(getattr(torch.ops, _NAMESPACE), _FORWARD):
         return
     tensors = "Tensor gates, Tensor? bias, Tensor? initial_state, Tensor? mask, Tensor? seed"

@@ -1,7 +1,7 @@
-"""The equations of pooling as Triton kernels: one pass over memory each way, on a GPU.
+"""Pooling as Triton kernels (Eqs. 3 to 6 of arXiv 1611.01576): one pass over memory each way.
 
-A model folder from the Hub carries this file, so that it runs fast where the package and its
-compiled library are not installed. The maths, to be read beside Eqs. 3 to 6 of arXiv 1611.01576:
+A model folder from the Hub carries this file, so that it runs fast on a GPU where the package and
+its compiled library are not installed. The results are those that `pool_equations_qrnn.py` defines:
 
     forward   c_t = f_t . c_{t-1} + w_t . z_t,  w_t = 1 - f_t (f, fo) or i_t (ifo),  h_t = o_t . c_t
     backward  dc_t = o_t . dh_t + (what c_t itself receives) + f_{t+1} . dc_{t+1}
@@ -49,7 +49,7 @@ def _jit(function: Any) -> Any:
 
 @_jit
 def _mix(x):
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) on uint64."""
+    """Apply the finaliser of SplitMix64 (Steele, Lea and Flood 2014) to uint64."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
@@ -57,7 +57,7 @@ def _mix(x):
 
 @_jit
 def _bits(seed, b, t, channel):
-    """24 random bits of (seed, b, t, channel), as `zoneout_keep` draws them."""
+    """Draw 24 random bits, a function of (seed, b, t, channel), as `zoneout_keep` does."""
     golden = 0x9E3779B97F4A7C15
     key = _mix(seed + ((b << 32) + t + 1).to(tl.uint64) * golden)
     return (_mix(key + (channel + 1).to(tl.uint64) * golden) >> 40).to(tl.int32)
@@ -65,7 +65,8 @@ def _bits(seed, b, t, channel):
 
 @_jit
 def _sigmoids(x):
-    """sigma(x) and sigma(-x), each with all its digits."""
+    """Compute sigma(x) and sigma(-x) = 1 - sigma(x), each with all its digits."""
+    # The exponent is never positive, so nothing overflows.
     e = tl.exp(-tl.abs(x))
     large = 1.0 / (1.0 + e)
     small = e * large
@@ -74,10 +75,10 @@ def _sigmoids(x):
 
 @_jit
 def _tanh(x):
-    """The tanh to the last digits of float32 and float64, near zero too.
+    """Compute tanh(x) to the last digits of float32 and float64, near zero too.
 
-    (1 - e) / (1 + e) with e = exp(-2|x|) cancels there: below 1/2 the seventh convergent of
-    Lambert's continued fraction, whose error is less than x^15 / 2.7e11.
+    (1 - e) / (1 + e) with e = exp(-2|x|) loses digits near zero. Below 1/2 it is replaced by the
+    seventh convergent of Lambert's continued fraction, whose error is less than x^15 / 2.7e11.
     """
     y = x * x
     e = tl.exp(-2.0 * tl.abs(x))
@@ -90,21 +91,23 @@ def _tanh(x):
 
 @_jit
 def _time(step, T, REVERSE):
+    """Return the timestep of a step: steps count in processing order."""
     return T - 1 - step if REVERSE else step
 
 
 @_jit
 def _only_if(condition, inside):
-    """`inside` where the one `condition` holds.
+    """Return the mask `inside` where `condition`, one boolean, holds; else a mask of False.
 
-    The interpreter of Triton 3.9 makes `inside & condition` bytes, which it refuses as a mask.
+    Not `inside & condition`: the interpreter of Triton 3.9 makes that bytes, which it refuses as a
+    mask.
     """
     return tl.where(condition, inside, False)
 
 
 @_jit
 def _vector(pointer, offsets, inside, like):
-    """A vector of the state's dtype; zeros without a pointer."""
+    """Load a vector in the dtype of `like`, the state's; zeros without a pointer."""
     if pointer is None:
         values = tl.zeros_like(like)
     else:
@@ -114,7 +117,10 @@ def _vector(pointer, offsets, inside, like):
 
 @_jit
 def _rows(pointer, first, T, stride, inside, STEPS, REVERSE):
-    """The rows of `STEPS` steps from `first` on: loads that wait for nothing but each other."""
+    """Load the rows of `STEPS` steps from `first` on, zeros past the end.
+
+    No load waits for a result, so that all of them are in flight at once.
+    """
     rows = ()
     for s in tl.static_range(STEPS):
         here = pointer + _time(first + s, T, REVERSE) * stride
@@ -127,7 +133,10 @@ def _gate_rows(
     gates, first, T, H, stride, inside,
     GATES, STEPS, REVERSE,
 ):  # fmt: skip
-    """The rows of z, f, o and i; where there is no o or i, z stands in and nobody reads it."""
+    """Load the rows of z, f, o and i, in this order in memory.
+
+    Where there is no o or i, z stands in and nobody reads it.
+    """
     z = _rows(gates, first, T, stride, inside, STEPS, REVERSE)
     f = _rows(gates + H, first, T, stride, inside, STEPS, REVERSE)
     o = z
@@ -141,7 +150,7 @@ def _gate_rows(
 
 @_jit
 def _reals(mask, first, T, stride, STEPS, REVERSE):
-    """Whether each of `STEPS` steps is within the sequence and no pad."""
+    """Tell of each of `STEPS` steps whether it is within the sequence and no pad."""
     reals = ()
     for s in tl.static_range(STEPS):
         real = first + s < T
@@ -154,6 +163,7 @@ def _reals(mask, first, T, stride, STEPS, REVERSE):
 
 @_jit
 def _biases(bias, at, H, inside, like, GATES):
+    """Load the biases of z, f, o and i of one row; zeros without a bias."""
     z = _vector(bias, at, inside, like)
     f = _vector(bias, at + H, inside, like)
     o = z
@@ -170,11 +180,14 @@ def _activate(
     rows, s, biases, real, b, t, channel,
     seed, threshold, GATES,
 ):  # fmt: skip
-    """z, f, 1 - f, o and what weighs z (1 - f or i); f is exactly 1 where the state is carried."""
-    # Whatever stands at a pad, what it writes and lets out must be 0.
+    """Compute z, f, 1 - f, o and the weight of z, which is 1 - f or i (Eq. 1), of step `s`.
+
+    f is exactly 1 where the state is carried: at a pad, and where zoneout says so (Eq. 6).
+    """
+    # By `where`, not by a product: a pad may hold NaN, and what it writes and lets out must be 0.
     z = tl.where(real, _tanh(rows[0][s].to(biases[0].dtype) + biases[0]), 0.0)
     f, rest = _sigmoids(rows[1][s].to(biases[1].dtype) + biases[1])
-    live = real
+    live = real  # where f is what the gate says (Eq. 6)
     if seed is not None:
         live = real & (_bits(seed, b, t, channel) >= threshold)
     f = tl.where(live, f, 1.0)
@@ -192,7 +205,8 @@ def _activate(
 
 @_jit
 def _place(H, BLOCK):
-    """Which row and channels this program owns, and which of these exist."""
+    """Return the row and the channels that this program owns, and a mask of those that exist."""
+    # int64, since b * T * H may be more than 2^31.
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(H, BLOCK)
     b = program // blocks
@@ -211,7 +225,7 @@ def _forward_kernel(
     GATES: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """One batch row and `BLOCK` channels through all of time."""
+    """Pool one batch row and `BLOCK` channels through all of time."""
     b, channel, inside = _place(H, BLOCK)
     if seed is not None:
         seed = tl.load(seed).to(tl.uint64)
@@ -222,7 +236,7 @@ def _forward_kernel(
     biases = _biases(bias, b * H * GATES + channel, H, inside, value, GATES)
     gates += b * stride_b + channel
 
-    first = b * 0
+    first = b * 0  # a zero of 64 bits, as the offsets below need it
     while first < T:
         if tiles is not None:
             here = tiles + (b * tl.cdiv(T, TILE) + first // TILE) * H + channel
@@ -234,7 +248,7 @@ def _forward_kernel(
             z, f, _, o, weight = _activate(
                 rows, s, biases, reals[s], b, t, channel, seed, threshold, GATES
             )
-            value = f * value + weight * z
+            value = f * value + weight * z  # Eqs. 3 to 5
             out = o * value if GATES > 2 else tl.where(reals[s], value, 0.0)
             there = (b * T + t) * H + channel
             written = _only_if(first + s < T, inside)
@@ -253,7 +267,7 @@ def _advance(
     value, gates, biases, mask, seed, b, channel, first, T, H, stride_t, mask_t, threshold, inside,
     GATES, REVERSE, STEPS,
 ):  # fmt: skip
-    """The state after `STEPS` steps from `value`."""
+    """Compute the state after `STEPS` steps from `value`."""
     rows = _gate_rows(gates, first, T, H, stride_t, inside, GATES, STEPS, REVERSE)
     reals = _reals(mask, first, T, mask_t, STEPS, REVERSE)
     for s in tl.static_range(STEPS):
@@ -267,7 +281,7 @@ def _advance(
 
 @_jit
 def _step_gradients(grad_h, received, before, value, active, GATES):
-    """Gradients of the gates of one step and of the state before it.
+    """Compute the gradients of the gates of one step and of the state before it.
 
     `received` is the gradient of c_t from everywhere but h_t. Where the state is carried, 1 - f
     and the weight are zero, and so are the gradients of the gates.
@@ -294,9 +308,10 @@ def _sweep(
     value, carried, grad_h, grad_c, grad_gates, gates, biases, mask, seed, b, channel, first,
     T, H, stride_t, mask_t, threshold, inside, GATES, REVERSE, STEPS,
 ):  # fmt: skip
-    """Forwards from `value` and backwards from `carried` through `STEPS` steps.
+    """Go forwards from `value` and backwards from `carried` through `STEPS` steps.
 
-    Writes the gradients of their gates; returns the gradient of `value` and those gates' sums.
+    Write the gradients of their gates. Return the gradient of `value` and, for the bias, the sum of
+    each gate's gradients.
     """
     rows = _gate_rows(gates, first, T, H, stride_t, inside, GATES, STEPS, REVERSE)
     reals = _reals(mask, first, T, mask_t, STEPS, REVERSE)
@@ -336,10 +351,10 @@ def _backward_kernel(
     GATES: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """One batch row and `BLOCK` channels, tile by tile from the last to the first.
+    """Compute the gradients of one batch row and `BLOCK` channels, the last tile first.
 
-    A tile is four groups of steps: one way through it finds the state at the start of each, then
-    each is swept with its own states in registers, the last group first.
+    A tile is four groups of steps. One way through it finds the state at the start of each group.
+    Then each group is swept with its own states in registers, the last group first.
     """
     b, channel, inside = _place(H, BLOCK)
     if seed is not None:
@@ -357,6 +372,7 @@ def _backward_kernel(
         first = tile * TILE
         last = tl.minimum((T - 1 - first) // STEPS, TILE // STEPS - 1)
         start_0 = tl.load(tiles + (b * number + tile) * H + channel, mask=inside, other=0.0)
+        # Four names and `where`, since Triton indexes tuples by constants only.
         value, start_1, start_2, start_3 = start_0, start_0, start_0, start_0
         group = tile * 0
         while group < last:
@@ -394,7 +410,7 @@ def _backward_kernel(
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Why these kernels cannot run on `device`, with the cure where there is one; else None."""
+    """Say why these kernels cannot run on `device`, with the cure if any; None if they can."""
     if triton is None:
         return "Triton is not installed (pip install triton)"
     if not isinstance(_forward_kernel, triton.JITFunction):
@@ -420,7 +436,7 @@ def pool_forward(
     want_c: bool,
     want_tiles: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Eqs. 3 to 6 of 1611.01576 in one pass over the gates.
+    """Pool (Eqs. 3 to 6 of 1611.01576) in one pass over the gates, as `torch_forward` does.
 
     Args:
         gates: Pre-activations (B, T, G*H) with channel stride 1, any other strides.
@@ -454,6 +470,7 @@ def pool_forward(
     if batch and hidden:
         gates, mask, sizes, options = _arguments(gates, mask, pooling, zoneout, reverse)
         steps = _FORWARD_STEPS if options["BLOCK"] == _WARP else _WIDE_FORWARD_STEPS
+        # A decoding step has one; the others would be loaded for nothing.
         options["STEPS"] = 1 if length == 1 else steps
         seed = seed if zoneout > 0.0 else None
         results = (h, c if want_c else None, state, tiles if want_tiles else None)
@@ -478,7 +495,7 @@ def pool_backward(
     zoneout: float,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `pool_forward`, from its arguments and the states it noted in `tiles`.
+    """Compute the gradients of `pool_forward` from its arguments and the states in `tiles`.
 
     Args:
         grad_h: (B, T, H) in the dtype of `gates`, or None for zeros.
@@ -502,7 +519,7 @@ def pool_backward(
     grad_initial = gates.new_empty(batch, hidden, dtype=dtype)
     if batch and hidden:
         gates, mask, sizes, options = _arguments(gates, mask, pooling, zoneout, reverse)
-        options["STEPS"] = TILE // 4
+        options["STEPS"] = TILE // 4  # the kernel names four groups of a tile
         seed = seed if zoneout > 0.0 else None
         given = (x if x is None else x.contiguous() for x in (grad_h, grad_c, grad_state))
         results = (grad_gates, None if bias is None else grad_bias, grad_initial)
@@ -531,7 +548,7 @@ def _sizes(gates: torch.Tensor, pooling: str) -> tuple[int, int, int]:
 def _arguments(
     gates: torch.Tensor, mask: torch.Tensor | None, pooling: str, zoneout: float, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, ...], dict[str, Any]]:
-    """What both kernels are told: tensors as they read them, sizes, constants."""
+    """Return what both kernels are given: gates, mask, sizes and compile-time constants."""
     batch, length, hidden = _sizes(gates, pooling)
     if gates.stride(2) != 1:
         gates = gates.contiguous()
@@ -554,10 +571,11 @@ def _arguments(
 
 
 def _grid(gates: torch.Tensor, options: dict[str, Any]) -> tuple[int]:
+    """Return the number of programs: a row and `BLOCK` channels each."""
     blocks = -(-gates.shape[2] // (options["GATES"] * options["BLOCK"]))
     return (gates.shape[0] * blocks,)  # the one axis without a limit of 65,535
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Make `device` the current one: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The one place of timing: peers in turns, the copy rate of the same run, what the machine is."""
+"""Timing: calls in turns, the copy rate of the same run, and a record of the machine."""
 
 from __future__ import annotations
 
