@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Ways to convolve the inputs of a layer, beside one matrix product over their windows.
+"""Compare ways to compute a layer's convolution with one matrix product over windows.
 
     python benchmarks/bench_convolution.py                        # what the choice rests on
     python benchmarks/bench_convolution.py --device cuda --dtypes bfloat16 float32
     python benchmarks/bench_convolution.py --sizes 8x128x96x2        # B x T x units x K
 
-`convolution_qrnn.py` chooses between `windows` and `pairs`; the others are what else there is. All
-take turns on the same inputs; what cannot be differentiated is measured forward only.
+`convolution_qrnn.py` chooses between `windows` and `pairs`; the other ways are here to show why it
+does not choose them. All take turns on the same inputs. Ways that cannot be differentiated are
+measured forward only.
+
+A ratio is the time of `windows` over that of the way: above 1, the way is faster.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ NUM_GATES = 3
 
 
 class Size(NamedTuple):
-    """Of one layer: rows, steps, channels and units (as many), filter width."""
+    """Sizes of one layer: B rows, T steps, H channels and as many units, filter width K."""
 
     batch: int
     length: int
@@ -40,7 +43,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Operands:
-    """Inputs (B, T + K - 1, H) and weight (G*H, K*H); of a layer, the pooling adds the bias."""
+    """Inputs (B, T + K - 1, H) and weight (G*H, K*H). No bias: in a layer, pooling adds it."""
 
     padded: torch.Tensor
     weight: torch.Tensor
@@ -48,7 +51,7 @@ class Operands:
 
     @property
     def length(self) -> int:
-        """T."""
+        """The number of steps T."""
         return self.padded.shape[1] - self.kernel_size + 1
 
     @property
@@ -61,13 +64,13 @@ class Operands:
 
 
 def by_windows(x: Operands) -> torch.Tensor:
-    """One product over the inputs of K steps side by side."""
+    """Convolve by one product over windows: the inputs of K steps side by side."""
     seen = convolution_qrnn.windows(x.padded, x.kernel_size)
     return nn.functional.linear(seen, x.weight)
 
 
 def by_pairs(x: Operands) -> torch.Tensor:
-    """F(2, 2): two steps at a time by three products."""
+    """Convolve two steps at a time by three products: F(2, 2)."""
     gates: torch.Tensor = convolution_qrnn.PairConvolution.apply(
         x.padded, x.weight, x.kernel_size, False
     )
@@ -75,7 +78,7 @@ def by_pairs(x: Operands) -> torch.Tensor:
 
 
 def by_taps(x: Operands) -> torch.Tensor:
-    """A product for each tap, summed: no copy of the inputs, K passes over the outputs."""
+    """Sum a product for each tap: no copy of the inputs, K passes over the outputs."""
     linear = nn.functional.linear
     gates = linear(x.padded[:, : x.length], x.taps[:, 0])
     for j in range(1, x.kernel_size):
@@ -84,7 +87,7 @@ def by_taps(x: Operands) -> torch.Tensor:
 
 
 def by_phases(x: Operands) -> torch.Tensor:
-    """K products over windows that do not overlap, each read where the inputs lie."""
+    """Convolve by K products over windows that do not overlap, so that none is copied."""
     batch, num_rows, width = x.padded.shape
     k = x.kernel_size
     # One long sequence; what a window sees of two rows is computed and left.
@@ -98,7 +101,7 @@ def by_phases(x: Operands) -> torch.Tensor:
 
 
 def by_conv2d(x: Operands) -> torch.Tensor:
-    """The convolution of oneDNN or cuDNN, on views whose channels are last."""
+    """Convolve by oneDNN or cuDNN, on views whose channels are last."""
     image = x.padded.transpose(1, 2)[:, :, :, None]  # (B, H, T + K - 1, 1)
     kernel = x.taps.transpose(1, 2)[:, :, :, None]
     kernel = kernel.contiguous(memory_format=torch.channels_last)
@@ -106,7 +109,7 @@ def by_conv2d(x: Operands) -> torch.Tensor:
 
 
 def by_onednn(x: Operands) -> torch.Tensor:
-    """One product over windows by oneDNN's inner product, which torch does not make public."""
+    """Convolve by oneDNN's inner product over windows, which torch does not make public."""
     seen = convolution_qrnn.windows(x.padded, x.kernel_size)
     gates: torch.Tensor = torch.ops.mkldnn._linear_pointwise(seen, x.weight, None, "none", [], "")
     return gates
@@ -118,7 +121,7 @@ FORWARD_ONLY: dict[str, Way] = {"phases": by_phases, "onednn": by_onednn}
 
 
 def ways(size: Size, device: str, backward: bool) -> dict[str, Way]:
-    """What can be measured there, `windows` first."""
+    """List the ways that can be measured there, by name, `windows` first."""
     found = {"windows": by_windows, **DIFFERENTIABLE, **({} if backward else FORWARD_ONLY)}
     lost = set()
     if size.kernel_size % 2:
@@ -132,7 +135,7 @@ def ways(size: Size, device: str, backward: bool) -> dict[str, Way]:
 
 
 def make_operands(size: Size, dtype: str, device: str, requires_grad: bool) -> Operands:
-    """Random inputs, and weights that keep their variance."""
+    """Draw random inputs, and weights that keep their variance."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, std: float = 1.0) -> torch.Tensor:
@@ -156,7 +159,7 @@ def check_values(way: Way, x: Operands) -> None:
 
 
 def make_call(way: Way, x: Operands, backward: bool) -> Call:
-    """Forward without a graph, or also all gradients."""
+    """Make a call that runs forward without a graph, or also computes all gradients."""
     if not backward:
 
         def forward() -> object:
@@ -172,7 +175,7 @@ def make_call(way: Way, x: Operands, backward: bool) -> Call:
 def bench_size(
     size: Size, dtype: str, device: str, backward: bool, seconds: float
 ) -> Iterator[Record]:
-    """Every way but `windows` against it."""
+    """Measure every way in turns with `windows`; a record for each way but that."""
     x = make_operands(size, dtype, device, backward)
     calls = {}
     for name, way in ways(size, device, backward).items():
@@ -202,7 +205,7 @@ SIZES = (
 
 
 def measure(options: argparse.Namespace) -> Iterator[Record]:
-    """All sizes in all dtypes with all numbers of threads."""
+    """Measure all sizes in all dtypes with all numbers of threads."""
     device, on_gpu = options.device, torch.device(options.device).type == "cuda"
     yield {"bench": "environment", **environment(device), "command": sys.argv[1:]}
     for dtype in options.dtypes or (["bfloat16"] if on_gpu else ["float32"]):
@@ -220,15 +223,21 @@ def _size(text: str) -> Size:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, "bench_convolution", threads=[1])
-    parser.add_argument("--sizes", nargs="+", type=_size, metavar="BxTxHxK", help="other sizes")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=_size,
+        metavar="BxTxHxK",
+        help="sizes: rows x steps x units x filter width",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print; the exit status."""
+    """Measure and print; return the exit status."""
     parser = make_parser()
     return run(parser, parser.parse_args(argv), measure)
 

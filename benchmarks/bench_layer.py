@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A QRNN layer beside `nn.LSTM`, a loop in Python and, as whole models, a translator of LSTMs.
+"""Compare a QRNN layer with `nn.LSTM` and with a Python loop, and translation models as well.
 
     python benchmarks/bench_layer.py --device cpu --grid paper --check   # the paper's 30 cells
     python benchmarks/bench_layer.py --grid goals --threads 1 2 --dtypes float32 bfloat16 --check
@@ -70,7 +70,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class Grid:
-    """What one run measures."""
+    """The cells that one run measures, each (batch, length)."""
 
     cells: tuple[tuple[int, int], ...]
     half_cells: tuple[tuple[int, int], ...]  # in bfloat16 and float16 on a CPU
@@ -89,7 +89,7 @@ GPU_GOALS = Grid(PAPER_CELLS + SINGLE, PAPER_CELLS + SINGLE, (), Translation())
 
 
 def _fields(cell: Cell, bench: str, peer: str, timing: str) -> Record:
-    """What a record of a cell is found by."""
+    """List the fields by which a record of a cell is found."""
     return {
         "bench": bench,
         "peer": peer,
@@ -109,7 +109,7 @@ def _fields(cell: Cell, bench: str, peer: str, timing: str) -> Record:
 
 
 def cpu_cell(cell: Cell, seconds: float) -> Iterator[Record]:
-    """One cell on a CPU."""
+    """Measure one cell on a CPU."""
     calls = {"qrnn": qrnn_call(cell), "nn.LSTM": lstm_call(cell)}
     found = interleave(calls, seconds=seconds)
     yield _layer_record(cell, "nn.LSTM", "eager", versus(found["qrnn"], found["nn.LSTM"]))
@@ -122,7 +122,7 @@ def _layer_record(cell: Cell, peer: str, timing: str, figures: Record) -> Record
 
 
 def gpu_calls(cell: Cell) -> dict[str, Call]:
-    """The QRNN, both LSTMs and the bare matrix product of a cell."""
+    """Make the calls of a cell: the QRNN, both LSTMs and the bare matrix product."""
     calls = {"qrnn": qrnn_call(cell), "nn.LSTM A": lstm_call(cell)}
     # cuDNN's persistent kernel also wants rows in eights; one row is timed all the same.
     if cell.batch <= PERSISTENT_BATCH and cell.batch % 8 == 0:
@@ -133,12 +133,12 @@ def gpu_calls(cell: Cell) -> dict[str, Call]:
 
 
 def persistent_size(cell: Cell) -> int:
-    """Units of the cell, padded to what the persistent kernel takes."""
+    """Return the units of the cell, padded to what the persistent kernel takes."""
     return -(-cell.hidden_size // PERSISTENT_MULTIPLE) * PERSISTENT_MULTIPLE
 
 
 def gemm_call(cell: Cell) -> Call:
-    """The layer's matrix product alone: windows of k inputs to three gates, no bias."""
+    """Make the layer's matrix product alone: windows of k inputs to three gates, no bias."""
     options: Any = {"device": cell.device, "dtype": DTYPES[cell.dtype]}
     size = cell.hidden_size
     x = torch.randn(cell.batch * cell.length, cell.kernel_size * size, **options)
@@ -148,7 +148,7 @@ def gemm_call(cell: Cell) -> Call:
 
 
 def gpu_cell(cell: Cell, seconds: float, copy_rate: float) -> Iterator[Record]:
-    """One cell on a GPU, eager, then as graphs; `copy_rate` in bytes per second."""
+    """Measure one cell on a GPU, eager, then as graphs; `copy_rate` in bytes per second."""
     calls = gpu_calls(cell)
     for timing in ("eager", "graph"):
         if timing == "graph":
@@ -171,14 +171,14 @@ def gpu_cell(cell: Cell, seconds: float, copy_rate: float) -> Iterator[Record]:
 
 
 def cudnn_kernels(cell: Cell) -> Iterator[Record]:
-    """Which of its kernels cuDNN chooses for both LSTMs: what the columns A and B are."""
+    """Record which kernels cuDNN chooses for both LSTMs: what the columns A and B are."""
     for name, call in gpu_calls(cell).items():
         if name.startswith("nn.LSTM"):
             yield {**_fields(cell, "kernels", name, "eager"), "kernels": kernel_names(call)}
 
 
 def loop_cell(cell: Cell, seconds: float) -> Iterator[Record]:
-    """The layer against the same function as a loop in Python."""
+    """Measure the layer against the same function as a loop in Python."""
     size = cell.hidden_size
     layer = QRNN(size, size, batch_first=True, kernel_size=2)
     shape = (cell.length, cell.batch, size)
@@ -214,7 +214,7 @@ def training_step(model: torch.nn.Module, sizes: Translation, device: str, dtype
 
 
 def qrnn_translator(sizes: Translation) -> QRNNForConditionalGeneration:
-    """The model of section 3.3: the defaults of its config, in these sizes."""
+    """Make the model of section 3.3: the defaults of its config, in these sizes."""
     return QRNNForConditionalGeneration(
         QRNNConfig(
             vocab_size=sizes.vocab_size,
@@ -302,7 +302,7 @@ def measure(options: argparse.Namespace) -> Iterator[Record]:
 def measure_grid(
     grid: Grid, dtype: str, device: str, modes: list[bool], seconds: float, rate: float
 ) -> Iterator[Record]:
-    """All cells, the loop and the whole model, in one dtype and with one number of threads."""
+    """Measure all cells, the loop and the whole model in one dtype with one number of threads."""
     on_gpu, half = torch.device(device).type == "cuda", DTYPES[dtype].itemsize == 2
     cells = grid.half_cells if half and not on_gpu else grid.cells
     for backward in modes:
@@ -324,12 +324,22 @@ def measure_grid(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, "bench_layer", threads=[1, 2] if available_cores() > 1 else [1])
     add = parser.add_argument
-    add("--grid", default="goals", choices=GRIDS, help="which cells (goals)")
-    add("--mode", default="both", choices=["both", FORWARD, BOTH], help="directions (both)")
+    add(
+        "--grid",
+        default="goals",
+        choices=GRIDS,
+        help="cells to measure: the paper's 30, the goals', or a few tiny ones (goals)",
+    )
+    add(
+        "--mode",
+        default="both",
+        choices=["both", FORWARD, BOTH],
+        help="what to time (both, one after the other)",
+    )
     return parser
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pooling beside the copy rate of the same run: what a pass over memory costs, forward, backward.
+"""Compare pooling, forward and backward, with a plain copy of as many bytes in the same run.
 
     python benchmarks/bench_pooling.py --check                            # CPU, 1 thread
     python benchmarks/bench_pooling.py --threads 1 2 --dtypes float32 bfloat16
@@ -63,7 +63,7 @@ class Buffers(NamedTuple):
 
 
 def forward(backend: str, gates: torch.Tensor, *, tiles: bool = False) -> tuple[torch.Tensor, ...]:
-    """The raw forward operation of a backend."""
+    """Run the raw forward operation of a backend."""
     arguments = (gates, None, None, None, None, "fo", 0.0, False, False, tiles)
     return backend_named(backend).forward(*arguments)
 
@@ -71,7 +71,7 @@ def forward(backend: str, gates: torch.Tensor, *, tiles: bool = False) -> tuple[
 def backward(
     backend: str, grad_h: torch.Tensor, gates: torch.Tensor, tiles: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """The raw backward operation of a backend."""
+    """Run the raw backward operation of a backend."""
     arguments = (grad_h, None, None, gates, None, None, None, None, tiles, "fo", 0.0, False)
     return backend_named(backend).backward(*arguments)
 
@@ -100,7 +100,7 @@ def make_buffers(shape: Shape, dtype: torch.dtype, device: str, num_bytes: int) 
 
 
 def rounds(call: Callable[[int], object], count: int) -> Call:
-    """`call` for every buffer, its outputs kept until the next round: they take turns too."""
+    """Call `call` for every buffer, and keep its outputs until the next round: no page is new."""
     kept: list[object] = [None] * count
 
     def run() -> None:
@@ -111,7 +111,7 @@ def rounds(call: Callable[[int], object], count: int) -> Call:
 
 
 def check_values(backend: str, buffers: Buffers) -> float:
-    """The largest error of a backend against the definition in float64, on a corner of the data.
+    """Return a backend's largest error against the definition in float64, on part of the data.
 
     Raises:
         RuntimeError: If it is above the rounding of the dtype: then its speed is of no interest.
@@ -145,7 +145,7 @@ def pool_calls(backend: str, buffers: Buffers) -> dict[str, Call]:
 def bench_shape(
     shape: Shape, dtype: str, device: str, seconds: float, num_bytes: int
 ) -> Iterator[Record]:
-    """Every backend that works here, each direction, in turns with a copy."""
+    """Measure every backend that works here, each direction, in turns with a copy."""
     on_gpu = torch.device(device).type == "cuda"
     buffers = make_buffers(shape, DTYPES[dtype], device, num_bytes)
     count, elements = len(buffers.gates), shape[0] * shape[1] * shape[2]
@@ -237,7 +237,7 @@ def bench_peers(shape: Shape, seconds: float, device: str = "cuda") -> Iterator[
 
 
 def measure(options: argparse.Namespace) -> Iterator[Record]:
-    """All shapes in all dtypes with all numbers of threads."""
+    """Measure all shapes in all dtypes with all numbers of threads."""
     device, on_gpu = options.device, torch.device(options.device).type == "cuda"
     yield {"bench": "environment", **environment(device), "command": sys.argv[1:]}
     shapes = options.shapes or (GPU_SHAPES if on_gpu else CPU_SHAPES)
@@ -258,12 +258,18 @@ def _shape(text: str) -> Shape:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, "bench_pooling", threads=[1])
     add = parser.add_argument
-    add("--shapes", nargs="+", type=_shape, metavar="BxTxH", help="other sizes than the goals'")
-    add("--megabytes", type=int, help="of gates that are gone through (more than any cache holds)")
+    add(
+        "--shapes",
+        nargs="+",
+        type=_shape,
+        metavar="BxTxH",
+        help="sizes: rows x steps x units (the goals')",
+    )
+    add("--megabytes", type=int, help="size of all gates together (more than any cache holds)")
     return parser
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What the training loop costs around the model, a checkpoint's cost, and tokens a second.
+"""Measure what the training loop adds to the model's time, a checkpoint's time, and tokens/s.
 
     python benchmarks/bench_training.py --out benchmarks/results/training.json
 
 Rounds of updates by a bare loop (forward, backward, optimiser step on batches already padded) take
 turns with rounds by `Trainer` (loader, sharing, clipping, watching, logging) on the same batches.
-Seconds are those of the clock and those the process itself used; on a machine that does other work
-too, the second tell more.
+Seconds are wall-clock time and this process's CPU time; the latter is more reliable on a machine
+that does other work too.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make_pairs(count: int) -> list[TextPair]:
 
 
 def make_trainer(options: argparse.Namespace, pairs: list[TextPair], folder: Path) -> Trainer:
-    """The trainer of the script, on the paper's 4 x 320 unless told otherwise."""
+    """Make the trainer of the script, on the paper's 4 x 320 unless told otherwise."""
     tokenizer = train_character_tokenizer(text for x in pairs for text in (x.source, x.target))
     encoded = encode_pairs(tokenizer, pairs)
     torch.manual_seed(0)
@@ -156,7 +156,7 @@ def bench_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
 
 def bench_tokenization(pairs: list[TextPair]) -> dict[str, Any]:
-    """Characters that a core turns into ids in a second."""
+    """Count the characters that a core turns into ids in a second."""
     texts = [text for pair in pairs for text in (pair.source, pair.target)]
     tokenizer = train_character_tokenizer(texts)
     repeated = texts * (1 + 2_000_000 // sum(map(len, texts)))
@@ -169,7 +169,7 @@ def bench_tokenization(pairs: list[TextPair]) -> dict[str, Any]:
 
 
 def command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """What to type for the same measurement: everything that is not as by default."""
+    """Write the command of the same measurement: every flag that is not at its default."""
     words = ["python benchmarks/bench_training.py"]
     for name, value in vars(options).items():
         if value != parser.get_default(name) and name != "out":
@@ -180,14 +180,23 @@ def command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hidden_size", type=int, default=320)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--max_tokens", type=int, default=1600, help="padded tokens a side")
-    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--pairs", type=int, default=2000)
-    parser.add_argument("--updates", type=int, default=4, help="updates of a round")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of each loop")
+    parser.add_argument("--hidden_size", type=int, default=320, help="units (320)")
+    parser.add_argument(
+        "--layers", type=int, default=4, help="layers of encoder and decoder each (4)"
+    )
+    parser.add_argument(
+        "--max_tokens",
+        type=int,
+        default=1600,
+        help="padded tokens of a batch, on either side (1600)",
+    )
+    parser.add_argument(
+        "--mixed_precision", default="no", choices=["no", "bf16"], help="bf16 for autocast (no)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="use the CPU, though there is a GPU")
+    parser.add_argument("--pairs", type=int, default=2000, help="number of random pairs (2000)")
+    parser.add_argument("--updates", type=int, default=4, help="updates of a round (4)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of each loop, in turns (4)")
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     options = parser.parse_args()
     pairs = make_pairs(options.pairs)

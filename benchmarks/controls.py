@@ -1,4 +1,4 @@
-"""What QRNNs are compared with: a QRNN that pools in a Python loop, a translator of LSTM layers.
+"""Models to compare with: a QRNN that pools in a Python loop, and a translator of LSTM layers.
 
 Shapes: B batch, T (target) time, S source length, E input channels, H units, V vocabulary.
 """
@@ -42,7 +42,7 @@ class LoopQRNN(nn.Module):
                 parameter.copy_(values)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, B, E) to h (T, B, H) and the last c (B, H)."""
+        """Map (T, B, E) to h (T, B, H) and the last c (B, H)."""
         previous = torch.cat([torch.zeros_like(x[:1]), x[:-1]])  # (T, B, E)
         gates = self.linear(torch.cat([previous, x], dim=2))  # (T, B, 3H)
         z, f, o = gates.chunk(3, dim=2)

@@ -53,7 +53,7 @@ class Goal:
     holds: Callable[[Record], bool] = field(default=lambda record: True)
 
     def concerns(self, record: Record) -> bool:
-        """Whether the goal holds for a record."""
+        """Tell whether the goal is about this record."""
         return (
             all(record.get(name) == value for name, value in self.where.items())
             and (self.cells is None or (record["batch"], record["length"]) in self.cells)
@@ -62,7 +62,7 @@ class Goal:
         )
 
     def label(self, record: Record) -> str:
-        """The goal's name for one record."""
+        """Return the goal's name for one record."""
         sizes = [record[x] for x in ("batch", "length") if x in record]
         # The number of units tells poolings apart; of layers one size has goals.
         sizes += [record["hidden"]] if "hidden" in record and "hidden" not in self.where else []
@@ -83,11 +83,11 @@ class Verdict(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether the bound is kept; a value that is no number keeps none."""
+        """Tell whether the bound is kept; NaN keeps none."""
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
     def __str__(self) -> str:
-        """One line."""
+        """Write one line."""
         word, sign = ("met   ", "<=") if self.met else ("MISSED", "<=")
         sign = sign if self.at_most else ">="
         return f"{word} {self.name}: {self.value:.3g} (goal {sign} {self.bound:g})"
@@ -214,7 +214,7 @@ def judge(records: Sequence[Record], goals: Iterable[Goal] = GOALS) -> Judgement
 
 
 def listed_misses(text: str, goals: Iterable[Goal] | None = None) -> dict[str, str]:
-    """The cause of every listed miss, by the name of what is missed; the form is in `misses.md`.
+    """Read the cause of every listed miss, by the missed goal's name; `misses.md` has the form.
 
     Raises:
         ValueError: If an entry names nothing, names what is no goal or listed already, or has no
@@ -248,9 +248,9 @@ def listed_misses(text: str, goals: Iterable[Goal] | None = None) -> dict[str, s
 def check(
     records: Sequence[Record], misses: Path = MISSES, goals: Iterable[Goal] | None = None
 ) -> int:
-    """Print verdicts and what follows from them; 1 for a miss that is not listed, else 0.
+    """Print verdicts and what follows from them; return 1 for a miss that is not listed, else 0.
 
-    It is 1 too where nothing was measured that a goal is about: that would prove nothing.
+    Return 1 too where nothing was measured that a goal is about: that would prove nothing.
 
     Raises:
         ValueError: If the list of misses has not its form.

@@ -60,7 +60,7 @@ def _hgrn(name: str, shape: Shape, device: str) -> Peer:
 
 
 def _accelerated_scan(shape: Shape, device: str) -> Peer:
-    """Its layout is (B, H, T), T a power of two; gates and tokens in."""
+    """Load accelerated-scan; its layout is (B, H, T), T a power of two, gates and tokens in."""
     scan: Any = importlib.import_module("accelerated_scan.warp").scan
     batch, length, hidden = shape
     gates, tokens = (_random(batch, hidden, length, device=device) for _ in range(2))
@@ -70,7 +70,7 @@ def _accelerated_scan(shape: Shape, device: str) -> Peer:
 
 
 def _sru(shape: Shape, device: str) -> Peer:
-    """Its elementwise part in float32: u of three gates and x in, h and c out, (T, B, ...)."""
+    """Load SRU's elementwise part in float32: u of three gates and x in, h and c out."""
     recurrence: Any = importlib.import_module("sru.ops").elementwise_recurrence_gpu
     batch, length, hidden = shape
     of_float = {"device": device, "dtype": torch.float32}
@@ -101,7 +101,7 @@ PEERS: dict[str, Callable[[Shape, str], Peer]] = {
 
 
 def load(name: str, shape: Shape, device: str = "cuda") -> Peer | str:
-    """The peer called `name`, or why it cannot be measured here."""
+    """Return the peer called `name`, or say why it cannot be measured here."""
     try:
         return PEERS[name](shape, device)
     except (ImportError, AttributeError, TypeError, OSError, RuntimeError) as error:

@@ -46,7 +46,7 @@ class Results:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file."""
+    """Read the records of a file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
 
@@ -131,7 +131,7 @@ def markdown(records: list[Record]) -> str:
 
 
 def _grids(records: list[Record]) -> Iterator[str]:
-    """A table of batch by length for every way of measuring."""
+    """Write a table of batch by length for every way of measuring."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record.get(name) for name in _TABLE_FIELDS), []).append(record)
@@ -151,7 +151,7 @@ def _grids(records: list[Record]) -> Iterator[str]:
 
 
 def _convolutions(records: list[Record]) -> Iterator[str]:
-    """A line for each size, a column for each way; how many times as fast as over windows."""
+    """Write a line for each size and a column for each way: times as fast as over windows."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         key = tuple(record[name] for name in ("device", "dtype", "mode", "threads"))
@@ -177,7 +177,7 @@ def _cell(record: Record | None) -> str:
 
 
 def _rows(records: list[Record], columns: dict[str, str]) -> str:
-    """A table with a line for each record, of those columns that any of them fills."""
+    """Write a table with a line for each record, of those columns that any of them fills."""
     columns = {x: title for x, title in columns.items() if any(x in r for r in records)}
     lines = [_line(columns.values()), _line(["---"] * len(columns))]
     return "\n".join(lines + [_line(record.get(x, "") for x in columns) for record in records])

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines have in common: options, tables, the check of goals."""
+"""The common part of the benchmarks' command lines: options, tables, the check of goals."""
 
 from __future__ import annotations
 
@@ -17,17 +17,44 @@ SIMD = ("baseline", "avx2", "avx512")
 
 
 def add_options(parser: argparse.ArgumentParser, name: str, *, threads: list[int]) -> None:
-    """Options of every benchmark of speed; `name` is that of its results."""
+    """Add the options of every benchmark of speed; `name` is that of its results' file."""
     add = parser.add_argument
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--dtypes", nargs="+", choices=DTYPES, help="float32; bfloat16 on a GPU")
-    add("--threads", nargs="+", type=int, default=threads, help="numbers of threads of the CPU")
-    add("--simd", choices=SIMD, help="instructions of the compiled kernels (the best of this CPU)")
-    add("--seconds", type=float, default=2.0, help="for each cell, and five rounds at least (2)")
-    add("--output", type=Path, default=Path(f"runs/{name}.jsonl"), help="JSON lines")
-    add("--table", type=Path, metavar="FILE", help="measure nothing: the tables of FILE")
-    add("--check", action="store_true", help="exit with 1 at a missed goal that is not listed")
-    add("--misses", type=Path, default=MISSES, help="missed goals (benchmarks/misses.md)")
+    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add(
+        "--dtypes", nargs="+", choices=DTYPES, help="dtypes to measure (float32; on a GPU bfloat16)"
+    )
+    add(
+        "--threads",
+        nargs="+",
+        type=int,
+        default=threads,
+        help="CPU thread counts; every one is measured",
+    )
+    add("--simd", choices=SIMD, help="instruction set of the native kernels (the CPU's best)")
+    add("--seconds", type=float, default=2.0, help="time budget of a cell; 5 rounds at least (2)")
+    add(
+        "--output",
+        type=Path,
+        default=Path(f"runs/{name}.jsonl"),
+        help=f"JSON lines file of the results (runs/{name}.jsonl)",
+    )
+    add(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="print the tables of FILE, an --output, and measure nothing",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="exit with 1 if a goal is missed that --misses does not list",
+    )
+    add(
+        "--misses",
+        type=Path,
+        default=MISSES,
+        help="list of known missed goals (benchmarks/misses.md)",
+    )
 
 
 def choose_simd(parser: argparse.ArgumentParser, name: str) -> None:
@@ -46,7 +73,10 @@ def run(
     options: argparse.Namespace,
     measure: Callable[[argparse.Namespace], Iterator[Record]],
 ) -> int:
-    """Measure or read, print tables, judge; the exit status: 2 for a list of misses with faults."""
+    """Measure or read, print tables, check the goals; return the exit status.
+
+    It is 1 for a missed goal that is not listed, and 2 for a list of misses with faults.
+    """
     if options.check:
         try:
             # Before minutes of measuring, not behind them.

@@ -39,7 +39,7 @@ SEARCH_SECONDS, RUN_SECONDS = 300.0, 600.0
 
 @dataclass(frozen=True)
 class Case:
-    """How a run is made."""
+    """The settings of a run that differ from trial to trial."""
 
     processes: int = 1
     precision: str = "no"
@@ -56,7 +56,7 @@ CASES += [Case(2, "no", 2)]
 
 
 def load_script() -> Callable[[list[str]], int]:
-    """The `main` of scripts/train_translation.py."""
+    """Load the `main` of scripts/train_translation.py."""
     path = ROOT / "scripts/train_translation.py"
     spec = importlib.util.spec_from_file_location("train_translation", path)
     assert spec is not None, path
@@ -68,7 +68,7 @@ def load_script() -> Callable[[list[str]], int]:
 
 
 def write_data(folder: Path) -> None:
-    """Strings and their reversals."""
+    """Write strings and their reversals."""
     generator = random.Random(0)
     for name, count in (("train", 300), ("valid", 16)):
         lines = [
@@ -80,7 +80,7 @@ def write_data(folder: Path) -> None:
 
 
 def flags(data: Path, out: Path, case: Case, steps: int) -> list[str]:
-    """The command line of a run; dropout and zoneout on, two batches an update."""
+    """Write the command line of a run: dropout and zoneout on, two batches an update."""
     options: dict[str, Any] = {
         **{f"{split}_source": data / f"{split}.a" for split in ("train", "valid")},
         **{f"{split}_target": data / f"{split}.b" for split in ("train", "valid")},
@@ -96,7 +96,7 @@ def flags(data: Path, out: Path, case: Case, steps: int) -> list[str]:
 
 
 def fork_run(main: Callable[[list[str]], int], argv: list[str], case: Case, log: Path) -> list[int]:
-    """Start the processes of a run; their ids."""
+    """Start the processes of a run and return their ids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -124,12 +124,12 @@ def fork_run(main: Callable[[list[str]], int], argv: list[str], case: Case, log:
 
 
 def has_ended(pids: list[int]) -> bool:
-    """Whether the first process is dead, without forgetting it."""
+    """Tell whether the first process is dead, and leave it to be waited for."""
     return os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def kill(pids: list[int]) -> None:
-    """SIGKILL to all, loader workers included."""
+    """Send SIGKILL to all, loader workers included."""
     for pid in pids:
         try:
             os.killpg(pid, signal.SIGKILL)
@@ -153,7 +153,7 @@ def finish(pids: list[int], log: Path) -> None:
 
 
 def updates(out: Path) -> int:
-    """Updates that a run has logged."""
+    """Count the updates that a run has logged."""
     path = out / "metrics.jsonl"
     return path.read_bytes().count(b'"kind": "train"') if path.is_file() else 0
 
@@ -173,7 +173,7 @@ def kill_at(pids: list[int], out: Path, step: int, delay: float, in_save: bool) 
 
 
 def outcome(out: Path) -> tuple[str, list[tuple[int, float]]]:
-    """The hash of the final weights, and every training loss."""
+    """Return the hash of the final weights, and every training loss by step."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     losses = [(x["step"], x["loss"]) for x in records if x["kind"] in ("train", "valid")]
@@ -184,7 +184,7 @@ def outcome(out: Path) -> tuple[str, list[tuple[int, float]]]:
 def trial(
     main: Callable[[list[str]], int], folder: Path, case: Case, choose: random.Random, in_save: bool
 ) -> dict[str, Any]:
-    """One run, killed and resumed, beside the run of the same case that was left alone."""
+    """Kill and resume one run, and compare it with the run of its case that was left alone."""
     steps, data, out = 24, folder / "data", folder / "killed"
     alone = folder / f"alone-{case.processes}-{case.precision}-{case.workers}"
     log = folder / "log"
@@ -207,10 +207,12 @@ def trial(
 
 
 def main() -> int:
-    """Run the trials; 0 when all are equal."""
+    """Run the trials; return 0 when all are equal."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=5, help="trials")
-    parser.add_argument("--seed", type=int, default=None, help="of the moments; default the time")
+    parser.add_argument("--kills", type=int, default=5, help="number of trials, one kill each (5)")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="seed of the moments of the kills (from the clock)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     options = parser.parse_args()
     started = time.monotonic()

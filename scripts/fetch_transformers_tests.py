@@ -16,17 +16,17 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-# What one of those files reads and the source distribution leaves out.
+# A file that one of the tests reads and the source distribution leaves out.
 SAMPLE_TEXT = "The train to Bremen leaves at seven.\n\nNobody knows why it is late today.\n"
 
 
 def tests_folder(version: str) -> Path:
-    """Where the tests of transformers `version` are kept."""
+    """Return the folder in which the tests of transformers `version` are kept."""
     return Path(sys.prefix) / "share" / f"transformers-{version}" / "tests"
 
 
 def download(version: str, folder: Path) -> Path:
-    """The source distribution of transformers `version`, fetched by pip into `folder`."""
+    """Fetch the source distribution of transformers `version` by pip into `folder`."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--no-binary", "transformers", "--dest", str(folder), f"transformers=={version}"]
     subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""Checks and times the pooling kernels on a CUDA machine, in less than ten minutes.
+"""Check and time the pooling kernels on a CUDA machine, in less than ten minutes.
 
     make gpu-check PYTHON=python3        # or: python3 scripts/gpu_check.py --output DIR
 
@@ -53,14 +53,14 @@ TOLERANCES = {
 
 
 class SkippedError(Exception):
-    """Why a step cannot run here."""
+    """A step cannot run here; the message says why."""
 
 
 # ------------------------------------------------------------------ steps about the machine
 
 
 def environment() -> Iterator[Record]:
-    """Versions of everything that could explain a number."""
+    """Record the versions of everything that could explain a number."""
     record: Record = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -87,7 +87,7 @@ def environment() -> Iterator[Record]:
 
 
 def library() -> Iterator[Record]:
-    """Loads the library as it was built elsewhere and runs its self-test."""
+    """Load the library as it was built elsewhere and run its self-test."""
     from hf_qrnn import kernels
 
     reason = kernels.unavailable(torch.device("cuda"))
@@ -97,7 +97,7 @@ def library() -> Iterator[Record]:
 
 
 def build(folder: Path) -> Iterator[Record]:
-    """Builds the library for this device alone, then runs the self-test with it."""
+    """Build the library for this device alone, then run the self-test with it."""
     if shutil.which("nvcc") is None:
         raise SkippedError("no nvcc on PATH")
     major, minor = torch.cuda.get_device_capability()
@@ -128,7 +128,7 @@ def build(folder: Path) -> Iterator[Record]:
 def arguments(
     pooling: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str, options: bool
 ) -> dict[str, torch.Tensor | None]:
-    """Everything the operations take, random, on `device`."""
+    """Draw everything the operations take at random, on `device`."""
     batch, length, hidden = shape
     generator = torch.Generator().manual_seed(1)
     state = state_dtype(dtype)
@@ -165,7 +165,7 @@ def differences(
     device: str,
     options: bool,
 ) -> dict[str, float]:
-    """Errors of every result over its tolerance, against the definition in float64 on the CPU."""
+    """Compute every result's error against the definition in float64, over its tolerance."""
     given = arguments(pooling, shape, dtype, device, options)
     grads = [given.pop(name) for name in ("grad_h", "grad_c", "grad_state")]
     number, zoneout = POOLING_NUMBERS[pooling], 0.3 if options else 0.0
@@ -206,7 +206,7 @@ def values(
     device: str = "cuda",
     shapes: list[tuple[int, int, int]] = SHAPES,
 ) -> Iterator[Record]:
-    """Values and gradients over kinds, dtypes, shapes and options; a record for each kind."""
+    """Check values and gradients over kinds, dtypes, shapes and options; a record for each kind."""
     for pooling in NUM_GATES:
         wrong, checked, worst = [], 0, 0.0
         for dtype, shape, options in itertools.product(DTYPES, shapes, (False, True)):
@@ -226,7 +226,7 @@ def values(
 
 
 def hard_cases(forward: Operation, backward: Operation) -> Iterator[Record]:
-    """What a CPU cannot show: large sizes, streams, graphs, bit-equal repetition."""
+    """Check what a CPU cannot show: large sizes, streams, graphs, bit-equal repetition."""
     for name, case in {
         "two runs bit-equal": _repeats,
         "side stream": _side_stream,
@@ -362,7 +362,7 @@ def profile() -> Iterator[Record]:
 
 
 def gpu_tests() -> Iterator[Record]:
-    """The tests that want a GPU."""
+    """Run the tests that want a GPU."""
     for module in ("pytest", "hypothesis"):
         if importlib.util.find_spec(module) is None:
             raise SkippedError(f"{module} is not installed")
@@ -378,7 +378,7 @@ def gpu_tests() -> Iterator[Record]:
 
 
 def benchmark(name: str, *options: str) -> Iterator[Record]:
-    """The records of a benchmark, as they come."""
+    """Run a benchmark and yield its records as they come."""
     module = _benchmarks(name)
     for record in module.measure(module.make_parser().parse_args(options)):
         skipped = {"status": "skipped", "reason": record.get("skipped")}
@@ -386,7 +386,7 @@ def benchmark(name: str, *options: str) -> Iterator[Record]:
 
 
 def goals(folder: Path) -> Iterator[Record]:
-    """What was measured beside the goals of it; a missed one is a finding, not a failure."""
+    """Compare what was measured with its goals; a missed one is a finding, not a failure."""
     lines = (folder / "gpu_check.jsonl").read_text(encoding="utf-8").splitlines()
     verdicts, unmeasured = _benchmarks("goals").judge(
         [x for x in (json.loads(line) for line in lines if line.startswith("{")) if "bench" in x]
@@ -407,7 +407,7 @@ def _benchmarks(name: str) -> Any:
 
 
 def operations() -> tuple[Operation, Operation]:
-    """The compiled library's forward and backward operations."""
+    """Return the compiled library's forward and backward operations."""
     from hf_qrnn import kernels
 
     reason = kernels.unavailable(torch.device("cuda"))
@@ -417,7 +417,7 @@ def operations() -> tuple[Operation, Operation]:
 
 
 def triton_operations() -> tuple[Operation, Operation]:
-    """The Triton kernels, called as the library's operations are."""
+    """Return the Triton kernels, to be called as the library's operations are."""
     reason = unavailable("triton", torch.device("cuda"))
     if reason is not None:
         raise SkippedError(reason)
@@ -457,7 +457,7 @@ STEPS = {
 
 
 def records_of(step: str, folder: Path) -> Iterator[Record]:
-    """What a step finds, as it finds it."""
+    """Yield what a step finds, as it finds it."""
     if step.endswith("check") and step in STEPS:
         return sanitizer(step)
     if step in ("build", "goals"):
@@ -494,7 +494,7 @@ def run_step(step: str, folder: Path) -> int:
 
 
 def run_all(steps: dict[str, int], command: list[str], results: Path) -> int:
-    """Every step in a process of its own; the number of steps that failed.
+    """Run every step in a process of its own; return the number of steps that failed.
 
     `command` with the step's name appended runs it. A step that is killed at its limit, or ends
     without a record, has failed; what it had found by then is kept.
@@ -529,11 +529,18 @@ def run_all(steps: dict[str, int], command: list[str], results: Path) -> int:
 
 
 def main() -> int:
-    """Run all steps, or the one named by --step; the exit status."""
+    """Run all steps, or the one named by --step; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = Path(os.environ.get("OUT") or ROOT / "runs" / "gpu_check")
-    parser.add_argument("--output", type=Path, default=default, help="folder of the results")
-    parser.add_argument("--step", choices=[*STEPS, "smoke"], help="run one step in this process")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=default,
+        help="folder of the results ($OUT, or runs/gpu_check)",
+    )
+    parser.add_argument(
+        "--step", choices=[*STEPS, "smoke"], help="run only this step, in this process"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_check: torch sees no CUDA device here, so there is nothing to check.")

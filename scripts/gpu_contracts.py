@@ -1,4 +1,4 @@
-"""What torch asks of an operation: right gradients, its own checks, one compiled graph."""
+"""Checks of what torch asks of an operation: gradients, `opcheck`, one compiled graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ def contracts(
     device: str = "cuda",
     compiler: str = "inductor",
 ) -> Iterator[dict[str, Any]]:
-    """A record for every backend and contract, `compiler` a backend of torch.compile."""
+    """Check every contract with every backend; yield a record for each.
+
+    Args:
+        backends: Backends of pooling.
+        device: Of the tensors.
+        compiler: A backend of torch.compile.
+    """
     for backend in backends:
         reason = unavailable(backend, torch.device(device))
         if reason is not None:
@@ -40,7 +46,7 @@ def contracts(
 
 
 def gradcheck(device: str) -> None:
-    """All results in all arguments, every kind of pooling with every option."""
+    """Check the gradients of all results in all arguments, for every kind with every option."""
     batch, length, hidden = 2, 35, 2
     for pooling, gates in NUM_GATES.items():
         sizes = [(batch, length, gates * hidden), (batch, gates * hidden), (batch, hidden)]
@@ -63,14 +69,14 @@ def _pooled(
 
 
 def opcheck(device: str) -> None:
-    """Schema, fake results, autograd and compiling of the operation, as torch checks them."""
+    """Check schema, fake results, autograd and compiling of the operation, as torch does."""
     gates = torch.randn(2, 35, 12, device=device, requires_grad=True)
     arguments = (gates, None, None, None, None, "fo", 0.0, False, True, True, "auto")
     torch.library.opcheck(torch.ops.hf_qrnn.pool_v2.default, arguments)
 
 
 def compiles(compiler: str, device: str) -> None:
-    """A training step of a layer is one graph and gives the same."""
+    """Check that a compiled training step of a layer is one graph and gives the same."""
     layer = QRNN(16, 16, batch_first=True).to(device)
     compiled = torch.compile(layer, fullgraph=True, backend=compiler)
     x = torch.randn(3, 40, 16, device=device)

@@ -53,7 +53,7 @@ assert reason is None and all(file.is_relative_to(folder) for file in files), (f
 
 @dataclass
 class Result:
-    """What one suite did in one environment."""
+    """The outcome of one suite in one environment."""
 
     torch: str
     transformers: str
@@ -64,7 +64,7 @@ class Result:
 
 
 def run(*command: str | Path, **environment: str) -> int:
-    """Run `command` in the repository's root, with `environment` added; its exit status."""
+    """Run `command` in the repository's root, with `environment` added; return its exit status."""
     words = [str(word) for word in command]
     return subprocess.run(
         words, cwd=ROOT, env={**os.environ, **environment}, check=False
@@ -72,14 +72,14 @@ def run(*command: str | Path, **environment: str) -> int:
 
 
 def make(folder: Path) -> Path:
-    """The python of a virtual environment at `folder`, made if it is not there."""
+    """Return the python of a virtual environment at `folder`; make it if it is not there."""
     if not (folder / "pyvenv.cfg").exists() and run(sys.executable, "-m", "venv", folder):
         raise RuntimeError(f"A virtual environment could not be made at {folder}.")
     return folder / "bin" / "python"
 
 
 def prepare(torch: str, transformers: str) -> Path:
-    """The python of the environment of one pair, installed if it is not there."""
+    """Return the python of the environment of one pair; install it if it is not there."""
     base = FOLDER / f"torch-{torch}"
     folder = FOLDER / f"torch-{torch}-transformers-{transformers}"
     python, stamp = folder / "bin" / "python", folder / "installed"
@@ -116,9 +116,9 @@ def share(base: Path, python: Path) -> bool:
 
 
 def unpack_wheel(torch: str, python: Path) -> Path:
-    """The folder in which the wheel lies unpacked; `python`, with `torch`, builds it if need be.
+    """Return the folder in which the wheel lies unpacked.
 
-    Built once, by the first pair: the others must be served by what that one's torch made.
+    It is built once, by the `python` and `torch` of the first pair: the others must run with it.
     """
     folder = FOLDER / "wheel"
     if folder.exists():
@@ -134,7 +134,7 @@ def unpack_wheel(torch: str, python: Path) -> Path:
 
 
 def read(report: Path, torch: str, transformers: str, suite: str) -> Result:
-    """Counts, names of failures and reasons of skips from a JUnit report."""
+    """Read counts, names of failures and reasons of skips from a JUnit report."""
     result, skipped = Result(torch, transformers, suite), Counter[str]()
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
@@ -169,7 +169,7 @@ def test(python: Path, torch: str, transformers: str, suite: str, extra: list[st
 
 
 def table(results: list[Result]) -> list[str]:
-    """The results in Markdown."""
+    """Write the results as a table in Markdown."""
     lines = ["| torch | transformers | suite | passed | failed | skipped |", "|---" * 6 + "|"]
     for r in results:
         counts = f"{r.passed} | {len(r.failed)} | {sum(r.skipped.values())}"
@@ -178,7 +178,7 @@ def table(results: list[Result]) -> list[str]:
 
 
 def page(results: list[Result]) -> str:
-    """The whole page: what passed, what failed, why what was skipped was skipped."""
+    """Write the whole page: passed, failed, and the reasons of skips."""
     lines = [
         "# Tests with several versions of torch and transformers",
         "",
@@ -210,7 +210,9 @@ def main() -> int:
     """Run what is asked for, keep it with what was run before, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", nargs="+", default=list(TORCH), help="releases of torch")
-    parser.add_argument("--transformers", nargs="+", default=list(TRANSFORMERS))
+    parser.add_argument(
+        "--transformers", nargs="+", default=list(TRANSFORMERS), help="of transformers"
+    )
     parser.add_argument("--suite", nargs="+", default=list(SUITES), choices=list(SUITES))
     parser.add_argument("--dry", action="store_true", help="leave docs/test_matrix.md alone")
     options, extra = parser.parse_known_args()

@@ -47,7 +47,7 @@ class Call(ctypes.Structure):
 def compile_with_gxx(
     source: str, target: Path, *options: str, libraries: Sequence[str] = ()
 ) -> Path:
-    """Compiles a file of `cuda_emulation/`; any warning is an error."""
+    """Compile a file of `cuda_emulation/`; any warning is an error."""
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     # As in CUDA: a word is read where two 16-bit numbers were written.
     flags += ["-fno-strict-aliasing", "-DQRNN_EMULATE_CUDA"]
@@ -65,9 +65,9 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-isystem", str(TO
 
 
 def compile_emulated(folder: Path) -> Path:
-    """The operations and the C interface, as a library for torch and for ctypes.
+    """Compile the operations and the C interface as a library for torch and for ctypes.
 
-    Built once in `folder`, whoever of several processes comes first.
+    It is built once in `folder`, by the first of several processes.
     """
     target = folder / "emulated.so"
     link = ["-Wl,--no-as-needed", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
@@ -80,7 +80,7 @@ def compile_emulated(folder: Path) -> Path:
 
 
 def nvcc_command(target: Path) -> list[str]:
-    """Every architecture, and PTX of the lowest for those that come; any warning is an error."""
+    """Write the command for every architecture, and PTX of the lowest; warnings are errors."""
     nvcc = shutil.which("nvcc")
     assert nvcc is not None
     return [
@@ -136,7 +136,7 @@ class Emulated:
         self.library = ctypes.CDLL(str(path))
 
     def plan(self, backward: bool, dtype: torch.dtype, *shape: int) -> tuple[int, int, int]:
-        """Form (0 stream, 1 split), threads across channels, slices of time."""
+        """Return form (0 stream, 1 split), threads across channels, slices of time."""
         answer = (ctypes.c_int64 * 3)()
         numbers = [ctypes.c_int64(n) for n in (backward, DTYPES.index(dtype), *shape)]
         self.library.qrnn_plan(*numbers, answer)
@@ -171,7 +171,7 @@ class Emulated:
         form: int = -1,
         want: bool = True,
     ) -> tuple[dict[str, torch.Tensor], Call]:
-        """Every output, full of NaN before, and the arguments for `backward`."""
+        """Run the forward kernel on outputs full of NaN; return them and what `backward` takes."""
         batch, length, channels = gates.shape
         hidden = channels // NUM_GATES[pooling]
         state = state_dtype(gates.dtype)
@@ -207,7 +207,7 @@ class Emulated:
     def backward(
         self, call: Call, grads: Mapping[str, torch.Tensor | None], dtype: torch.dtype
     ) -> dict[str, torch.Tensor]:
-        """Gradients of what `call` was given; `grads` holds grad_h, grad_c and grad_state."""
+        """Compute gradients of what `call` was given; `grads` has grad_h, grad_c and grad_state."""
         shape = (call.batch, call.length, call.hidden)
         channels = call.hidden * (call.pooling + 2)
         state = state_dtype(dtype)

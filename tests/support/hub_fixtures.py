@@ -59,7 +59,7 @@ class Row:
 
 
 def fault_rows(command: str, *, fails: bool) -> list[Row]:
-    """The rows of one command that end right, or in an error."""
+    """Read the rows of one command that end right, or those that end in an error."""
     section = DOCS.read_text(encoding="utf-8").split(f"### {command}\n")[1].split("\n#")[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
     rows = []
@@ -73,7 +73,7 @@ def fault_rows(command: str, *, fails: bool) -> list[Row]:
 
 
 def travellers() -> set[str]:
-    """The modules that the heads need, found by following their imports."""
+    """Find the modules that the heads need by following their imports."""
     package, needed, seen = Path(hf_qrnn.__file__).parent / "model", {"modeling_qrnn"}, set[str]()
     while needed - seen:
         name = min(needed - seen)
@@ -86,7 +86,7 @@ def travellers() -> set[str]:
 
 
 def save_model(folder: Path, *, seed: int = 0) -> QRNNForConditionalGeneration:
-    """A tiny translation model with its tokenizer."""
+    """Save a tiny translation model with its tokenizer."""
     tokenizer = train_character_tokenizer(["abcdefgh ijklm\u00fcn.opq"])
     torch.manual_seed(seed)
     config = QRNNConfig(
@@ -121,14 +121,14 @@ def save_run(folder: Path) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were asked for, none of which is made."""
+    """Record the pauses that are asked for, and make none of them."""
     made: list[float] = []
     monkeypatch.setattr("time.sleep", made.append)
     return made
 
 
 def _forget_connections() -> None:
-    """Neither library keeps an address or a connection of an earlier stand-in."""
+    """Make both libraries forget the address and the connections of an earlier stand-in."""
     close_session()
     if hasattr(transformers_hub, "_hf_api"):  # not in all versions
         transformers_hub._hf_api = None
@@ -138,7 +138,7 @@ def _forget_connections() -> None:
 def hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waits: list[float]
 ) -> Iterator[HubStandIn]:
-    """A running stand-in that this process and those it starts take for the Hub."""
+    """Start a stand-in that this process and those it starts take for the Hub."""
     with HubStandIn() as stand_in:
         template = stand_in.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in (

@@ -61,7 +61,7 @@ class Fault:
         assert self.kind in KINDS, self.kind
 
     def reply(self) -> Reply:
-        """The answer of a fault of the kind "status"."""
+        """Make the answer of a fault of the kind "status"."""
         if self.body is None:
             reply = Reply.error(self.status, "the stand-in was told to fail")
         else:
@@ -207,7 +207,7 @@ class HubStandIn:
         return sum(re.search(pattern, line) is not None for line in lines)
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        """The content of every file of a repository."""
+        """Return the content of every file of a repository."""
         commit = self.repos[repo].find(revision)
         assert commit is not None
         return {path: blob.content for path, blob in commit.files.items()}
@@ -430,7 +430,7 @@ class HubStandIn:
 
 
 def _part(request: Request, content: bytes, headers: dict[str, str]) -> Reply:
-    """The content, from where a Range header wants it."""
+    """Return the content, from where a Range header wants it."""
     wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
     if wanted is None:
         return Reply(200, content, headers)
@@ -466,7 +466,7 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news; any other error is a mistake of the stand-in's."""
+        """Pass over a client that hangs up; any other error is a mistake of the stand-in's."""
         if not isinstance(sys.exc_info()[1], OSError):
             self.hub.mistakes.append(traceback.format_exc())
 
@@ -476,7 +476,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, *_: object) -> None:
-        """The log is kept, not printed."""
+        """Print nothing: the log is kept."""
 
     def do_GET(self) -> None:
         self._serve()
@@ -547,7 +547,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _altered(content: bytes) -> bytes:
-    """The same length, one bit of the middle byte changed."""
+    """Change one bit of the middle byte; the length stays."""
     if not content:
         return content
     middle = len(content) // 2

@@ -36,7 +36,7 @@ from hf_qrnn.training.processes import Processes
 
 
 def sixteen_pairs() -> list[EncodedPair]:
-    """Sources of one length, so that batches are cut by number; targets of many."""
+    """Make sources of one length, so that batches are cut by number, and targets of many."""
     generator = random.Random(0)
 
     def ids(length: int) -> list[int]:
@@ -46,7 +46,10 @@ def sixteen_pairs() -> list[EncodedPair]:
 
 
 def gradients(accumulation: int, rows: int, num_pairs: int = 16) -> dict[str, torch.Tensor]:
-    """Of one update over the first pairs: `rows` a batch, `accumulation` batches a process."""
+    """Compute the gradients of one update over the first pairs.
+
+    There are `rows` pairs a batch and `accumulation` batches a process.
+    """
     accelerator = Accelerator(cpu=True)
     data = sixteen_pairs()[:num_pairs]
     options = LoopOptions(
@@ -75,7 +78,7 @@ def gradients(accumulation: int, rows: int, num_pairs: int = 16) -> dict[str, to
 
 
 def evaluation(count: int) -> dict[str, object]:
-    """Loss, scores and translations of `count` pairs by a model that half knows them."""
+    """Compute loss, scores and translations of `count` pairs by a model that half knows them."""
     accelerator = Accelerator(cpu=True)
     processes = Processes(accelerator)
     generator = random.Random(1)
@@ -104,7 +107,7 @@ def evaluation(count: int) -> dict[str, object]:
 
 
 def sharded(folder: Path) -> dict[str, object]:
-    """A checkpoint of a model that FSDP2 has sharded, restored into another."""
+    """Restore a checkpoint of a model that FSDP2 has sharded into another."""
     from torch.distributed.fsdp import fully_shard
 
     accelerator = Accelerator(cpu=True)

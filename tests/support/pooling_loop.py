@@ -1,4 +1,4 @@
-"""Eqs. 3 to 6 as a plain loop in float64, and what it takes to compare `pool` with it."""
+"""Eqs. 3 to 6 as a plain loop in float64, and helpers to compare `pool` with it."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput
 
 
 def split_mix(x: int) -> int:
-    """SplitMix64's finaliser, in Python's integers."""
+    """Apply the finaliser of SplitMix64, in Python's integers."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
     return x ^ (x >> 31)
 
 
 def keeps(seed: int, b: int, t: int, channel: int, probability: float) -> bool:
-    """Tell whether one forget gate is left alone."""
+    """Tell whether one forget gate is left alone (Eq. 6)."""
     golden = 0x9E3779B97F4A7C15
     key = split_mix((seed + (b * 2**32 + t + 1) * golden) % 2**64)
     bits = split_mix((key + (channel + 1) * golden) % 2**64) >> 40
@@ -37,7 +37,7 @@ def loop(
     seed: int = 0,
     reverse: bool = False,
 ) -> PoolOutput:
-    """Eqs. 3 to 6, row by row and step by step."""
+    """Pool by Eqs. 3 to 6, row by row and step by step."""
     kind, gates = POOL_KINDS[pooling], gates.double()
     batch, length = gates.shape[:2]
     hidden = gates.shape[2] // NUM_GATES[pooling]
@@ -78,7 +78,7 @@ def inputs(
     initial_state: bool = True,
     seed: int = 0,
 ) -> dict[str, torch.Tensor | None]:
-    """Random differentiable arguments of `pool`."""
+    """Draw random differentiable arguments of `pool`."""
     generator = torch.Generator().manual_seed(seed)
     batch, length, hidden = shape
     channels = NUM_GATES[pooling] * hidden
@@ -95,7 +95,7 @@ def inputs(
 
 
 def weighted(output: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A scalar that reads every number of `output` with a weight of its own."""
+    """Sum every number of `output` with a weight of its own."""
     total = torch.zeros((), dtype=torch.float64)
     for x in output:
         weights = torch.linspace(-1, 1.5, x.numel(), dtype=torch.float64).reshape(x.shape)
@@ -118,7 +118,7 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def in_double(given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
-    """The same numbers as leaves of their own, whose gradients are not rounded."""
+    """Copy the arguments as float64 leaves, whose gradients are not rounded."""
     return {
         name: None if x is None else x.detach().double().requires_grad_()
         for name, x in given.items()

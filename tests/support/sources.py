@@ -24,7 +24,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(level, dotted name) of every import anywhere in the file, `from a import b` as `a.b`."""
+    """Yield (level, dotted name) of every import in the file, `from a import b` as `a.b`."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -35,7 +35,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def imports_of_ours(name: str) -> set[str]:
-    """Modules of the package that module `name` imports."""
+    """Find the modules of the package that module `name` imports."""
     found = set()
     package = name.split(".")[:-1]
     for level, target in imports(MODULES[name]):

@@ -1,4 +1,4 @@
-"""Running scripts/train_translation.py in a test: its flags, itself as a module, what it leaves."""
+"""Helpers to run scripts/train_translation.py in a test, as a module or as a process."""
 
 import importlib.util
 import signal
@@ -23,7 +23,7 @@ def load_script() -> ModuleType:
 
 
 def flags(folder: Path, **changes: object) -> list[str]:
-    """A small run's command line; its data are written to `folder`."""
+    """Write a small run's data to `folder` and return its command line."""
     lines = [f"{'ab' * (i % 5)}c" for i in range(60)]
     for name in ("a", "b"):
         if not (folder / name).exists():
@@ -39,7 +39,7 @@ def flags(folder: Path, **changes: object) -> list[str]:
 
 
 def start(argv: list[str], *launcher: str) -> subprocess.Popen[str]:
-    """The script as a process of its own."""
+    """Start the script as a process of its own."""
     return subprocess.Popen(
         [sys.executable, *launcher, str(SCRIPT), *argv],
         stdout=subprocess.DEVNULL,
@@ -75,7 +75,7 @@ def suspend(process: subprocess.Popen[str]) -> None:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
-    """Every file and folder under one, itself too: time of change, and content."""
+    """List a folder and all under it: time of change, and content, by relative path."""
     paths = [folder, *sorted(folder.rglob("*"))]
     return {
         str(path.relative_to(folder)): (

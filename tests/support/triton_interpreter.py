@@ -32,7 +32,7 @@ SEED = 7
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_interpreter() -> None:
-    """The interpreter patches Triton's language at every call of a device function: once does."""
+    """Patch Triton's language once, where the interpreter would at every call of a function."""
     for name, function in list(vars(triton_qrnn).items()):
         if hasattr(function, "rewrite") and not name.endswith("_kernel"):
             setattr(triton_qrnn, name, function.rewrite())
@@ -40,7 +40,7 @@ def _quick_interpreter() -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tiles in 11 steps, and a group that is partly outside: the same kernels, less waiting."""
+    """Make tiles smaller: 11 steps are two of them, and a group is partly outside."""
     monkeypatch.setattr(triton_qrnn, "TILE", 8)
     monkeypatch.setattr(triton_qrnn, "_FORWARD_STEPS", 4)
     monkeypatch.setattr(triton_qrnn, "_WIDE_FORWARD_STEPS", 2)
@@ -54,7 +54,7 @@ def check(
     reverse: bool = False,
     read: tuple[str, ...] = ("h", "c", "state"),
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Compares values and gradients with the loop's; returns what the kernels gave."""
+    """Compare values and gradients with the loop's; return what the kernels gave."""
     gates, bias, initial = (None if x is None else x.detach() for x in given.values())
     assert gates is not None
     state_dtype = torch.float64 if gates.dtype == torch.float64 else torch.float32

@@ -67,7 +67,7 @@ def _module(name: str, path: list[str] | None = None, **contents: Any) -> None:
 
 
 def load(name: str) -> ModuleType:
-    """One file of transformers' tests, for example `load("test_modeling_common")`.
+    """Import one file of transformers' tests, for example `load("test_modeling_common")`.
 
     Raises:
         FileNotFoundError: If they have not been fetched.
@@ -99,7 +99,7 @@ class Record:
         self.passed: dict[str, set[str]] = {}
 
     def watch(self, tests: Tests, group: str) -> Tests:
-        """`tests`, a unittest class, with the skips of the table and a record of all others."""
+        """Skip the table's tests of `tests`, a unittest class, and record all others."""
         for name, reason in upstream_table.skips(tests.__name__, group).items():
             assert hasattr(tests, name), f"{name} is skipped, but is no test of {tests.__name__}"
             setattr(tests, name, unittest.skip(reason)(getattr(tests, name)))

@@ -117,13 +117,13 @@ PASSED: dict[str, dict[str, int]] = {
 
 
 def rows() -> list[str]:
-    """The table of changes in Markdown."""
+    """Write the table of changes in Markdown."""
     lines = ["| class | what | kind | reason |", "|---|---|---|---|"]
     return lines + [f"| {c.classes} | `{c.name}` | {c.kind} | {c.reason} |" for c in TABLE]
 
 
 def page() -> str:
-    """The whole page."""
+    """Write the whole page."""
     releases = sorted(PASSED)
     names = list(PASSED[releases[-1]])
     numbers = [f"| class | {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
