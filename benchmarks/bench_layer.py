@@ -227,7 +227,7 @@ def qrnn_translator(sizes: Translation) -> QRNNForConditionalGeneration:
 
 
 def translation(sizes: Translation, dtype: str, device: str, seconds: float) -> Iterator[Record]:
-    """Training of the translation model against that of LSTM layers, in characters a second.
+    """Train the translation model and that of LSTM layers in turns, in characters a second.
 
     On a GPU also by its Triton kernels, as a model folder without the package runs, against the
     compiled ones.
@@ -282,7 +282,7 @@ def _by(backend: str, call: Call) -> Call:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Record]:
-    """Everything that the options ask for."""
+    """Measure everything that the options ask for."""
     device, on_gpu = options.device, torch.device(options.device).type == "cuda"
     grid = GPU_GOALS if on_gpu and options.grid == "goals" else GRIDS[options.grid]
     yield {"bench": "environment", **environment(device), "command": sys.argv[1:]}

@@ -47,7 +47,7 @@ CPU_SHAPES: list[Shape] = [(16, 512, HIDDEN_SIZE)]
 MANY_CHANNELS: list[Shape] = [(32, 1024, 1024), (256, 1024, 1024), (32, 4096, 2048)]
 PEER_SHAPE: Shape = (32, 8192, 1024)
 GPU_SHAPES = MANY_CHANNELS + [(batch, length, HIDDEN_SIZE) for batch, length in PAPER_CELLS]
-# Of the paper's smallest cells so many do not fill a GPU's cache; more launches would tell no more.
+# This many of the paper's smallest cells do not fill a GPU's cache; more would tell no more.
 MAX_BUFFERS = 512
 # The native backend under the name that records have had from the first.
 RECORDED = ("compiled", "triton", "torch")
@@ -77,7 +77,7 @@ def backward(
 
 
 def bytes_per_element(mode: str, element_size: int) -> float:
-    """Bytes that must move for an element of h in one direction, or in both."""
+    """Count the bytes that must move for an element of h in one direction, or in both."""
     num_gates, tile = NUM_GATES["fo"], 4 / TILE
     sizes = {
         FORWARD: (num_gates + 1) * element_size,
@@ -87,7 +87,7 @@ def bytes_per_element(mode: str, element_size: int) -> float:
 
 
 def make_buffers(shape: Shape, dtype: torch.dtype, device: str, num_bytes: int) -> Buffers:
-    """As many buffers as make `num_bytes` of gates."""
+    """Make as many buffers as hold `num_bytes` of gates."""
     batch, length, hidden = shape
     size = batch * length * 3 * hidden * dtype.itemsize
     count = min(max(1, -(-num_bytes // size)), MAX_BUFFERS)
@@ -134,7 +134,7 @@ def check_values(backend: str, buffers: Buffers) -> float:
 
 
 def pool_calls(backend: str, buffers: Buffers) -> dict[str, Call]:
-    """One pass over all buffers in each direction."""
+    """Make the calls of one pass over all buffers in each direction."""
     gates, grads, tiles = buffers
     return {
         FORWARD: rounds(lambda i: forward(backend, gates[i])[0], len(gates)),

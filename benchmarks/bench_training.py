@@ -55,7 +55,7 @@ class Clock:
 
 
 def make_pairs(count: int) -> list[TextPair]:
-    """Generated sentences, three joined to a line of about 100 characters a side."""
+    """Generate sentences, three joined to a line of about 100 characters a side."""
     sys.path.append(str(Path(__file__).parents[1]))  # the demo is no part of the package
     from demo.corpus.corpus import make_corpus
 
@@ -87,6 +87,7 @@ def make_trainer(options: argparse.Namespace, pairs: list[TextPair], folder: Pat
         QRNNForConditionalGeneration(config),
         make_loader(encoded, sampler, pad_token_id=0),
         sampler,
+        # Neither validation nor saves: those have their own figures.
         LoopOptions(max_steps=1, max_tokens=options.max_tokens, eval_every=10**9, save_every=0),
         accelerator,
         chars_per_token=(1.0, 1.0),
@@ -102,7 +103,7 @@ def bare_updates(
     batches: list[Batch],
     accelerator: Accelerator,
 ) -> None:
-    """Forward, backward and step, and nothing else."""
+    """Run forward, backward and step, and nothing else."""
     model.train()
     for batch in batches:
         inputs = {name: x.to(accelerator.device) for name, x in batch.inputs.items()}
@@ -114,7 +115,7 @@ def bare_updates(
 
 
 def bench_loop(trainer: Trainer, options: argparse.Namespace) -> dict[str, Any]:
-    """Steps a second of both loops over the same batches."""
+    """Measure the steps a second of both loops over the same batches."""
     count, device = options.updates, trainer.accelerator.device
     batches = list(trainer.loader)[: count * (options.rounds + 1)]
     if len(batches) < count * (options.rounds + 1):
@@ -143,7 +144,7 @@ def bench_loop(trainer: Trainer, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Seconds and megabytes of one checkpoint, checksums and flushes to the disk included."""
+    """Measure seconds and megabytes of one checkpoint, checksums and disk flushes included."""
     trainer.checkpoints = CheckpointFolder(folder / "checkpoints")
     started = time.perf_counter()
     trainer._save(None)

@@ -101,10 +101,11 @@ def fork_run(main: Callable[[list[str]], int], argv: list[str], case: Case, log:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pids = []
+    # Forked, not started: importing torch would take longer than the run.
     for rank in range(case.processes):
         pid = os.fork()
         if pid == 0:
-            os.setpgid(0, 0)
+            os.setpgid(0, 0)  # a group of its own, to be killed with its loader workers
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)

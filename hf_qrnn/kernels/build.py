@@ -43,6 +43,7 @@ _NVCC = (
     *("-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA", "-DQRNN_WEAK_STREAM"),
     *("-Werror", "all-warnings"),
 )
+# One source, pool_cpu_kernels.h, compiled for three instruction sets; the CPU chooses when it runs.
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _ISA = {
     "pool_cpu_avx2.cpp": _AVX2,
@@ -184,6 +185,7 @@ def build(mode: str = "auto", folder: Path | None = None) -> Path | None:
     cache = cache_folder()
     target = cache / variant(tools)
     cache.mkdir(parents=True, exist_ok=True)
+    # Several processes of one run may all want it first.
     with _locked(cache / "lock"):
         if not (target / LIBRARY_NAME).is_file():
             # Into a folder beside it and then renamed: nobody ever sees half a library.
@@ -218,7 +220,7 @@ def _compile_into(folder: Path, tools: Tools) -> None:
             for source in cuda_sources():
                 object_file = f"{name}/{source.stem}.cu.o"
                 jobs.append([tools.nvcc, *flags, "-c", str(source), "-o", object_file])
-        # The slowest first.
+        # The slowest first: nvcc's job is last in the list.
         with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
             list(pool.map(_run, reversed(jobs)))
         objects = [job[-1] for job in jobs]
@@ -233,12 +235,14 @@ def _compile_into(folder: Path, tools: Tools) -> None:
 
 
 def _gencode(archs: Sequence[str]) -> list[str]:
+    """Return nvcc's flags: machine code of every arch, and PTX of the lowest for newer ones."""
     lowest = min(archs, key=int)
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     return [*codes, f"-gencode=arch=compute_{lowest},code=compute_{lowest}"]
 
 
 def _link_command(tools: Tools, objects: Sequence[str], library: Path) -> list[str]:
+    """Return the command that links `objects` to `library`, by nvcc where there is CUDA code."""
     # torch loads its libraries privately, so ours must name them. libtorch.so is an empty shell
     # that the linker would drop; on a CUDA build of torch it brings the CUDA library along.
     flags = ["--no-as-needed", f"-L{tools.torch / 'lib'}", "-ltorch", "-ltorch_cpu"]

@@ -13,15 +13,18 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """
     if not first:
         return len(second)
+    # Bit i of places[x] is set where first[i] == x.
     places: dict[Hashable, int] = {}
     for index, element in enumerate(first):
         places[element] = places.get(element, 0) | 1 << index
+    # Down the column of the empty prefix of `second` the distance rises by one at every element.
     every, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
     rises, falls, distance = every, 0, len(first)
     for element in second:
         equal = places.get(element, 0)
         diagonal = ((((equal & rises) + rises) ^ rises) | equal | falls) & every
         grows, shrinks = (falls | ~(diagonal | rises)) & every, diagonal & rises
+        # The distance of the whole of `first` is at the bottom of the column: its last bit.
         distance += bool(grows & last) - bool(shrinks & last)
         grows, shrinks = grows << 1 | 1, shrinks << 1
         rises, falls = (shrinks | ~(diagonal | grows)) & every, diagonal & grows & every

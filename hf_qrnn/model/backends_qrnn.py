@@ -52,6 +52,7 @@ class Backend(NamedTuple):
     backward: Backward
 
 
+# By speed, the fastest first.
 _LADDERS = {"cuda": ("native", "triton", "torch"), "cpu": ("native", "torch")}
 _KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -164,7 +165,7 @@ def unavailable(name: str, device: torch.device) -> str | None:
         from .triton_qrnn import why_unavailable
 
         return why_unavailable(device)
-    module = _kernels()
+    module = _kernels()  # or the reason why there is none
     reason: str | None = module if isinstance(module, str) else module.unavailable(device)
     return reason
 

@@ -1,4 +1,7 @@
-"""The decoder's state between calls: constant in the target's length, unlike a key-value cache.
+"""The decoder's state between calls, as large after one step as after a thousand.
+
+It is c and the last K-1 inputs of every layer, and what the layer needs of the source: V h~ of
+Eq. 7, and the keys and values of Eq. 8. docs/cache.md shows its use.
 
 Shapes: B batch, T time, E input channels, H units, K filter width, G gates, N heads, S source
 length.
@@ -50,6 +53,8 @@ class QRNNCacheLayer(CacheLayerMixin):
         record_past: Whether steps are kept so that `crop` can take them back.
     """
 
+    # What transformers asks a layer of a cache. Only the static one below may be part of a compiled
+    # step; `is_croppable` lets assisted decoding take back what was not accepted.
     is_sliding = False
     is_compileable = False
     is_croppable = True
@@ -65,6 +70,7 @@ class QRNNCacheLayer(CacheLayerMixin):
         self.num_steps = torch.zeros((), dtype=torch.int64, device="cpu")
         self.has_memory = False
         self.record_past = False
+        # A `LayerPast`, as a plain tuple, for every call since recording began or `crop`.
         self._window: list[tuple[torch.Tensor | None, ...]] = []
 
     @property
@@ -179,12 +185,14 @@ class QRNNCacheLayer(CacheLayerMixin):
                 rule = f"in [-{recorded}, 0], the steps recorded since the last `crop`"
             raise ValueError(f"`tokens_to_remove` must be {rule}, but is {tokens_to_remove}.")
         left = recorded + tokens_to_remove
+        # The call in which the step lies that becomes the last one.
         for past in window:
             if tokens_to_remove < 0 and left <= past.c.shape[1]:
                 self._keep_state(_on_each(torch.clone, past.state_after(left)))
                 break
             left -= past.c.shape[1]
         self.num_steps = self.num_steps + tokens_to_remove
+        # What is left was accepted, and is never taken back: the memory stays small.
         self._window = []
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -221,6 +229,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
     def store(self, state: LayerState, num_steps: int, past: LayerPast | None = None) -> None:
         """Overwrite the state after `num_steps` more steps."""
         old = self.state
+        # New tensors only at the first step, and after `reset` for a batch of other sizes.
         if old is None or (not self.is_initialized and not _alike(old, state)):
             self._keep_state(_on_each(_fixed, state))
             self.num_steps = _fixed(torch.zeros((), dtype=torch.int64, device=state.c.device))
@@ -237,7 +246,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
             self.has_memory = True
         else:
             self._keep_memory(_on_each(_fixed, memory))
-        # Not what is kept: gradients of this call reach the source.
+        # Not what is kept, which is detached: gradients of this call must reach the source.
         return memory
 
     def get_seq_length(self) -> Any:
@@ -246,6 +255,7 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
 
     def reset(self) -> None:
         """Forget everything and keep the tensors for the next sequence."""
+        # Their contents stay: nobody reads them while the flags below are False.
         self.num_steps.zero_()
         self.has_memory = False
         self.is_initialized = False

@@ -22,13 +22,18 @@ _MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
 
 def may_look(tensor: Any) -> bool:
     """Tell whether the shape of `tensor` may decide what happens: not while tracing a graph."""
+    # A traced comparison would tie the graph to this one shape.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     return type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter)
 
 
 def may_read(tensor: torch.Tensor) -> bool:
-    """Tell whether its values may decide: under torch.func they are not those of one sample."""
+    """Tell whether the values of `tensor` may decide what happens.
+
+    Not on a GPU, where reading them would wait for all its work; not under torch.func, where they
+    are not those of one sample.
+    """
     return tensor.device.type == "cpu" and not is_transformed()
 
 
@@ -51,6 +56,7 @@ def check_token_ids(
         )
     if not may_read(ids) or ids.numel() == 0:
         return
+    # One pass for ids that are right; which one is wrong is looked for only then.
     low, high = (int(value) for value in ids.aminmax())
     if low >= 0 and high < vocab_size:
         return
@@ -100,7 +106,7 @@ def embed(
         TypeError: If the ids are no integers.
         ValueError: If both or neither are given, a shape does not fit, an id is not in [0, V).
     """
-    other = name.replace("input_ids", "inputs_embeds")
+    other = name.replace("input_ids", "inputs_embeds")  # of the decoder: decoder_inputs_embeds
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"Exactly one of `{name}` and `{other}` must be given, but {given} is.")
@@ -133,7 +139,7 @@ def check_mask(
         rule = f"({batch or 'batch'}, {length if exact else f'at least {length}'})"
         raise ValueError(f"`{name}` must be {rule}, but is {tuple(mask.shape)}.")
     if may_read(mask) and mask.is_floating_point():
-        # Zero would be a real step for who adds masks to scores.
+        # An additive mask (0 to keep, -inf to drop) would be read the wrong way round.
         wrong = (mask != 0) & (mask != 1)
         if bool(wrong.any()):
             raise ValueError(f"`{name}` must be 0 or 1, but holds {float(mask[wrong][0])}.")

@@ -1,4 +1,7 @@
-"""Configuration of the quasi-recurrent models (arXiv 1611.01576)."""
+"""The configuration of the quasi-recurrent models (arXiv 1611.01576), and its checks.
+
+A mistake is one sentence: "`name` must be <rule>, but is <value>."
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ POOL_BACKENDS = ("auto", "native", "triton", "torch")
 # Of release 0.1.0, still taken.
 _OLD_NAMES = {"pool_backend": ("compiled",)}
 
+# Saved with every model: where transformers finds the classes in a folder that carries its code.
 AUTO_MAP = {
     "AutoConfig": "configuration_qrnn.QRNNConfig",
     "AutoModel": "modeling_qrnn.QRNNModel",
@@ -28,7 +32,7 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_qrnn.QRNNForSequenceClassification",
 }
 
-# What transformers and others write into a config.json beside the fields.
+# What transformers and others write into a config.json beside the fields: no reason for a warning.
 _NOT_OURS = (
     "auto_map model_type torch_dtype num_labels quantization_config output_attentions"
     " tokenizer_class task_specific_params finetuning_task prefix torchscript"
@@ -55,6 +59,7 @@ _OPTIONAL_INTEGERS = {
     "bos_token_id": "an integer or None",
     "decoder_start_token_id": "an integer or None",
 }
+# In this order: each may rely on those before it.
 _CHECKS = (
     "validate_types",
     "validate_sizes",
@@ -76,11 +81,11 @@ class QRNNConfig(PreTrainedConfig):
             layer l + encoder_layers - decoder_layers (Eq. 7).
         encoder_kernel_sizes, decoder_kernel_sizes: Filter widths k, an int, a list with one entry
             per layer, or None for [6, 2, 2, ...] in the encoder and [2, 2, ...] in the decoder.
-        pooling: "f", "fo" or "ifo" (Eqs. 3 to 5).
+        pooling: A name of `POOL_KINDS`; the paper has "f", "fo" and "ifo" (Eqs. 3 to 5).
         zoneout: Probability that a forget gate is set to 1 in training (Eq. 6).
         dropout: Probability of zeroing each layer's own output in training.
         embedding_dropout: The same for the embeddings; None means `dropout`.
-        dense_connections: Concatenate every layer's input to its output (section 2.2).
+        dense_connections: Concatenate every layer's input to its output (section 2.1).
         encoder_causal: Mask the encoder's convolutions. Paper: not masked for translation.
         encoder_bidirectional: Half of the units read each way, concatenated after every layer.
         reverse_source: Read the source from its last token to its first, as in the paper.
@@ -144,6 +149,7 @@ class QRNNConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # What is no field arrives here, transformers' own names for fields too.
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
                 setattr(self, name, kwargs.pop(alias))
@@ -195,6 +201,7 @@ class QRNNConfig(PreTrainedConfig):
         num_layers: int = getattr(self, f"{part}_layers")
         sizes: int | list[int] | None = getattr(self, f"{part}_kernel_sizes")
         if sizes is None:
+            # Section 3.3 of the paper: 6 in the first encoder layer, 2 in all others.
             return [6 if part == "encoder" and layer == 0 else 2 for layer in range(num_layers)]
         return list(sizes) if isinstance(sizes, list) else [sizes] * num_layers
 
@@ -272,6 +279,7 @@ class QRNNConfig(PreTrainedConfig):
             heads > 0 and hidden % heads == 0,
         )
         if self.is_encoder_decoder:
+            # Every decoder layer reads the final state of an encoder layer (Eq. 7).
             _require(
                 "encoder_layers",
                 f"at least `decoder_layers` ({self.decoder_layers})",
@@ -286,7 +294,7 @@ class QRNNConfig(PreTrainedConfig):
             ids = value if isinstance(value, list) else [] if value is None else [value]
             rule = f"None or in [0, `vocab_size`) = [0, {self.vocab_size})"
             _require(name, rule, value, all(0 <= token < self.vocab_size for token in ids))
-        # generate() would take the first of them.
+        # generate() takes the first of the list, which must be there.
         ends = self.eos_token_id
         _require("eos_token_id", "None or a list of at least one token id", ends, ends != [])
 

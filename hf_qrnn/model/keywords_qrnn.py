@@ -1,4 +1,4 @@
-"""The keywords that transformers hands to every model: what changes nothing passes.
+"""Checks of the keywords that transformers hands to every model: those without effect pass.
 
 Trainer, generate(), the pipelines, PEFT and data collators give `forward` more than it names. A
 keyword of theirs is let through where it asks for what a recurrence does anyway, and refused where
@@ -22,7 +22,7 @@ import torch
 from .checks_qrnn import check_mask, may_look
 from .internals_qrnn import is_transformed
 
-# Any value will do: it asks for nothing, or for something that is not there to be given.
+# These pass with any value: they ask for nothing, or for outputs that a model need not have.
 WITHOUT_EFFECT = {
     "num_items_in_batch",  # Trainer, for the loss; bases have none
     "max_length_q", "max_length_k",  # collators, beside `cu_seq_lens_q`
@@ -31,9 +31,9 @@ WITHOUT_EFFECT = {
     "use_cache",  # generate() and PEFT, of models without a state too
     "skip_logits",  # Trainer with use_liger_kernel: logits are computed all the same
 }  # fmt: skip
-# The one value that asks for nothing.
+# These pass with the one value that asks for nothing.
 NEUTRAL = {"logits_to_keep": 0, "num_logits_to_keep": 0, "output_router_logits": False}
-PACKING = "pad the rows instead"
+PACKING = "pad the rows instead"  # the cure for several texts in one row
 
 
 def check_keywords(
@@ -65,6 +65,7 @@ def check_keywords(
         elif name == "cache_position":
             _check_cache_position(value, past_key_values)
         elif name == "position_ids":
+            # Of an encoder-decoder the positions are the source's, which no cache goes on from.
             cache = None if model.config.is_encoder_decoder else past_key_values
             _check_positions(name, value, attention_mask, cache)
         elif name == "decoder_position_ids" and model.config.is_encoder_decoder:
@@ -161,7 +162,7 @@ def _one_number_a_row(value: torch.Tensor) -> bool:
     return bool((value == value[..., :1]).all())
 
 
-# What a value must do, and whether it does.
+# The rest of an error's sentence, and the test of a value, by keyword.
 VALUES: dict[str, tuple[str, Callable[[torch.Tensor], bool]]] = {
     "cu_seq_lens_q": (f"have one text a row ({PACKING}), but has several", _one_text),
     "cu_seq_lens_k": (f"have one text a row ({PACKING}), but has several", _one_text),

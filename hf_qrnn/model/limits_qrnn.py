@@ -16,10 +16,10 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 
 DEFAULT_MAX_LENGTH = 512
-"""generate()'s `max_length` where nothing says more."""
+"""The `max_length` of generate() where nothing else is said."""
 DEFAULT_RATIO, DEFAULT_OFFSET = 2.0, 50
-"""The rule where a model has none."""
-# Also transformers' own default, which nobody chose.
+"""The rule of a model that has none."""
+# No limit that somebody chose: 20 is transformers' own default.
 _NOT_CHOSEN = (None, 20, DEFAULT_MAX_LENGTH)
 
 
@@ -109,10 +109,11 @@ def target_lengths(
     Returns:
         Lengths (B * N,), and whether the limit came before an end token (B * N,).
     """
-    limits = limits.repeat_interleave(generated.shape[0] // limits.shape[0])
+    limits = limits.repeat_interleave(generated.shape[0] // limits.shape[0])  # (B * N,)
     ended = torch.zeros_like(generated, dtype=torch.bool)
     for token in ends:
         ended |= generated == token
+    # Tokens before the first end token; all T where there is none.
     before = (ended.long().cumsum(1) == 0).sum(1)
     whole = before + ended.any(1).long()
     return torch.minimum(whole, limits), before >= limits

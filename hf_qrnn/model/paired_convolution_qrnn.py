@@ -1,4 +1,4 @@
-"""Two steps of a convolution by three products (Eq. 1 of arXiv 1611.01576).
+"""The convolution of Eq. 1 (arXiv 1611.01576), two steps by three products.
 
 A step of a filter of even width K takes K E x G H multiplications as a product with its window. Two
 steps at a time take a quarter less, by the minimal filtering algorithm F(2, 2) (Winograd,
@@ -65,6 +65,7 @@ def _factors(
     else:
         after = even[:, 1:] - odd
     parts = (even[:, :num] - odd, odd, after)
+    # A window over K inputs is one of K/2 over pairs of inputs.
     return tuple(  # type: ignore[return-value]
         windows(part, kernel_size // 2, reverse=reverse).flatten(0, 1) for part in parts
     )
@@ -97,6 +98,7 @@ class PairConvolution(torch.autograd.Function):
         total = (first + second).flatten(1)
         pairs = padded.new_empty(before.shape[0], 2, weight.shape[0])
         y_0, y_1 = pairs.unbind(1)
+        # x_1 (w_0 + w_1) is part of both; each product is then added where it lies.
         torch.mm(middle, total.t(), out=y_0)
         y_1.copy_(y_0)
         y_0.addmm_(before, first.flatten(1).t())
@@ -110,9 +112,9 @@ class PairConvolution(torch.autograd.Function):
         """Compute the gradients of `padded` and `weight`, by three products each."""
         (grad,) = grads
         padded, weight, total = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # the gradients will be differentiated again
             return (*_plain_backward(ctx, padded, weight, grad), None, None)
-        if grad.shape[1] % 2:
+        if grad.shape[1] % 2:  # the second step of the last pair is none
             grad = pad_time(grad, 0, 1)
         pairs = grad.reshape(-1, 2, grad.shape[2])
         g_0, g_1 = pairs.unbind(1)
@@ -141,6 +143,7 @@ def _grad_padded(
         for grad, matrix in zip(grads, matrices, strict=True)
     )  # (B, N + K/2 - 1, E) each
     num = before.shape[1]
+    # x_0 and x_2 are even inputs, x_1 odd ones; x_2 of a pair is x_0 of the next.
     result = padded.new_empty(batch, 2 * num + 1, padded.shape[2])
     even, odd = result[:, 0::2], result[:, 1::2]
     torch.sub(middle, before, out=odd)
@@ -153,7 +156,7 @@ def _grad_padded(
 
 def _sum_windows(grad: torch.Tensor, kernel_size: int, reverse: bool) -> torch.Tensor:
     """Compute the gradient (B, N + K - 1, E) of the input that `windows` made into (B, N, K*E)."""
-    if kernel_size == 1:
+    if kernel_size == 1:  # a window is its one input
         return grad
     batch, length, width = grad.shape
     result = grad.new_zeros(batch, length + kernel_size - 1, width // kernel_size)

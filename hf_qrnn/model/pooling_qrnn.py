@@ -72,7 +72,7 @@ def pool(
 
     Args:
         gates: Pre-activations (B, T, G*H) in gate order z, f, o, i; any floating dtype.
-        pooling: "f" (G = 2), "fo" (G = 3) or "ifo" (G = 4).
+        pooling: A name of `POOL_KINDS`; of the paper "f" (G = 2), "fo" (G = 3), "ifo" (G = 4).
         bias: Added to the gates of every timestep, (B, G*H), such as the decoder's `V h~` of Eq. 7.
         initial_state: c before the first processed step, (B, H); zero when None.
         mask: (B, T), true or 1 where the step is real. At a pad the state is carried, h is zero.
@@ -243,6 +243,7 @@ def _pool_backward(
 
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     """Keep for `_forward_vjp` the inputs and the tiles, not the states of all steps."""
+    # `_` is want_c, on which no gradient depends.
     *tensors, pooling, zoneout, reverse, _, ctx.has_tiles, backend = inputs
     ctx.options = (pooling, zoneout, reverse)
     ctx.backend = backend
@@ -259,6 +260,7 @@ def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     if all(grad is None for grad in given):
         return (None, None, None, *unused)
     if in_forward_mode():
+        # A derivative of a derivative: forward mode follows torch's own operations only.
         return (*_equations_vjp(given, tensors, ctx.options), *unused)
     if not ctx.has_tiles:
         # Forward did not know that a gradient would be asked for.
@@ -287,6 +289,7 @@ def _backward_vjp(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     if is_transformed() or in_forward_mode():
         return (*_second_vjp(given, (mask, seed), ctx.options, grads), *(None,) * 7)
     with torch.enable_grad():
+        # Leaves of a graph of its own, which is differentiated twice.
         leaves = [None if x is None else x.detach().requires_grad_() for x in given]
         cotangents, causes = leaves[:3], leaves[3:]
         outputs = pool_with(scan_differentiable, (*causes, mask, seed), ctx.options)

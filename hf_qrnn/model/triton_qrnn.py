@@ -29,10 +29,11 @@ except ImportError:
 
 from .pool_kinds_qrnn import NUM_GATES
 
-TILE = 32  # steps between two noted states
+# Steps between two noted states, as in pool_equations_qrnn.py: any backend's tiles serve all.
+TILE = 32
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_WARP = 32
+_WARP = 32  # threads
 # Steps whose rows the forward kernel reads at once, with one and with two channels a thread: few
 # channels need more of them in flight.
 _FORWARD_STEPS, _WIDE_FORWARD_STEPS = 16, 8
@@ -41,6 +42,7 @@ _WIDE_FROM = 1 << 16
 
 
 def _jit(function: Any) -> Any:
+    """Compile a function for Triton; leave it alone where Triton is not installed."""
     return function if triton is None else triton.jit(function)
 
 
@@ -58,7 +60,7 @@ def _mix(x):
 @_jit
 def _bits(seed, b, t, channel):
     """Draw 24 random bits, a function of (seed, b, t, channel), as `zoneout_keep` does."""
-    golden = 0x9E3779B97F4A7C15
+    golden = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: SplitMix64's step
     key = _mix(seed + ((b << 32) + t + 1).to(tl.uint64) * golden)
     return (_mix(key + (channel + 1).to(tl.uint64) * golden) >> 40).to(tl.int32)
 
@@ -108,6 +110,7 @@ def _only_if(condition, inside):
 @_jit
 def _vector(pointer, offsets, inside, like):
     """Load a vector in the dtype of `like`, the state's; zeros without a pointer."""
+    # A pointer that is None is a constant to Triton: the other branch is not compiled.
     if pointer is None:
         values = tl.zeros_like(like)
     else:
@@ -287,6 +290,7 @@ def _step_gradients(grad_h, received, before, value, active, GATES):
     and the weight are zero, and so are the gradients of the gates.
     """
     z, f, rest, o, weight = active
+    # Eqs. 4 and 5: h_t = o_t . c_t; Eq. 3: h_t = c_t.
     if GATES > 2:
         grad_o = grad_h * value * o * (1.0 - o)
         grad_state = received + grad_h * o
@@ -319,6 +323,7 @@ def _sweep(
         rows_h = _rows(grad_h + b * T * H + channel, first, T, H, inside, STEPS, REVERSE)
     if grad_c is not None:
         rows_c = _rows(grad_c + b * T * H + channel, first, T, H, inside, STEPS, REVERSE)
+    # Both as tuples of constant length, so that they stay in registers.
     states = (value,)
     active = ()
     for s in tl.static_range(STEPS):
@@ -333,7 +338,7 @@ def _sweep(
         if grad_h is not None:
             of_h = tl.where(reals[s], rows_h[s].to(carried.dtype), 0.0)
         if grad_c is not None:
-            carried += rows_c[s]
+            carried += rows_c[s]  # at a pad too: its c_t is the state
         grads, carried = _step_gradients(of_h, carried, states[s], states[s + 1], active[s], GATES)
         row = b * T + _time(first + s, T, REVERSE)
         for g in tl.static_range(GATES):
@@ -553,6 +558,7 @@ def _arguments(
     if gates.stride(2) != 1:
         gates = gates.contiguous()
     if mask is not None:
+        # The same bytes, as numbers that the kernels compare with 0.
         mask = mask.view(torch.uint8)
     mask_b, mask_t = (0, 0) if mask is None else mask.stride()
     threshold = round(zoneout * (1 << 24))

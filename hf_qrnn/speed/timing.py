@@ -96,6 +96,7 @@ def interleave(
     found: dict[Name, list[tuple[float, ...]]] = {name: [] for name in calls}
     started = time.perf_counter()
     for number in range(1, max_rounds + 1):
+        # One call of each, not all of one: what slows the machine for a while slows all of them.
         for name, call in calls.items():
             found[name].append(clock(call))
         if number >= min_rounds and time.perf_counter() - started > seconds:
@@ -110,6 +111,7 @@ def _cpu_seconds(call: Call) -> tuple[float, float]:
 
 
 def _cuda_seconds(call: Call) -> tuple[float]:
+    # Events of the device: the host's clock would time the launches only.
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -167,6 +169,7 @@ def last_level_cache(device: torch.device | str = "cpu") -> int:
     if torch.device(device).type == "cuda":
         return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
     sizes = [0]
+    # Linux tells the caches of core 0; the largest is the last one.
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="ascii").strip()
         unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 0)
