@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import shutil
@@ -64,4 +65,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # There are no options, but `--help` must not begin to download.
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     main()

@@ -207,7 +207,7 @@ def values(
     shapes: list[tuple[int, int, int]] = SHAPES,
 ) -> Iterator[Record]:
     """Check values and gradients over kinds, dtypes, shapes and options; a record for each kind."""
-    for pooling in NUM_GATES:
+    for pooling in POOLING_NUMBERS:
         wrong, checked, worst = [], 0, 0.0
         for dtype, shape, options in itertools.product(DTYPES, shapes, (False, True)):
             errors = differences(forward, backward, pooling, shape, dtype, device, options)

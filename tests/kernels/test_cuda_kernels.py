@@ -169,7 +169,7 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float, nam
 
 @needs_gxx
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("pooling", NUM_GATES)
+@pytest.mark.parametrize("pooling", POOLING_NUMBERS)
 @pytest.mark.parametrize(("dtype", "form"), FORMS, ids=FORM_IDS)
 def test_kernels_match_loop(
     emulated: Emulated, pooling: str, dtype: torch.dtype, form: int, case: str
@@ -234,7 +234,7 @@ def test_empty_sizes_give_empty_results(
 
 
 @needs_gxx
-@pytest.mark.parametrize("pooling", NUM_GATES)
+@pytest.mark.parametrize("pooling", POOLING_NUMBERS)
 @pytest.mark.parametrize("hidden", [1, 2, 7, 66])
 @pytest.mark.parametrize("form", [STREAM, SPLIT], ids=["stream", "split"])
 def test_any_width_is_written_wholly_and_nowhere_else(
@@ -268,7 +268,7 @@ def test_an_address_that_pairs_do_not_fit_is_read_one_by_one(emulated: Emulated,
 
 
 @needs_gxx
-@pytest.mark.parametrize("pooling", NUM_GATES)
+@pytest.mark.parametrize("pooling", POOLING_NUMBERS)
 @pytest.mark.parametrize("form", [STREAM, SPLIT], ids=["stream", "split"])
 def test_pads_may_hold_anything(emulated: Emulated, form: int, pooling: str) -> None:
     mask = torch.ones(2, 40, dtype=torch.bool)
@@ -385,7 +385,7 @@ def call_operations(
 
 @needs_gxx
 @pytest.mark.usefixtures("nan_memory")
-@pytest.mark.parametrize("pooling", NUM_GATES)
+@pytest.mark.parametrize("pooling", POOLING_NUMBERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operations_take_and_give_what_the_definition_does(
     emulated: Emulated, dtype: torch.dtype, pooling: str

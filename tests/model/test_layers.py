@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pooling_loop import loop
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -305,20 +306,20 @@ def test_gate_bias_adds_v_h_tilde_to_every_gate_at_every_step(pooling: str) -> N
         total = total + layer.convolution.weight[units, :E] @ before
         return total + layer.convolution.weight[units, E:] @ x[b, t]
 
-    kind, last = POOL_KINDS[pooling], NUM_GATES[pooling] - 1
-    for b in range(2):
-        c = torch.zeros(H).double()
-        for t in range(4):
-            z, f = pre_activation(0, b, t).tanh(), pre_activation(1, b, t).sigmoid()
-            i = pre_activation(last, b, t).sigmoid() if kind.has_input_gate else 1 - f
-            c = f * c + i * z
-            close(got.c[b, t], c)
-            o = torch.ones(H).double()
-            if kind.has_output_gate:
-                o = pre_activation(2, b, t).sigmoid()
-                close(got.o[b, t], o)
-            close(got.h[b, t], o * c)
-    assert (got.o is None) != kind.has_output_gate
+    gates = torch.stack(
+        [
+            torch.stack([pre_activation(g, b, t) for g in range(NUM_GATES[pooling])]).flatten()
+            for b in range(2)
+            for t in range(4)
+        ]
+    ).unflatten(0, (2, 4))  # (B, T, G*H)
+    wanted = loop(gates, pooling)
+    close(got.c, wanted.c)
+    close(got.h, wanted.h)
+    if POOL_KINDS[pooling].has_output_gate:
+        close(got.o, gates[..., 2 * H : 3 * H].sigmoid())
+    else:
+        assert got.o is None
 
 
 def test_layer_zones_out_in_training_only() -> None:

@@ -40,7 +40,7 @@ def test_the_kinds_of_the_paper() -> None:
     assert kernels.POOLING_NUMBERS == {"f": 0, "fo": 1, "ifo": 2}
 
 
-@pytest.mark.parametrize("pooling", POOL_KINDS)
+@pytest.mark.parametrize("pooling", kernels.POOLING_NUMBERS)
 def test_known_kinds_go_to_the_fastest(monkeypatch: pytest.MonkeyPatch, pooling: str) -> None:
     let_all_work(monkeypatch)
     backends_qrnn._choose.cache_clear()
@@ -87,9 +87,9 @@ def test_new_kind_pools_by_its_flags_alone(fi: str, reverse: bool) -> None:
 
 def test_new_kind_is_one_of_the_layers_the_configs_and_the_errors(fi: str) -> None:
     assert QRNNConfig(pooling=fi).pooling == fi
-    with pytest.raises(ValueError, match="`pooling` must be one of 'f', 'fo', 'ifo', 'fi', but"):
+    with pytest.raises(ValueError, match=r"`pooling` must be one of 'f', 'fo', .*'fi', but"):
         QRNNConfig(pooling="of")
-    with pytest.raises(ValueError, match="`pooling` must be one of 'f', 'fo', 'ifo', 'fi', but"):
+    with pytest.raises(ValueError, match=r"`pooling` must be one of 'f', 'fo', .*'fi', but"):
         QRNN(3, 4, pooling="of")
     assert QRNN(3, 4, pooling=fi)(torch.zeros(5, 2, 3))[0].shape == (5, 2, 4)
     # Its third gate is no output gate.
