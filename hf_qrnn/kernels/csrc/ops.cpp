@@ -44,6 +44,7 @@ Isa best_isa() {
   return runs_here(Isa::avx2) ? Isa::avx2 : Isa::baseline;
 }
 
+// A function's static, so that nothing asks the CPU before the first call.
 Isa& current_isa() {
   static Isa isa = best_isa();
   return isa;
@@ -225,6 +226,7 @@ struct Inputs {
   template <typename S, typename Body>
   void for_each_task(int64_t num_scratch, const Body& body) const {
     constexpr int64_t kChannels = 64, kWorthAThread = 32768;
+    // Four tasks a thread even out threads that are slower than others.
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t wanted = threads > 1 ? (4 * threads + batch - 1) / std::max<int64_t>(batch, 1) : 1;
     const int64_t lines = (hidden + kChannels - 1) / kChannels;

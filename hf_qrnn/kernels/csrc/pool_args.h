@@ -1,5 +1,8 @@
 // What the CPU and the CUDA kernels share: arguments, layout and the zoneout bits.
 //
+// The definition of all they compute is model/pool_equations_qrnn.py (Eqs. 3 to 6 of arXiv
+// 1611.01576). Gates lie side by side in the order z, f, o, i.
+//
 // Shapes: B batch, T time, H hidden, G gates. Strides count elements; channels have stride 1.
 #pragma once
 
@@ -13,7 +16,7 @@
 
 namespace hf_qrnn {
 
-// The numbers are those of the operations' `pooling` argument.
+// Eqs. 3, 4 and 5. The numbers are those of the operations' `pooling` argument.
 enum class Pooling : int { f = 0, fo = 1, ifo = 2 };
 
 QRNN_HOST_DEVICE constexpr int num_gates(Pooling pooling) {

@@ -74,7 +74,8 @@ QRNN_INLINE Gates<S> activate(const Step<T>& step, int64_t channel, int64_t coun
   const Logistic<S> f(gate<kTail, T, S>(step, 1, channel, count));
   const Logistic<S> o(kWithO ? gate<kTail, T, S>(step, 2, channel, count) : zero);
   const Logistic<S> i(kIfo ? gate<kTail, T, S>(step, 3, channel, count) : zero);
-  // What o is must not reach the state: one division for all spreads what is no number.
+  // One division serves all gates, and a NaN in one of them would spread to all. o concerns one h
+  // only, so its NaN must not reach the state: `largest` puts 1 in its place here.
   V of_z = z.below, of_f = f.below, of_o = largest<S>(o.below, one), of_i = i.below;
   if constexpr (kWithO && kIfo) {
     invert(of_z, of_f, of_o, of_i);
@@ -87,6 +88,7 @@ QRNN_INLINE Gates<S> activate(const Step<T>& step, int64_t channel, int64_t coun
   }
   Gates<S> g = {z.value(of_z), f.plus(of_f), kIfo ? i.plus(of_i) : f.minus(of_f), o.plus(of_o)};
   if (step.zoneout) {
+    // Eq. 6. An input gate of its own (ifo) still writes.
     const auto keep = keeps_lanes<S>(step.key, channel, step.threshold);
     g.f = keep ? g.f : one;
     if constexpr (!kIfo) g.write = keep ? g.write : zero;
@@ -113,7 +115,7 @@ QRNN_INLINE void forward_lanes(const Step<T>& step, int64_t channel, int64_t cou
   constexpr bool kWithO = kPooling != Pooling::f;
   __builtin_prefetch(h_ahead, 1, 2);
   const Gates<S> g = activate<kTail, kWithO, kPooling, T, S>(step, channel, count);
-  const V value = g.f * load<false, S>(state, count) + g.write * g.z;
+  const V value = g.f * load<false, S>(state, count) + g.write * g.z;  // Eqs. 3 to 5
   store<false, S>(state, value, count);
   if (c) store<kTail, S>(c, value, count);
   store<kTail, S>(h, kWithO ? g.o * value : value, count);
@@ -136,6 +138,7 @@ void forward_block(const PoolInputs<T, S>& in, const ForwardOutputs<T, S>& out, 
     }
     T* h = out.h + (b * length + t) * hidden + first;
     S* c = out.c ? out.c + (b * length + t) * hidden + first : nullptr;
+    // A pad carries the state and lets nothing out. Its gates are not read: they may be NaN.
     if (is_pad(in, b, t)) {
       memset(h, 0, count * sizeof(T));
       if (c) memcpy(c, state, count * sizeof(S));
@@ -207,6 +210,7 @@ QRNN_INLINE void backward_lanes(const Step<T>& step, int64_t channel, int64_t co
   } else {
     const Logistic<S> o(gate<kTail, T, S>(step, 2, channel, count));
     const V r = S(1) / o.below, plus = o.plus(r);
+    // h = o c, with c computed as the forward pass did.
     grad += received * plus;
     write(2, received * (f * c_before + w * z) * (plus * o.minus(r)));
   }

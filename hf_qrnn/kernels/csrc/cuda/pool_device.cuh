@@ -317,7 +317,7 @@ struct Lane {
 #pragma unroll
       for (int g = 0; g < G; ++g) x[g][v] += bias[g][v];
       out[v] = activate<T, P>(x[0][v], x[1][v], x[2][v], x[3][v]);
-      if ((flags.zoned[v] >> n & 1u) != 0) {
+      if ((flags.zoned[v] >> n & 1u) != 0) {  // Eq. 6
         out[v].f = 1;
         out[v].rest = 0;
         if constexpr (P != Pooling::ifo) out[v].write = 0;
@@ -328,6 +328,7 @@ struct Lane {
   }
 };
 
+// One step of the recurrence, Eqs. 3 to 5.
 template <typename S, int V>
 __device__ __forceinline__ void advance(const Gates<S> (&gates)[V], Pack<S, V>& c) {
 #pragma unroll
