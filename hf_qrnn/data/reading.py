@@ -214,31 +214,6 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
     )
 
 
-def load_hub_pairs(
-    name: str, *, config: str | None, split: str, source_lang: str, target_lang: str
-) -> list[TextPair]:
-    """Loads one split of a data set by name from the Hub, or from a local folder.
-
-    Args:
-        name: as "bentrevett/multi30k", or the path of a folder.
-        config: the data set's configuration, as "de-en", or None.
-        split: as "train".
-        source_lang: key or column of the source, as "de".
-        target_lang: key or column of the target, as "en".
-
-    Raises:
-        ImportError: `datasets` is not installed.
-        ConnectionError: the Hub cannot be reached.
-        ValueError: no such data set, configuration or split, or a row is not a pair.
-    """
-    splits = _load_splits(name, config)
-    if split not in splits:
-        raise ValueError(
-            f"`split` must be one of {_names(splits)} in the data set '{name}', but is '{split}'."
-        )
-    return _split_pairs(splits, split, f"'{name}'", source_lang, target_lang)
-
-
 def filter_pairs(
     pairs: Iterable[TextPair], *, max_chars: int = 300
 ) -> tuple[list[TextPair], FilterReport]:

@@ -22,7 +22,6 @@ from hf_qrnn.data.reading import (
     FilterReport,
     TextPair,
     filter_pairs,
-    load_hub_pairs,
     load_translation_data,
     read_lines,
     read_pairs_file,
@@ -408,8 +407,6 @@ def test_local_folder_gives_the_same_pairs(
     options = DataOptions(dataset_name=str(folder), **LANGUAGES)
     data = load_translation_data(options)
     assert (data.train, data.valid, data.test) == (PAIRS[:4], PAIRS[:2], [])
-    loaded = load_hub_pairs(str(folder), config=None, split="train", **LANGUAGES)
-    assert loaded == PAIRS
 
 
 def test_data_set_without_validation_split_is_one_sentence(
@@ -426,28 +423,27 @@ def test_data_set_without_validation_split_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("config", "split", "keys", "message"),
+    ("config", "target_lang", "message"),
     [
-        (None, "dev", ("de", "en"), "`split` must be one of 'train' in the data set"),
-        ("xx", "train", ("de", "en"), "does not load: .*'xx'"),
-        (None, "train", ("de", "fr"), "row 1 of the split 'train' .* has 'de', 'en'"),
+        ("xx", "en", "does not load: .*'xx'"),
+        (None, "fr", "row 1 of the split 'train' .* has 'de', 'en'"),
     ],
 )
 def test_wrong_names_in_a_data_set_are_one_sentence(
     tmp_path: Path,
     datasets: ModuleType,
     config: str | None,
-    split: str,
-    keys: tuple[str, str],
+    target_lang: str,
     message: str,
 ) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     write(folder / "train.jsonl", json_lines())
+    options = DataOptions(
+        dataset_name=str(folder), dataset_config=config, source_lang="de", target_lang=target_lang
+    )
     with pytest.raises(ValueError, match=message) as caught:
-        load_hub_pairs(
-            str(folder), config=config, split=split, source_lang=keys[0], target_lang=keys[1]
-        )
+        load_translation_data(options)
     sentence(caught)
 
 
@@ -455,14 +451,14 @@ def test_folder_without_data_is_one_sentence(tmp_path: Path, datasets: ModuleTyp
     folder = tmp_path / "empty"
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no data files") as caught:
-        load_hub_pairs(str(folder), config=None, split="train", **LANGUAGES)
+        load_translation_data(DataOptions(dataset_name=str(folder), **LANGUAGES))
     sentence(caught)
 
 
 @pytest.mark.parametrize("name", ["bentrevett/multi30k", "nothing-of-this-name"])
 def test_hub_name_offline_is_one_sentence(offline: None, name: str) -> None:
     with pytest.raises(ConnectionError, match="the Hub cannot be reached") as caught:
-        load_hub_pairs(name, config=None, split="train", **LANGUAGES)
+        load_translation_data(DataOptions(dataset_name=name, **LANGUAGES))
     message = sentence(caught)
     assert f"'{name}'" in message
     assert "--train_source" in message
@@ -476,7 +472,7 @@ def test_missing_library_is_one_sentence(
     monkeypatch.setitem(sys.modules, missing, None)
     path = write(tmp_path / "a.parquet", b"")
     calls = {
-        "datasets": lambda: load_hub_pairs("a/b", config=None, split="train", **LANGUAGES),
+        "datasets": lambda: load_translation_data(DataOptions(dataset_name="a/b", **LANGUAGES)),
         "pyarrow": lambda: read_pairs_file(path, **LANGUAGES),
     }
     with pytest.raises(ImportError, match=f"`{missing}` must be installed") as caught:
