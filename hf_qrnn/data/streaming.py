@@ -116,15 +116,15 @@ def encode_stored(
     pairs: Sequence[TextPair],
     *,
     num_proc: int,
-    cache_dir: str | None = None,
 ) -> StoredPairs:
     """Encodes pairs in `num_proc` processes; the same texts and tokenizer are encoded once.
+
+    The ids are kept with what `datasets` keeps.
 
     Args:
         tokenizer: For both sides; must have a backend of `tokenizers`.
         pairs: The pairs.
         num_proc: Processes, at least 1.
-        cache_dir: Where the ids are kept; None = with those of `datasets`.
 
     Raises:
         ImportError: `datasets` is not installed.
@@ -137,7 +137,7 @@ def encode_stored(
     for pair in pairs:
         for text in (pair.source, pair.target):
             digest.update(f"{len(text)} {text}".encode())
-    folder = cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "hf_qrnn")
+    folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "hf_qrnn")
     os.makedirs(folder, exist_ok=True)
     texts = datasets.Dataset.from_dict(
         {"source": [pair.source for pair in pairs], "target": [pair.target for pair in pairs]}

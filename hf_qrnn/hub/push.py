@@ -135,7 +135,6 @@ def push(
     revision: str | None = None,
     tag: str | None = None,
     card: str | None = None,
-    endpoint: str | None = None,
 ) -> PushResult:
     """Push a model folder in one commit; none where the Hub has all of it already.
 
@@ -148,7 +147,6 @@ def push(
         revision: Branch to push to, made from main if missing; None is main.
         tag: Name for the commit; an existing tag is never moved.
         card: The card to send where the folder has no README.md.
-        endpoint: Address of the Hub; None is that of huggingface_hub (HF_ENDPOINT).
 
     Raises:
         ValueError: If the folder is incomplete or an argument is wrong.
@@ -162,7 +160,7 @@ def push(
         # All that can be wrong with the folder is found before the Hub hears of it.
         _check_card(staged)
         write_verification(staged)
-        target = _Target(HfApi(endpoint=endpoint), repo, revision or "main")
+        target = _Target(HfApi(), repo, revision or "main")
         target.prepare(private=private, tag=tag)
         result = target.commit(staged, f"Push {Path(folder).resolve().name} with hf_qrnn")
         # After the commit: a tag is never there without what it names.
@@ -178,7 +176,6 @@ def check_access(
     revision: str | None = None,
     tag: str | None = None,
     is_to_come: bool = False,
-    endpoint: str | None = None,
 ) -> None:
     """Make the repository if missing: what speaks against a push shows before hours of training.
 
@@ -188,7 +185,6 @@ def check_access(
         revision: Branch to push to, made if missing; None = main.
         tag: Name for the commit.
         is_to_come: The tag must be new; else it may name what the branch holds.
-        endpoint: Address of the Hub; None = the usual one.
 
     Raises:
         ValueError: If a name is none or taken.
@@ -196,7 +192,7 @@ def check_access(
     """
     if not _REPO_NAME.fullmatch(repo):
         raise ValueError(f"`hub_model_id` must be like user/name, but is {repo!r}.")
-    target = _Target(HfApi(endpoint=endpoint), repo, revision or "main")
+    target = _Target(HfApi(), repo, revision or "main")
     target.prepare(private=private, tag=tag, is_to_come=is_to_come)
 
 

@@ -200,23 +200,20 @@ def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return texts
 
 
-def verify(
-    name: str, *, endpoint: str | None = None, report: Callable[[str], None] = lambda _: None
-) -> Verified:
+def verify(name: str, *, report: Callable[[str], None] = lambda _: None) -> Verified:
     """Verify a model on the Hub. This runs the code that lies in the repository.
 
     That code runs in a process of its own, without the token and with nothing but a fresh cache.
 
     Args:
         name: "user/name" or "user/name@revision".
-        endpoint: Address of the Hub; None is that of huggingface_hub (HF_ENDPOINT).
         report: Called with a sentence for every step that went well.
 
     Raises:
         HubError: If the Hub cannot be reached, or anything is not as it was pushed.
     """
     repo, revision = split_revision(name)
-    api = HfApi(endpoint=endpoint)
+    api = HfApi()
     with TemporaryDirectory() as folder:
         cache = Path(folder)
         commit = patiently(lambda: commit_of(api, repo, revision), what=f"download of {name}")

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -123,16 +122,17 @@ def test_only_a_named_data_set_streams() -> None:
 
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_stored_ids_are_those_of_memory_and_are_made_once(
-    tmp_path: Path, datasets: ModuleType, monkeypatch: pytest.MonkeyPatch, num_proc: int
+    tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch, num_proc: int
 ) -> None:
-    settings: dict[str, Any] = {"num_proc": num_proc, "cache_dir": str(tmp_path)}
-    stored = encode_stored(TOKENIZER, PAIRS, **settings)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    folder = tmp_path / "hf_qrnn"
+    stored = encode_stored(TOKENIZER, PAIRS, num_proc=num_proc)
     expected = encode_pairs(TOKENIZER, PAIRS)
     assert len(stored) == len(expected)
     assert list(stored) == expected
     assert [stored[index] for index in (0, 40, 74)] == [expected[index] for index in (0, 40, 74)]
     assert stored[3:6] == expected[3:6]
-    files = sorted(tmp_path.iterdir())
+    files = sorted(folder.iterdir())
     assert files
 
     def never(*_: object) -> None:
@@ -140,11 +140,11 @@ def test_stored_ids_are_those_of_memory_and_are_made_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(streaming, "encode_batch", never)
-        assert list(encode_stored(TOKENIZER, PAIRS, **settings)) == expected
-    assert sorted(tmp_path.iterdir()) == files
+        assert list(encode_stored(TOKENIZER, PAIRS, num_proc=num_proc)) == expected
+    assert sorted(folder.iterdir()) == files
     other = train_character_tokenizer(["abcdefghijklmnopqrstuvwxyz!"])
-    assert list(encode_stored(other, PAIRS, **settings)) == encode_pairs(other, PAIRS)
-    assert len(list(tmp_path.iterdir())) == 2 * len(files)
+    assert list(encode_stored(other, PAIRS, num_proc=num_proc)) == encode_pairs(other, PAIRS)
+    assert len(list(folder.iterdir())) == 2 * len(files)
 
 
 @pytest.mark.parametrize("flags", [["--streaming"], ["--num_proc", "2"]], ids=lambda x: x[0])
