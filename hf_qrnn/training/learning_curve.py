@@ -61,7 +61,7 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
         axes[1].margins(y=0.12)
         axes[1].set_ylim(bottom=0)
     for panel in axes:
-        decorate(panel, None)
+        decorate(panel)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.set_axisbelow(True)

@@ -49,8 +49,6 @@ def attention_figure(
     source_tokens: Sequence[str],
     target_tokens: Sequence[str],
     weights: Any,
-    *,
-    title: str | None = None,
 ) -> Figure:
     """Draw attention as a heat map: a row for each target token, a column for each source token.
 
@@ -61,7 +59,6 @@ def attention_figure(
         source_tokens: S texts.
         target_tokens: T texts.
         weights: (T, S), an array or a CPU tensor, in [0, 1]; rows usually add up to 1.
-        title: A line above the picture.
 
     Raises:
         ValueError: If `weights` is not (T, S) or there is no token.
@@ -79,12 +76,12 @@ def attention_figure(
     _label_columns(axes, source_tokens, cell)
     _label_ticks(axes.yaxis, target_tokens, cell)
     _separate_words(axes, source_tokens, target_tokens)
-    decorate(axes, title)
+    decorate(axes)
     _add_color_bar(figure, axes, image, "attention weight", (width, height))
     return figure
 
 
-def hidden_states_figure(tokens: Sequence[str], states: Any, *, title: str | None = None) -> Figure:
+def hidden_states_figure(tokens: Sequence[str], states: Any) -> Figure:
     """Draw a layer's states over time as a heat map, after Fig. 3 of 1611.01576.
 
     Channels do not mix inside the pooling, so a row is the memory of one unit: the picture shows
@@ -94,7 +91,6 @@ def hidden_states_figure(tokens: Sequence[str], states: Any, *, title: str | Non
         tokens: S texts, the columns.
         states: (S, H), an array or a CPU tensor; red is positive, blue negative, the colours
             reach -1 and 1, or farther where a state does.
-        title: A line above the picture.
 
     Raises:
         ValueError: If `states` is not (S, H) or there is no token.
@@ -113,7 +109,7 @@ def hidden_states_figure(tokens: Sequence[str], states: Any, *, title: str | Non
     axes.set_ylabel("channel", color=_FAINT, fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(axis="y", labelsize=8, labelcolor=INK)
-    decorate(axes, title)
+    decorate(axes)
     _add_color_bar(figure, axes, image, "state", (width, height))
     return figure
 
@@ -168,15 +164,11 @@ def _new_map(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_axes(place)
 
 
-def decorate(axes: Axes, title: str | None) -> None:
-    """Take ticks and heavy lines from a panel, and give it a title."""
+def decorate(axes: Axes) -> None:
+    """Take ticks and heavy lines from a panel."""
     axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():
         spine.set(color="#cccccc", linewidth=0.8)
-    if title is not None:
-        text = "".join(_visible(character, title=True) for character in title)
-        families = [family for family, _ in _fonts()]
-        axes.set_title(text, loc="left", fontsize=11, color=INK, family=families, parse_math=False)
 
 
 def _label_columns(axes: Axes, tokens: Sequence[str], cell: float) -> None:
@@ -208,14 +200,14 @@ def token_label(token: str) -> str:
     return "".join(_visible(character) for character in token)
 
 
-def _visible(character: str, *, title: bool = False) -> str:
+def _visible(character: str) -> str:
     if character in _MARKS:
-        return " " if title and character == " " else _MARKS[character]
+        return _MARKS[character]
     category = unicodedata.category(character)
     if category in _INVISIBLE or not _has_glyph(character):
         return f"U+{ord(character):04X}"
-    # A combining character alone sits on a dotted circle; in a title it has its letter.
-    return "\u25cc" + character if category in ("Mn", "Me") and not title else character
+    # A combining character alone sits on a dotted circle.
+    return "\u25cc" + character if category in ("Mn", "Me") else character
 
 
 @lru_cache(maxsize=1)

@@ -41,13 +41,12 @@ def _labels(figure: Figure, axis: str) -> list[str]:
 
 def test_attention_figure_shows_weights_and_tokens() -> None:
     weights = _weights(len(TARGET), len(SOURCE))
-    figure = attention_figure(SOURCE, TARGET, weights, title="a title")
+    figure = attention_figure(SOURCE, TARGET, weights)
     axes = figure.axes[0]
     assert np.allclose(np.asarray(axes.images[0].get_array()), weights.numpy())
     assert _labels(figure, "x") == [*"Zwei", "\u2423", *"Büsche.", "</s>"]
     assert _labels(figure, "y") == [*"two", "\u2423", *"bushes", "</s>"]
     assert axes.get_ylim() == (len(TARGET) - 0.5, -0.5)  # the first target is the top row
-    assert axes.get_title(loc="left") == "a title"
 
 
 def test_hidden_states_figure_shows_channels_over_time() -> None:
@@ -95,7 +94,7 @@ def test_every_character_can_be_seen(token: str, label: str) -> None:
 
 def test_any_script_is_drawn_without_a_warning(tmp_path: Path) -> None:
     tokens = ["中", "문", "😀", "א", "$x$", "$", "\\frac", "_", "ü", "\u0301", "\ufffd", "<unk>"]
-    figure = attention_figure(tokens, tokens, np.eye(len(tokens)), title="中 $x$ e\u0301 \n")
+    figure = attention_figure(tokens, tokens, np.eye(len(tokens)))
     save_figure(figure, tmp_path / "scripts.png")
     assert _labels(figure, "x")[4:8] == ["$x$", "$", "\\frac", "_"]
 
