@@ -1,7 +1,6 @@
 """The goals of speed as data, and the judgement of measured records against them.
 
-A goal is judged only where it was measured. A missed one is an error unless `misses.md` lists it
-with its cause.
+A goal is judged only where it was measured. A missed one is an error unless `misses.md` lists it.
 """
 
 from __future__ import annotations
@@ -213,36 +212,18 @@ def judge(records: Sequence[Record], goals: Iterable[Goal] = GOALS) -> Judgement
 # ------------------------------------------------------------------ listed misses
 
 
-def listed_misses(text: str, goals: Iterable[Goal] | None = None) -> dict[str, str]:
-    """Read the cause of every listed miss, by the missed goal's name; `misses.md` has the form.
+def listed_misses(text: str, goals: Iterable[Goal] | None = None) -> set[str]:
+    """Return what `misses.md` lists as missed: its lines of the form "- `name`".
 
     Raises:
-        ValueError: If an entry names nothing, names what is no goal or listed already, or has no
-            cause in words.
+        ValueError: If a name is no goal's.
     """
     names = [goal.name for goal in (GOALS if goals is None else goals)]
-    # The file explains its own form in a fenced block.
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    found: dict[str, str] = {}
-    for entry in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        title, _, body = entry.partition("\n")
-        missed = re.findall(r"^- `(.+)`$", body, flags=re.MULTILINE)
-        cause = re.search(r"^Cause:(.*?)(?=^\s*$|\Z)", body, flags=re.MULTILINE | re.DOTALL)
-        words = cause.group(1).split() if cause else []
-        if not missed:
-            raise ValueError(f'`{title}` must list what is missed as "- `name`", but does not.')
-        if len(words) < 5:
-            raise ValueError(
-                f"`{title}` must say why in at least five words after 'Cause:', "
-                f"but says {' '.join(words)!r}."
-            )
-        for name in missed:
-            if not any(name == known or name.startswith(f"{known}, ") for known in names):
-                raise ValueError(f"`{title}` must list goals, but none is called '{name}'.")
-            if name in found:
-                raise ValueError(f"`{title}` must not list '{name}', which is listed before.")
-            found[name] = " ".join(words)
-    return found
+    listed = set(re.findall(r"^- `(.+)`$", text, flags=re.MULTILINE))
+    for name in sorted(listed):
+        if not any(name == known or name.startswith(f"{known}, ") for known in names):
+            raise ValueError(f"`misses` must list goals, but none is called '{name}'.")
+    return listed
 
 
 def check(
@@ -253,14 +234,14 @@ def check(
     Return 1 too where nothing was measured that a goal is about: that would prove nothing.
 
     Raises:
-        ValueError: If the list of misses has not its form.
+        ValueError: If the list of misses names what is no goal.
     """
     goals = tuple(GOALS if goals is None else goals)
     listed = listed_misses(misses.read_text(encoding="utf-8"), goals)
     verdicts, unmeasured = judge(records, goals)
     for verdict in verdicts:
-        cause = listed.get(verdict.name)
-        print(verdict if verdict.met or cause is None else f"{verdict}; listed: {cause}")
+        is_known = not verdict.met and verdict.name in listed
+        print(f"{verdict}; the cause is in {misses.name}" if is_known else verdict)
     for verdict in verdicts:
         if verdict.met and verdict.name in listed:
             print(f"no longer a miss, take it out of the list: {verdict.name}")
@@ -268,7 +249,7 @@ def check(
         print(f"not measured: {name}")
     new = [verdict.name for verdict in verdicts if not verdict.met and verdict.name not in listed]
     num_met = sum(verdict.met for verdict in verdicts)
-    print(f"{num_met} of {len(verdicts)} measured goals met, {len(new)} missed without a cause")
+    print(f"{num_met} of {len(verdicts)} measured goals met, {len(new)} missed and not listed")
     if not verdicts:
         print("no goal was measured, so nothing is proven")
         return 1
