@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import grammar, lexicon, verbs
-from .lexicon import Phrase
 from .sentences import Derivation, Speaker
 
 # Lengths of the sentences that are kept, in characters: German at least, either language at most.
@@ -137,36 +135,3 @@ def _words(derivation: Derivation) -> list[str]:
 
 def _pairs(items: list[Derivation]) -> list[SentencePair]:
     return [SentencePair(item.german, item.english) for item in items]
-
-
-def lemmas() -> tuple[frozenset[str], frozenset[str]]:
-    """List the corpus's dictionary words, German and English; compound numbers do not count."""
-    nouns = (
-        *(lexicon.PERSONS + lexicon.ANIMALS + lexicon.THINGS + lexicon.TEXTS + lexicon.FOODS),
-        *(lexicon.SUBSTANCES + lexicon.DRINKS + lexicon.ROOMS + lexicon.SURFACES),
-        *lexicon.EVENTS,
-    )
-    adjectives = (
-        *(lexicon.PERSON_ADJECTIVES + lexicon.THING_ADJECTIVES),
-        *(lexicon.PLACE_ADJECTIVES + lexicon.FOOD_ADJECTIVES),
-    )
-    phrases = [Phrase(noun.german, noun.english) for noun in nouns]
-    phrases += [Phrase(adjective.german, adjective.english) for adjective in adjectives]
-    phrases += [*lexicon.TODAY, *lexicon.YESTERDAY, *lexicon.TOMORROW, *lexicon.WEEKDAYS]
-    phrases += [*lexicon.MONTHS, *lexicon.FREQUENCIES, *lexicon.MANNERS, *lexicon.HERE]
-    phrases += [*lexicon.OPINIONS, *lexicon.DEGREES, *lexicon.NEIGHBOURS, *lexicon.REASONS]
-    phrases += [*lexicon.MOMENTS]
-    ways = (*lexicon.ROOM_WAYS, *lexicon.SURFACE_WAYS)
-    phrases += [preposition for preposition, _ in ways]
-    phrases += [Phrase(name, name) for name in lexicon.NAMES]
-    phrases += [Phrase(word.nominative, word.english_subject) for word in grammar.PRONOUNS]
-    phrases += [Phrase(verbs.lemma(verb), verb.english) for verb in verbs.ALL_VERBS]
-    phrases += [Phrase(modal.infinitive, modal.auxiliary) for modal in verbs.MODALS]
-    numbers = (*range(20), *range(20, 100, 10))
-    phrases += [
-        Phrase(grammar.german_number(number), grammar.english_number(number)) for number in numbers
-    ]
-    # A phrase of several words is no lemma, but the first one of a verb is: wait for, warten auf.
-    german = {phrase.german.split(" ")[0] for phrase in phrases}
-    english = {phrase.english.split(" ")[0] for phrase in phrases}
-    return frozenset(german - {""}), frozenset(english - {""})
