@@ -6,20 +6,18 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 
 @contextlib.contextmanager
 def open_input(path: str | None) -> Iterator[IO[bytes]]:
     """Open a file to read, uncompressed where it ends in .gz or .xz; None is standard input."""
-    import gzip
-    import lzma
+    from hf_qrnn.data.reading import OPENERS
 
     if path is None:
         yield sys.stdin.buffer
         return
-    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-    opener = openers.get(Path(path).suffix.lower(), open)
+    opener = OPENERS.get(Path(path).suffix.lower(), open)
     with opener(path, "rb") as file:
         yield file
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from .flags import typed
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *_OPENERS)
+_FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *OPENERS)
 _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # Of a stream, what teaches the tokenizer its characters and the log its characters per token.
 _STREAM_SAMPLE = 20_000
@@ -195,7 +195,7 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
     """
     path = Path(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _OPENERS:
+    if suffixes and suffixes[-1] in OPENERS:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ""
     where = f"'{path}'"
@@ -440,7 +440,7 @@ def _read_bytes(path: Path) -> bytes:
     """The whole content of a file, unpacked if it is .gz or .xz."""
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
-    opener = _OPENERS.get(path.suffix.lower())
+    opener = OPENERS.get(path.suffix.lower())
     if opener is None:
         return path.read_bytes()
     try:
