@@ -37,7 +37,6 @@ import torch  # noqa: E402
 from hf_qrnn.kernels import POOLING_NUMBERS  # noqa: E402
 from hf_qrnn.model.backends_qrnn import backend_named, unavailable  # noqa: E402
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
-from scripts.gpu_contracts import contracts  # noqa: E402
 
 Record = dict[str, Any]
 Operation = Callable[..., tuple[torch.Tensor, ...]]
@@ -441,9 +440,8 @@ STEPS = {
     "build": 70,
     "values": 50,
     "triton": 30,
-    "contracts": 50,
     "hard_cases": 40,
-    "pytest": 30,
+    "pytest": 80,
     "memcheck": 30,
     "racecheck": 30,
     "initcheck": 30,
@@ -467,7 +465,6 @@ def records_of(step: str, folder: Path) -> Iterator[Record]:
         "environment": environment,
         "library": library,
         "profile": profile,
-        "contracts": contracts,
         "pytest": gpu_tests,
         "pooling": functools.partial(benchmark, "bench_pooling", *brief),
         "layer": functools.partial(benchmark, "bench_layer", *brief, "--grid", "goals"),

@@ -1,4 +1,4 @@
-"""Tests on a GPU that compare it with a CPU: the layer, the models, generation, the benchmarks."""
+"""Tests on a GPU: torch's contracts of `pool`, layer and generation beside a CPU, benchmarks."""
 
 from pathlib import Path
 
@@ -7,14 +7,17 @@ import bench_pooling
 import pytest
 import results
 import torch
+from pooling_loop import inputs
 
-from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, use_backend
+from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, pool, use_backend
 from hf_qrnn.model.backends_qrnn import unavailable
+from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
+DEVICE = "cuda"
 CONFIG = {
     "vocab_size": 13, "embedding_size": 6, "hidden_size": 8, "encoder_layers": 2,
     "decoder_layers": 2,
@@ -23,19 +26,62 @@ CONFIG = {
 
 @pytest.fixture(params=["native", "triton", "torch"])
 def backend(request: pytest.FixtureRequest) -> str:
-    reason = unavailable(request.param, torch.device("cuda"))
+    reason = unavailable(request.param, torch.device(DEVICE))
     if reason is not None:
         pytest.skip(reason)
     return request.param
+
+
+@pytest.mark.parametrize("pooling", POOL_KINDS)
+def test_gradients_are_right_with_every_option(pooling: str, backend: str) -> None:
+    batch, length, hidden = 2, 35, 2
+    mask = torch.rand(batch, length, device=DEVICE) < 0.8
+    seed = torch.tensor(7, device=DEVICE)
+
+    def call(*leaves: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        gates, bias, state = leaves
+        assert gates is not None
+        options = {"mask": mask, "zoneout": 0.3, "seed": seed, "return_c": True}
+        output = pool(gates, pooling=pooling, bias=bias, initial_state=state, **options)  # type: ignore[arg-type]
+        return tuple(x for x in output if x is not None)
+
+    given = inputs(pooling, shape=(batch, length, hidden)).values()
+    leaves = [x.detach().to(DEVICE).requires_grad_() for x in given if x is not None]
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+
+
+def test_operation_passes_opcheck(backend: str) -> None:
+    gates = torch.randn(2, 35, 12, device=DEVICE, requires_grad=True)
+    arguments = (gates, None, None, None, None, "fo", 0.0, False, True, True, "auto")
+    with use_backend(backend):
+        torch.library.opcheck(torch.ops.hf_qrnn.pool_v2.default, arguments)
+
+
+# What Inductor warns of differs between GPUs and releases.
+@pytest.mark.filterwarnings("ignore")
+def test_training_step_of_a_layer_compiles_to_one_graph(backend: str) -> None:
+    layer = QRNN(16, 16, batch_first=True).to(DEVICE)
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(3, 40, 16, device=DEVICE)
+    found = []
+    for module in (layer, compiled):
+        layer.zero_grad()
+        with use_backend(backend):
+            h = module(x)[0]
+            h.square().sum().backward()
+        found.append([h.detach(), *(p.grad.clone() for p in layer.parameters())])
+    # Matrix products of a GPU may round to ten bits.
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
 
 
 def test_layer_and_its_gradients_match_the_cpu(backend: str) -> None:
     layer = QRNN(5, 6, num_layers=2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(70, 3, 5, dtype=torch.float64)
     found = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", DEVICE):
         layer.to(device).zero_grad()
-        with use_backend(backend if device == "cuda" else "torch"):
+        with use_backend(backend if device == DEVICE else "torch"):
             output, state = layer(x.to(device))
             (output.square().sum() + state.c_n.sum()).backward()
         grads = [p.grad.cpu().clone() for p in layer.parameters()]
@@ -47,9 +93,9 @@ def test_generated_tokens_match_the_cpu(backend: str) -> None:
     model = QRNNForConditionalGeneration(QRNNConfig(**CONFIG)).double().eval()
     ids = torch.randint(4, 13, (3, 9))
     found = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", DEVICE):
         model.to(device)
-        with use_backend(backend if device == "cuda" else "torch"):
+        with use_backend(backend if device == DEVICE else "torch"):
             found.append(model.generate(ids.to(device), num_beams=3, max_length=20).cpu())
     assert torch.equal(*found)
 

@@ -117,7 +117,7 @@ def test_every_step_goes_to_its_function(
     def replace(name: str) -> None:
         monkeypatch.setattr(gpu_check, name, lambda *given: iter([(name, *given)]))
 
-    plain = ["environment", "library", "contracts", "profile"]
+    plain = ["environment", "library", "profile"]
     for name in (
         *plain, "build", "goals", "gpu_tests", "sanitizer", "benchmark", "values", "hard_cases",
         "smoke",
@@ -160,24 +160,6 @@ def test_the_tests_that_want_a_gpu_are_all_run(
     tests = (SCRIPT.parents[1] / "tests").rglob("test_*.py")
     wanted = {str(path) for path in tests if mark in path.read_text(encoding="utf-8")}
     assert {part for part in commands[0] if part.endswith(".py")} == wanted
-
-
-def test_contracts_hold_and_a_broken_one_fails(
-    gpu_check: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from scripts import gpu_contracts  # found by what gpu_check adds to the path
-
-    torch._dynamo.reset()
-    records = list(gpu_contracts.contracts(["torch", "triton"], "cpu", "aot_eager"))
-    cases = ["gradcheck", "opcheck", "torch.compile"]
-    assert [x.get("case") for x in records] == [*cases, None]
-    assert [x["status"] for x in records] == ["passed"] * 3 + ["skipped"], records
-    monkeypatch.setattr(gpu_contracts, "pool", lambda gates, **_: [gates.detach() * gates])
-    broken, *others = gpu_contracts.contracts(["torch"], "cpu", "aot_eager")
-    torch._dynamo.reset()
-    assert broken["status"] == "failed"
-    assert "Jacobian mismatch" in broken["reason"]
-    assert [x["status"] for x in others] == ["passed", "passed"]
 
 
 @needs_gxx
