@@ -15,11 +15,7 @@ and print how many times as fast it is beside the paper's table (Fig. 4: cuDNN o
 def add_bench(commands: Any) -> None:
     """Add `bench` to the commands of a parser."""
     parser = commands.add_parser(
-        "bench",
-        help="compare speed with nn.LSTM, beside the paper's table",
-        description=_TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "bench", help="compare speed with nn.LSTM, beside the paper's table", description=_TEXT
     )
     parser.set_defaults(run=_bench)
     add = parser.add_argument

@@ -21,7 +21,7 @@ that lies in the repository, without your token."""
 
 def add_push(commands: Any) -> None:
     """Add `push` to the commands of a parser."""
-    parser = _add(commands, "push", "push a model to the Hub", _PUSH_TEXT)
+    parser = commands.add_parser("push", help="push a model to the Hub", description=_PUSH_TEXT)
     parser.set_defaults(run=_push)
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder with a saved model")
@@ -33,20 +33,11 @@ def add_push(commands: Any) -> None:
 
 def add_verify(commands: Any) -> None:
     """Add `verify` to the commands of a parser."""
-    parser = _add(commands, "verify", "check a model on the Hub", _VERIFY_TEXT)
+    parser = commands.add_parser(
+        "verify", help="check a model on the Hub", description=_VERIFY_TEXT
+    )
     parser.set_defaults(run=_verify)
     parser.add_argument("repo", metavar="REPO[@REVISION]", help="user/name, or user/name@v1.0")
-
-
-def _add(commands: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    return parser
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -12,13 +12,7 @@ is not available, and what the compiled library was built for."""
 
 def add_info(commands: Any) -> None:
     """Add `info` to the commands of a parser."""
-    parser = commands.add_parser(
-        "info",
-        help="print versions and backends",
-        description=_TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = commands.add_parser("info", help="print versions and backends", description=_TEXT)
     parser.set_defaults(run=_info)
 
 

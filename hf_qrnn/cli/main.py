@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hf_qrnn.data.flags import typed
 
@@ -49,7 +49,11 @@ def _names(args: argparse.Namespace) -> dict[str, str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints take the way of all other mistakes."""
+    """A parser of the command or of one of its parts, whose complaints take the way of others."""
+
+    def __init__(self, **options: Any) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=form, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -57,9 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="hf-qrnn",
-        description="Quasi-recurrent neural networks on the command line.",
-        allow_abbrev=False,
+        prog="hf-qrnn", description="Quasi-recurrent neural networks on the command line."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_translate(commands)

@@ -35,11 +35,7 @@ class _Once(argparse.Action):
 def add_score(commands: Any) -> None:
     """Add `score` to the commands of a parser."""
     parser = commands.add_parser(
-        "score",
-        help="score translations against references",
-        description=_SCORE_TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "score", help="score translations against references", description=_SCORE_TEXT
     )
     by_model = {"model": "--model", "name_or_path": "--model"}
     parser.set_defaults(run=_score, typed={**by_model, "baseline": "--compare"})

@@ -28,11 +28,7 @@ exactly N output lines, best first."""
 def add_translate(commands: Any) -> None:
     """Add `translate` to the commands of a parser."""
     parser = commands.add_parser(
-        "translate",
-        help="translate lines of text",
-        description=_TRANSLATE_TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "translate", help="translate lines of text", description=_TRANSLATE_TEXT
     )
     parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL"})
     add = parser.add_argument
