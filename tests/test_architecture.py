@@ -243,22 +243,9 @@ UNTOLD = {
     "hf_qrnn/data/json_files.py",
     "hf_qrnn/data/reading.py",
     "hf_qrnn/data/tokenization.py",
-    "hf_qrnn/training/best.py",
     "hf_qrnn/training/cards.py",
-    "hf_qrnn/training/checkpoint.py",
-    "hf_qrnn/training/clock.py",
-    "hf_qrnn/training/evaluation.py",
-    "hf_qrnn/training/fine_tuning.py",
-    "hf_qrnn/training/identity.py",
-    "hf_qrnn/training/loop.py",
-    "hf_qrnn/training/meter.py",
     "hf_qrnn/training/options.py",
-    "hf_qrnn/training/processes.py",
     "hf_qrnn/training/publish.py",
-    "hf_qrnn/training/run_files.py",
-    "hf_qrnn/training/run_folder.py",
-    "hf_qrnn/training/run_state.py",
-    "hf_qrnn/training/stopping.py",
 }
 
 

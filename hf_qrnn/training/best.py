@@ -1,10 +1,10 @@
-"""Which model of a run is the best: by which metric, in which direction, and what breaks ties.
+"""Chooses the best model of a run: the metric, its direction, and what breaks ties.
 
 `--metric auto` decides before the first update, from the validation references alone, so that no
-model, however bad, can decide it: BLEU, where at least half of them have the four tokens it counts
-together; else chrF, where one of them has a character; else the loss. Equal scores, as BLEU 0.0 at
-every validation of a model that has learnt little, are ordered by the loss. A checkpoint says what
-was decided, and a resumed run goes on with it.
+model, however bad, can decide it. It takes BLEU if at least half of them have the four tokens that
+BLEU counts together, else chrF if one of them has a character, else the loss. Equal scores are
+ordered by the loss: a model that has learnt little has BLEU 0.0 at every validation. A checkpoint
+holds what was decided, and a resumed run goes on with it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hf_qrnn.data.reading import TextPair
 from hf_qrnn.metrics.table import BY_NAME, VALIDATED, check_bleu_tokenizer
 
 METRIC_CHOICES = ("auto", *(metric.name for metric in VALIDATED), "loss")
-"""What `--metric` may be."""
+"""The values of `--metric`."""
 
 _LEAST_TOKENS = 4  # of a text, for BLEU's longest n-gram
 
 
 class Standing(NamedTuple):
-    """What the order of models knows of one.
+    """The score and loss of a model, by which models are ordered.
 
     Attributes:
         score: By the metric of the run, higher is better.
@@ -37,13 +37,14 @@ class Standing(NamedTuple):
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Greater is better; what is not a number, or not known, is worst."""
+        """The pair to compare: greater is better; what is not finite, or not known, is worst."""
+        # No comparison with NaN is true, so its place would depend on the order of comparisons.
         loss = math.nan if self.loss is None else self.loss
         first, second = (x if math.isfinite(x) else -math.inf for x in (self.score, -loss))
         return first, second
 
     def beats(self, other: Standing | None) -> bool:
-        """Whether this model takes the other's place; of two equal ones the earlier stays."""
+        """Tell whether this model takes the other's place; of two equal ones the earlier stays."""
         return other is None or self.rank > other.rank
 
 
@@ -57,7 +58,7 @@ class HasBest(Protocol):
 
 
 def best_standing(state: HasBest) -> Standing | None:
-    """Where the best model so far stands; None before the first validation."""
+    """Return the standing of the best model so far, or None before the first validation."""
     return None if state.best is None else Standing(state.best, state.best_loss)
 
 
@@ -67,18 +68,23 @@ def forget_best(state: HasBest) -> None:
 
 
 def is_same_order(written: str, score: float, own: str) -> bool:
-    """Whether a score that was written with the order `written` can be compared with ours.
+    """Tell whether a score that was written by the order `written` can be compared with ours.
 
-    Before there were orders, a score was BLEU by 13a, or, where nothing was translated, minus the
-    loss.
+    Args:
+        written: The order, as `Choice.best_by`; "" = of a version that had no orders.
+        score: The score, which tells BLEU from minus the loss where `written` is "".
+        own: The order of this run; "" = none.
     """
     if written or not own:
         return written == own
+    # Without an order, all that is known is the metric: the number of sentences and the data are
+    # taken to be the same.
     return f"{own}|".startswith(f"{legacy_order(score)}|")
 
 
 def legacy_order(score: float) -> str:
-    """The order of a score that was written without one."""
+    """Return the order of a score that was written without one."""
+    # Such a version had BLEU by 13a, which is never negative, or minus the loss.
     return "loss" if score < 0 else "bleu|tok:13a"
 
 
@@ -88,7 +94,7 @@ class Choice:
 
     Attributes:
         metric: Its name in the records of validations.
-        reason: Why this one.
+        reason: The reason for it, in words.
         best_by: The order of models, as "bleu|tok:13a|sentences:200|data:1f3a9c2e": only scores
             with the same one can be compared.
     """
@@ -98,14 +104,14 @@ class Choice:
     best_by: str
 
     def score(self, record: Mapping[str, Any]) -> float:
-        """The score of a validation's record, higher is better."""
+        """Return the score of a validation's record, higher is better."""
         return BY_NAME[self.metric].signed(record[self.metric])
 
 
 def order_by(state: HasBest, choice: Choice) -> str:
-    """Order the models of a run by `choice` from here on, and say so.
+    """Order the models of a run by `choice` from here on; return a line for the log.
 
-    A best that was found by another order is forgotten, which is said too.
+    A best that was found by another order is forgotten, and the line says so.
     """
     before, state.best_by = state.best_by, choice.best_by
     text = f"the best model is chosen by {choice.metric}: {choice.reason}"
@@ -132,7 +138,7 @@ def choose_metric(
     Args:
         wanted: One of `METRIC_CHOICES`.
         valid: The validation pairs.
-        num_shown: The first so many are translated at every validation.
+        num_shown: Number of them, from the first, that are translated at every validation.
         bleu_tokenize: sacrebleu's name of the tokenizer for BLEU.
         before: The order in the checkpoint that the run goes on from; "" = none.
 
@@ -143,13 +149,14 @@ def choose_metric(
     name, reason = wanted, "asked for"
     if wanted == "auto":
         references = [pair.target for pair in valid[:num_shown]]
-        written = before.split("|")[0]
+        written = before.split("|")[0]  # the metric of the checkpoint's order
         if not references:
             name, reason = "loss", "nothing is translated"
         elif written in METRIC_CHOICES:
             name, reason = written, "as before"
         else:
             name, reason = _fitting(references, bleu_tokenize)
+    # All that a score depends on, beside the model: with another part it cannot be compared.
     parts = [name]
     if name == "bleu":
         parts.append(f"tok:{bleu_tokenize}")
@@ -160,7 +167,7 @@ def choose_metric(
 
 
 def check_metric(wanted: str, num_shown: int) -> None:
-    """Raise ValueError unless `--metric` is one there is, and can be computed."""
+    """Raise ValueError unless the metric is known and can be computed."""
     if wanted not in METRIC_CHOICES:
         rule = ", ".join(METRIC_CHOICES)
         raise ValueError(f"`metric` must be one of {rule}, but is {wanted!r}.")
@@ -172,9 +179,12 @@ def check_metric(wanted: str, num_shown: int) -> None:
 
 
 def _fitting(references: Sequence[str], bleu_tokenize: str) -> tuple[str, str]:
+    """Choose the metric that fits the references; return it with the reason."""
     check_bleu_tokenizer(bleu_tokenize)
     make = BY_NAME["bleu"].scorer
     assert make is not None, "BLEU is sacrebleu's"
+    # sacrebleu's own tokenizer, whose tokens are counted as BLEU counts them. A shorter reference
+    # has no n-gram of four, so BLEU is 0 for it, however good a translation is.
     split = make(bleu_tokenize).tokenizer
     enough = sum(len(split(text.rstrip()).split()) >= _LEAST_TOKENS for text in references)
     counted = (
@@ -189,8 +199,9 @@ def _fitting(references: Sequence[str], bleu_tokenize: str) -> tuple[str, str]:
 
 
 def fingerprint(pairs: Sequence[TextPair]) -> str:
-    """Eight digits for the validation pairs, in `Choice.best_by`."""
+    """Hash the validation pairs to eight hexadecimal digits, for `Choice.best_by`."""
     digest = hashlib.sha256()
     for pair in pairs:
+        # Half a surrogate pair is refused where texts are read, in a sentence of its own.
         digest.update(f"{pair.source}\n{pair.target}\n\n".encode(errors="surrogatepass"))
     return digest.hexdigest()[:8]

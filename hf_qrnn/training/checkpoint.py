@@ -39,16 +39,16 @@ logger = logging.getLogger(__name__)
 
 
 class RunError(OSError):
-    """What ends a run on all of its processes, which all know it: the first alone tells it."""
+    """An error that ends a run on all of its processes; the first alone prints it."""
 
 
 class CheckpointError(RunError):
-    """A checkpoint could not be written, or is not what was written."""
+    """A checkpoint that could not be written, or is not as it was written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         path: Its folder.
@@ -66,12 +66,12 @@ class CheckpointFolder:
 
     Args:
         path: The folder; made with the first checkpoint.
-        keep_last: The newest so many stay, at least 1.
-        keep_best: The best so many by score stay too; equal scores are ordered by the loss, then
-            the earlier is better.
+        keep_last: Number of the newest that stay, at least 1.
+        keep_best: Number of the best by score that stay too. Equal scores are ordered by the loss;
+            of equal losses the earlier is better.
 
     Attributes:
-        best_by: The order that scores are by; those by another are no scores here.
+        best_by: The order of the scores (best.py). A score of another order counts as none.
     """
 
     def __init__(self, path: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:
@@ -82,20 +82,22 @@ class CheckpointFolder:
         self.best_by = ""
 
     def complete(self) -> list[Path]:
-        """Folders of whole checkpoints, oldest first; a copy of another name is not ours."""
+        """List the folders of whole checkpoints, oldest first."""
+        # A user's copy, as step-00000020-good, is not ours to use or delete.
         found = [path.parent for path in self.path.glob(f"step-*/{MARKER}")]
         return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """Return the newest whole checkpoint, or None."""
         return next(reversed(self.complete()), None)
 
     def best(self, count: int) -> list[Path]:
-        """The best checkpoints by score, best first; those without a score are not among them."""
+        """List at most `count` checkpoints that have a score, best first."""
+        # The sort is stable, also in reverse: of equal ranks the older stays in front.
         return sorted(ranks := self._ranks(), key=ranks.__getitem__, reverse=True)[:count]
 
     def _ranks(self) -> dict[Path, tuple[float, float]]:
-        """The ranks of whole checkpoints that have a score in our order, oldest first."""
+        """Return the ranks of whole checkpoints that have a score in our order, oldest first."""
         ranks = {}
         for path, marker in self._markers().items():
             standing = self._standing(marker)
@@ -104,27 +106,27 @@ class CheckpointFolder:
         return ranks
 
     def _markers(self) -> dict[Path, dict[str, Any]]:
-        """The markers of whole checkpoints, oldest first.
+        """Read the markers of whole checkpoints, oldest first.
 
-        One that is damaged is left out and left alone: what it stands for cannot be told.
+        A damaged one is left out, and its folder is never deleted: nobody can tell what it is.
         """
         markers = {}
         for path in self.complete():
             try:
                 markers[path] = read_marker(path)
             except CheckpointError as error:
-                logger.warning("left alone: %s", error)
+                logger.warning("neither used nor deleted: %s", error)
         return markers
 
     def is_among_best(self, score: float, loss: float | None = None) -> bool:
-        """Whether a checkpoint of this score and loss would be kept for them."""
+        """Tell whether a checkpoint of this score and loss would be kept for them."""
         best = self.best(self.keep_best)
         return self.keep_best > 0 and (
             len(best) < self.keep_best or Standing(score, loss).rank > self._ranks()[best[-1]]
         )
 
     def _standing(self, marker: Mapping[str, Any]) -> Standing | None:
-        """Where the checkpoint of a marker stands; None without a score in our order."""
+        """Return the standing of a marker's checkpoint, or None without a score in our order."""
         score, by = marker["score"], marker.get("best_by", "")
         if score is None or not is_same_order(by, score, self.best_by):
             return None
@@ -152,14 +154,18 @@ class CheckpointFolder:
             CheckpointError: If it cannot be written; the others are untouched.
         """
         final = self.path / f"step-{step:08d}"
+        # In the same folder, so that the rename stays within one file system.
         aside = self.path / f"{_UNFINISHED}{final.name}"
         try:
+            # First what a kill left half written: it may be of the same name, and takes space.
             self._clean()
             aside.mkdir(parents=True)
             for group, content in tensors.items():
                 save_file(dict(content), aside / f"{group}.safetensors")
             _write_json(aside / _STATE, {"format": FORMAT, **state})
             files = {path.name: _describe(path) for path in sorted(aside.iterdir())}
+            # All content before the marker that vouches for it, all files before the rename: a
+            # power cut keeps what was flushed, and may keep later writes without earlier ones.
             for path in aside.iterdir():
                 _flush(path)
             judged = {"score": score, "loss": loss, "best_by": self.best_by}
@@ -167,12 +173,14 @@ class CheckpointFolder:
             _flush(aside / MARKER)
             _flush(aside)
             if final.exists():
+                # A rename replaces no folder that has files.
                 os.rename(final, self.path / f"{_DELETED}{final.name}")
             os.rename(aside, final)
             _flush(self.path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             last = self.newest()
+            # The system's words alone: the path is in our sentence already.
             reason = error.strerror if isinstance(error, OSError) else None
             raise CheckpointError(
                 f"the checkpoint of update {step} must be written to '{self.path}', but is not: "
@@ -183,7 +191,9 @@ class CheckpointFolder:
         return final
 
     def set_aside(self, after: int = -1) -> Path | None:
-        """Move checkpoints of more than `after` updates to a new folder beside.
+        """Move checkpoints of more than `after` updates to a new folder beside this one.
+
+        They are of a past that the run no longer has: it went on from an earlier checkpoint.
 
         Returns:
             That folder, or None where there was nothing to move.
@@ -199,6 +209,8 @@ class CheckpointFolder:
         return beside
 
     def _prune(self) -> None:
+        """Delete the checkpoints that are neither of the newest nor of the best."""
+        # By their markers, so that a damaged one takes no place and is not deleted.
         paths = list(self._markers())
         kept = {*paths[-self.keep_last :], *self.best(self.keep_best)}
         for path in paths:
@@ -215,7 +227,11 @@ class CheckpointFolder:
 
 
 def find_checkpoint(resume: str, folder: CheckpointFolder) -> Path | None:
-    """The checkpoint that `--resume` names: "auto" the newest of `folder`, "never" none.
+    """Find the checkpoint that `--resume` names.
+
+    Args:
+        resume: "auto" is the newest of `folder`, "never" is none; else a path.
+        folder: The checkpoints of this run.
 
     Raises:
         ValueError: If a path is neither a checkpoint nor a run's folder with one.
@@ -227,6 +243,7 @@ def find_checkpoint(resume: str, folder: CheckpointFolder) -> Path | None:
     path = Path(resume)
     if (path / MARKER).is_file():
         return path
+    # The path may be the folder of checkpoints, or the run's folder around it.
     for inside in (path, path / folder.path.name):
         newest = CheckpointFolder(inside).newest()
         if newest is not None:
@@ -243,6 +260,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If a file is missing, truncated or altered (names it).
     """
+    # All of them before anything is loaded: a run is restored whole or not at all.
     for name, expected in read_marker(path)["files"].items():
         _compare(path / name, expected)
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
@@ -253,7 +271,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_marker(path: Path) -> dict[str, Any]:
-    """Step, score and files of a whole checkpoint.
+    """Read the step, score and files of a whole checkpoint.
 
     Raises:
         CheckpointError: If the marker is missing or damaged.
@@ -275,16 +293,17 @@ def read_marker(path: Path) -> dict[str, Any]:
 
 
 def free_name(path: Path) -> Path:
-    """PATH.replaced, PATH.replaced-2 and so on: the first that nothing has, so none is lost."""
+    """Return the first of PATH.replaced, PATH.replaced-2 and so on that nothing has."""
     numbers = itertools.count(2)
     free = path.with_name(f"{path.name}.replaced")
+    # `lexists`: a link that leads nowhere has its name too.
     while os.path.lexists(free):
         free = path.with_name(f"{path.name}.replaced-{next(numbers)}")
     return free
 
 
 def average_weights(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The mean of the weights of checkpoints, added in float64; of one, those weights.
+    """Compute the mean of the weights of checkpoints, added in float64.
 
     Raises:
         CheckpointError: If a file is missing, truncated or altered.
@@ -299,16 +318,18 @@ def average_weights(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
         _compare(file, read_marker(path)["files"][file.name])
         for name, tensor in load_file(file).items():
             kinds[name] = tensor.dtype
+            # Of one checkpoint, the mean is its weights to the bit: float64 rounds nothing away.
             total[name] = total.get(name, 0) + tensor.double()
     return {name: (tensor / len(paths)).to(kinds[name]) for name, tensor in total.items()}
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of tensors by name: equal if and only if every bit is."""
+    """Compute the SHA-256 of tensors by name: equal if every bit, shape and type is."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, since numpy has no bfloat16.
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -320,12 +341,13 @@ def _step(path: Path) -> int:
 def _describe(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 20):  # 1 MiB at a time: a file may be larger than memory
             digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _compare(path: Path, expected: Mapping[str, Any]) -> None:
+    # The size first: it tells a truncated file from an altered one, and costs nothing.
     if not path.is_file():
         fault = "is missing"
     elif path.stat().st_size != expected["bytes"]:

@@ -1,4 +1,4 @@
-"""The time of training: without what is not training, and without pauses of the process."""
+"""Measures the time of training, without validations, saves and pauses of the process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LIMIT = 1.0
 
 
 class Stopwatch:
-    """Counts the seconds of training; stands while it is held, and while the process stands.
+    """A counter of the seconds of training, which stands while it is held or the process stopped.
 
     A process that is stopped (SIGSTOP, Ctrl-Z, a frozen container) finds only a later time when it
     goes on. So a thread looks at the clock every `TICK` seconds, also while the main thread waits
-    for a GPU, the data or another process: looks more than `LIMIT` apart mean that nothing ran
-    between them. Sleep of the whole machine `time.monotonic` leaves out itself.
+    for a GPU, the data or another process. Looks more than `LIMIT` apart mean that nothing ran
+    between them. `time.monotonic` itself leaves out the sleep of the whole machine.
 
     Args:
         now: The clock, in seconds.
@@ -29,6 +29,7 @@ class Stopwatch:
         self._now, self._seen = now, now()
         self._seconds, self._is_held = 0.0, False
         self._lock, self._ended = threading.Lock(), threading.Event()
+        # A daemon: it must never keep a process alive that wants to end.
         self._thread = threading.Thread(target=self._tick, name="stopwatch", daemon=True)
 
     def __enter__(self) -> Stopwatch:
@@ -41,7 +42,8 @@ class Stopwatch:
         self._thread.join()
 
     def look(self) -> None:
-        """Count the time since the last look."""
+        """Count the time since the last look, unless the process stood still in it."""
+        # The main thread looks too, and both add to the same sum.
         with self._lock:
             now = self._now()
             passed, self._seen = now - self._seen, now
@@ -49,7 +51,7 @@ class Stopwatch:
                 self._seconds += passed
 
     def take(self) -> float:
-        """The seconds counted since they were last taken."""
+        """Return the seconds counted since they were last taken."""
         self.look()
         with self._lock:
             seconds, self._seconds = self._seconds, 0.0
@@ -58,14 +60,16 @@ class Stopwatch:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Count nothing inside: a validation, a checkpoint."""
-        self.look()
+        self.look()  # what was before belongs to training
         self._is_held = True
         try:
             yield
         finally:
+            # Still held, so that this look leaves out all that was inside.
             self.look()
             self._is_held = False
 
     def _tick(self) -> None:
+        # Unlike a sleep, the wait ends at once when training does.
         while not self._ended.wait(TICK):
             self.look()

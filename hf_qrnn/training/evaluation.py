@@ -1,4 +1,4 @@
-"""Validation losses and translations, spread over the processes of a run."""
+"""Measures a model on the validation pairs, with the work spread over the processes of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mean_loss(
     device: torch.device,
     processes: Processes | None = None,
 ) -> float:
-    """Negative log-likelihood of all targets, nats per target token.
+    """Compute the negative log-likelihood of all targets, in nats per target token.
 
     Args:
         model: The model, as prepared for training.
@@ -39,12 +39,14 @@ def mean_loss(
     model.eval()
     nats, tokens = 0.0, 0
     for batch in loader:
+        # A filler is computed too: a wrapped model may wait for the other processes in `forward`.
         inputs = {name: x.to(device) for name, x in batch.inputs.items()}
         loss = float(model(**inputs, num_items_in_batch=1).loss)  # the sum over tokens
         if not batch.is_filler:
             nats += loss
             tokens += batch.num_target_tokens
     model.train(was_training)
+    # Nats and tokens are summed apart: processes have different numbers of tokens.
     sums = [nats, float(tokens)] if processes is None else processes.sum([nats, tokens])
     return sums[0] / max(1.0, sums[1])
 
@@ -58,19 +60,31 @@ def translate_sources(
     batch_size: int,
     num_beams: int = 1,
 ) -> tuple[list[str], int]:
-    """The best translation of each source; each process does its share, each gets all.
-
-    Also the number of translations that reached their length limit before their end.
+    """Translate each source; every process does its share, and gets all translations.
 
     A translation does not depend on the batch it is in, so the number of processes changes
     nothing.
+
+    Args:
+        model: The model itself, not wrapped for training.
+        tokenizer: Its tokenizer.
+        sources: Source ids, each with its end token.
+        processes: Those that share the work.
+        batch_size: Sources of a batch.
+        num_beams: Width of the beam search; 1 is greedy.
+
+    Returns:
+        The best translation of each source, and the number of translations that reached their
+        length limit before their end.
     """
+    # Every count-th one: the shares differ by one source at most.
     own = range(processes.rank, len(sources), processes.count)
     rows = [sources[index] for index in own]
     best = generate_hypotheses(model, rows, num_beams=num_beams, batch_size=batch_size)
     texts = decode_batch(tokenizer, [hypotheses[0].ids for hypotheses in best])
     num_cut = processes.sum([sum(hypotheses[0].is_cut for hypotheses in best)])[0]
     shares = processes.gather(texts)
+    # Source i was number i // count of the process i % count.
     ordered = [
         shares[index % processes.count][index // processes.count] for index in range(len(sources))
     ]
@@ -89,9 +103,21 @@ def score_pairs(
     num_resamples: int = 0,
     bleu_tokenize: str = "13a",
 ) -> tuple[dict[str, Any], list[str]]:
-    """Translate the sources; all scores but slow ones, with signatures, and the translations.
+    """Translate the sources and score the translations by all metrics but the slow ones.
 
-    With `num_resamples` test sets drawn by bootstrap, the scores have confidence intervals too.
+    Args:
+        model: The model itself, not wrapped for training.
+        tokenizer: Its tokenizer.
+        sources: Source ids, each with its end token.
+        references: The right translation of each source.
+        processes: Those that share the work.
+        batch_size: Sources of a batch.
+        num_beams: Width of the beam search; 1 is greedy.
+        num_resamples: Test sets drawn by bootstrap, for confidence intervals; 0 = no intervals.
+        bleu_tokenize: sacrebleu's name of the tokenizer for BLEU.
+
+    Returns:
+        The record, with scores and signatures, and the translations.
     """
     texts, num_cut = translate_sources(
         model,
@@ -113,6 +139,7 @@ def score_pairs(
         else:
             record[metric.name] = found
     if num_resamples:
+        # Apart from the scores above, whose signatures say nothing of resampling.
         metrics = [metric.name for metric in VALIDATED if metric.scorer is not None]
         drawn = score_translations(
             texts, references, metrics=metrics, num_resamples=num_resamples,

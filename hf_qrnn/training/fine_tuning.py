@@ -1,8 +1,8 @@
-"""Going on from a trained model with new data: `--init_from MODEL`.
+"""Begins a run with a trained model instead of random weights: `--init_from MODEL`.
 
-The model's weights, config and tokenizer are the beginning; the new data's characters are added to
-a character tokenizer, and each gets rows in the embedding and the output layer. A run keeps what it
-began with, all but the weights, in `base/` of its folder: a resume needs the old model no more.
+The model's weights, config and tokenizer are the beginning. A character tokenizer learns the new
+data's characters, each of which gets a row in the embedding and the output layer. A run keeps what
+it began with, all but the weights, in `base/` of its folder: a resume does not need the old model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .options import ModelOptions, RunOptions, TokenizerOptions
 from .run_files import read_base
 from .run_folder import write_lines, writing
 
-# They change no weight; all others of ModelOptions are the loaded model's.
+# Options that change no weight. All others of ModelOptions are the loaded model's.
 _FREE = ("dropout", "embedding_dropout", "zoneout")
 # What loading and saving add to a config, and no model depends on.
 _NOT_OF_THE_MODEL = (
@@ -47,7 +47,7 @@ _FOLDER, _RECORD = "base", "base.json"
 
 @dataclass(frozen=True)
 class Base:
-    """What a run begins with.
+    """The model and tokenizer that a run begins with.
 
     Attributes:
         model: The model; of a resumed run without its weights.
@@ -64,7 +64,7 @@ class Base:
     num_new: int = 0
 
     def options(self) -> dict[str, Any]:
-        """What the flags are where they are not given."""
+        """Return the values of flags that the user does not give."""
         found = {
             field.name: getattr(self.model.config, field.name) for field in fields(ModelOptions)
         }
@@ -77,7 +77,7 @@ class Base:
         }
 
     def record(self) -> dict[str, Any]:
-        """For run.json and the card."""
+        """Describe the base for run.json and the card."""
         return {
             "init_from": self.name,
             "is_on_hub": self.is_on_hub,
@@ -94,10 +94,11 @@ class Base:
         try:
             with writing(folder / _FOLDER):
                 shutil.rmtree(fresh, ignore_errors=True)
-                # Saving writes into a config too.
+                # A copy, since saving writes into the config that it saves.
                 copy.deepcopy(self.model.config).save_pretrained(fresh)
                 self.model.generation_config.save_pretrained(fresh)
                 self.tokenizer.save_pretrained(fresh)
+                # The record is what `has_base` looks for; it comes last, when all else is there.
                 write_lines(fresh / _RECORD, [json.dumps(self.record(), indent=2)])
                 shutil.rmtree(folder / _FOLDER, ignore_errors=True)
                 os.replace(fresh, folder / _FOLDER)
@@ -106,7 +107,7 @@ class Base:
 
 
 def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:
-    """What `--init_from` names, or where a checkpoint is resumed what its run began with.
+    """Load what the run begins with: what `--init_from` names, or what a resumed run began with.
 
     Raises:
         ValueError: If there is no such model, it is no QRNN that translates, or the run that is
@@ -114,9 +115,10 @@ def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None
     """
     resumed = find_checkpoint(options.resume, checkpoints)
     if resumed is not None:
-        folder = resumed.resolve().parents[1]
+        folder = resumed.resolve().parents[1]  # RUN of RUN/checkpoints/step-00000020
         if has_base(folder):
             return _same_base(_read_base(folder / _FOLDER), options.init_from, folder)
+        # A checkpoint that was copied elsewhere lies in no run, which could say how it began.
         if options.init_from is not None and (folder / "run.json").is_file():
             raise ValueError(
                 f"`init_from` must be left out to resume from '{folder}', a run that began with "
@@ -124,6 +126,7 @@ def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None
             )
     if options.init_from is None:
         return None
+    # float32, whatever it was saved in: small steps of the optimiser would be lost in less.
     with typed(name_or_path="init_from"):
         loaded = load_translator(options.init_from, device="cpu", dtype=torch.float32)
     if loaded.model.config.model_type != "qrnn":
@@ -137,7 +140,7 @@ def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None
 
 
 def has_base(folder: Path) -> bool:
-    """Whether a run's folder holds what it began with."""
+    """Tell whether a run's folder holds what it began with."""
     return (folder / _FOLDER / _RECORD).is_file()
 
 
@@ -149,14 +152,14 @@ def begin(
     *,
     seed: int,
 ) -> Base:
-    """The model and tokenizer to train: with the dropout that was asked for, and new characters.
+    """Prepare the model and tokenizer to train: new dropout, and rows for new characters.
 
     Args:
-        base: As found.
+        base: What `find_base` found.
         model_options: What was asked for; the layers must be those of `base`.
         tokenizer_options: The tokenizer must be that of `base`.
         texts: The training texts, both sides.
-        seed: Of the noise in new rows.
+        seed: Seed of the noise in new rows.
 
     Raises:
         ValueError: If an option asks for another model or tokenizer (names it).
@@ -166,9 +169,11 @@ def begin(
     longer = add_characters(base.tokenizer, texts, min_count=tokenizer_options.min_count)
     known, new = set(base.tokenizer.get_vocab().values()), set(longer.get_vocab().values())
     new_ids = sorted(new - known)
+    # A model may have more rows than its tokenizer has ids; then new ids may have rows already.
     size = max(base.model.config.vocab_size, *(index + 1 for index in new_ids), 0)
     weights = base.model.state_dict()
     if new_ids:
+        # `<pad>` and the other special tokens are no characters, and their rows unlike theirs.
         characters = sorted(known - set(base.tokenizer.all_special_ids))
         weights = _with_rows(weights, size, characters, new_ids, seed)
     model = _rebuilt(base.model, {**changes, "vocab_size": size}, weights)
@@ -176,7 +181,7 @@ def begin(
 
 
 def _read_base(path: Path) -> Base:
-    """What `Base.save` kept; the weights are random.
+    """Read what `Base.save` kept; the weights are random, since a checkpoint has the run's.
 
     Raises:
         ValueError: If a file is missing or damaged.
@@ -202,7 +207,12 @@ def _read_base(path: Path) -> Base:
 
 
 def _same_base(base: Base, wanted: str | None, folder: Path) -> Base:
-    """What the run in `folder` began with, if that is what was asked for, or nothing was."""
+    """Return the base of the run in `folder`, unless another one was asked for.
+
+    Raises:
+        ValueError: If `wanted` is given and is not what the run began with.
+    """
+    # One folder may be named in several ways; a name on the Hub is compared as a path, too.
     if wanted is None or Path(wanted).resolve() == Path(base.name).resolve():
         return base
     raise ValueError(
@@ -212,15 +222,21 @@ def _same_base(base: Base, wanted: str | None, folder: Path) -> Base:
 
 
 def _changes(base: Base, options: ModelOptions) -> dict[str, Any]:
-    """The fields that `options` changes, all of which may be changed."""
+    """Return the fields of the config that `options` changes.
+
+    Raises:
+        ValueError: If one must not change, or its value is none that it may have.
+    """
     own, changes = base.model.config, {}
     for name, value in asdict(options).items():
         if value == getattr(own, name):
             continue
+        # The config's own checks say what is wrong with a value, before it is said to be another.
         changed = copy.deepcopy(own)
         setattr(changed, name, value)
         changed.check()
         changes[name] = value
+        # Kernel sizes may be written out or left to a default: those that come out are compared.
         part = name.removesuffix("_kernel_sizes")
         is_same = part != name and changed.kernel_sizes(part) == own.kernel_sizes(part)
         if name not in _FREE and not is_same:
@@ -234,6 +250,7 @@ def _changes(base: Base, options: ModelOptions) -> dict[str, Any]:
 def _check_tokenizer_options(base: Base, options: TokenizerOptions) -> None:
     own = base.options()
     given = options.tokenizer
+    # Another folder may hold the same tokenizer: the vocabularies are compared, not the names.
     if given != own["tokenizer"] and (
         given in ("char", "byte") or load_tokenizer(given).get_vocab() != base.tokenizer.get_vocab()
     ):
@@ -251,7 +268,7 @@ def _check_tokenizer_options(base: Base, options: TokenizerOptions) -> None:
 def _rebuilt(
     model: PreTrainedModel, changes: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel:
-    """The model anew, with other fields of its config: modules read them when they are made."""
+    """Make the model anew, with other fields of its config: modules read them when made."""
     given = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_OF_THE_MODEL}
     rebuilt = type(model)(type(model.config)(**{**given, **changes}))
     rebuilt.load_state_dict(weights)
@@ -266,24 +283,27 @@ def _with_rows(
     new_ids: list[int],
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """Weights with rows for new characters in what has a row for each id.
+    """Return the weights with rows for new characters in every tensor that has a row for each id.
 
-    A new row is the mean of the known characters' rows and a little noise: the model reads an
-    average character, which disturbs no state it has learned, and gives it an average logit, so
-    that the others' probabilities stay what they were. Rows as at the very beginning would be
-    read as noise, and without a trained bias be written too often.
+    A new row is the mean of the known characters' rows and a little noise. The model then reads an
+    average character, which disturbs no state it has learned. It gives it an average logit, so
+    that the others' probabilities stay nearly what they were. Random rows, as a new model has,
+    would be read as noise, and without a trained bias be written too often.
     """
+    # On the CPU and by its own seed: the same on every process, whatever was drawn before.
     noise = torch.Generator().manual_seed(seed)
     longer = dict(weights)
     for name in ("model.shared.weight", "lm_head.weight", "lm_head.bias"):
-        old = weights[name]
+        old = weights[name]  # (V, E) or, of the bias, (V,)
         rows = old.new_zeros(size, *old.shape[1:])
         rows[: len(old)] = old
         known = old[characters]
-        deviation = _NOISE * known.std(0, correction=0)
+        # Without Bessel's correction, which divides by zero for one character.
+        deviation = _NOISE * known.std(0, correction=0)  # (E,) or ()
         drawn = torch.randn(len(new_ids), *old.shape[1:], generator=noise)
         rows[new_ids] = known.mean(0) + deviation * drawn
         longer[name] = rows
+    # Each has drawn noise of its own, but tied rows are one.
     if "lm_head.weight" in weights and _is_tied(weights):
         longer["lm_head.weight"] = longer["model.shared.weight"]
     return longer

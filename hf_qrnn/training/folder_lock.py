@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that ends with the process that holds it."""
+"""Locks a folder for one run at a time; the lock ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def check(self) -> None:
-        """Touch nothing.
+        """Find out whether another process holds the lock, and touch nothing.
 
         Raises:
-            ValueError: If another process holds the lock.
+            ValueError: If one does.
         """
         if self._descriptor is not None:
             return  # to open and close the file once more would give the lock back
@@ -63,6 +63,7 @@ class FolderLock:
                     "the file system of '%s' has no locks: see that no second run uses the folder",
                     self.path.parent,
                 )
+            # For the error of whoever finds the folder locked.
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BaseException:
@@ -80,11 +81,16 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock back."""
         if self._descriptor is not None:
+            # The file stays: to delete it could take it from a process that has just locked it.
             os.close(self._descriptor)
             self._descriptor = None
 
     def _lock(self, descriptor: int) -> bool:
-        """Lock an open file; False where the file system has no locks."""
+        """Lock an open file; False where the file system has no locks.
+
+        Raises:
+            ValueError: If another process holds the lock.
+        """
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What makes two runs one: a checkpoint is resumed only by the run that wrote it."""
+"""Compares a run with a checkpoint, which only the run that wrote it may resume."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 DATA = "training data"
 """The name of the training data's hash in an identity."""
+# Fields that differ because the data do: a new character makes another vocabulary.
 _FOLLOWS_DATA = {DATA, "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
 _FOLLOWS_DATA |= {"decoder_start_token_id"}
 
@@ -19,9 +20,10 @@ def compare_identity(
 
     Args:
         own: Values by name; a mapping among them holds fields of its own.
-        written: The checkpoint's. What an older version did not write was its default.
-        defaults: Values of what is absent, by the same names; None where it is absent here too.
-        path: The checkpoint, for the sentence.
+        written: The checkpoint's, in the same form.
+        defaults: Values by the same names, for what is absent in one of the two: an older version
+            wrote no options that it did not have. None stands for what is absent here too.
+        path: The checkpoint, for the error.
 
     Raises:
         ValueError: If they differ (names one field, and the data only if nothing else does).
@@ -34,6 +36,7 @@ def compare_identity(
     ]
     if not different:
         return
+    # What the user gave comes first: the cause, rather than what follows from it.
     name = next((name for name in different if name not in _FOLLOWS_DATA), different[0])
     if name in _FOLLOWS_DATA and DATA in different:
         raise ValueError(
@@ -47,7 +50,7 @@ def compare_identity(
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of mappings in place of the mappings."""
+    """Put the fields of inner mappings in the place of the mappings."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         flat.update(value if isinstance(value, Mapping) else {name: value})

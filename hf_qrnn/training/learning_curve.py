@@ -33,7 +33,7 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    lines = list(records)
+    lines = list(records)  # gone over once for each kind and metric
     losses = [(kind, _series(lines, kind, "loss")) for kind in ("train", "valid")]
     if not any(steps for _, (steps, _) in losses):
         raise ValueError("`records` must have a train or valid line with a loss, but has none.")
@@ -42,11 +42,13 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
         for metric, color in zip(VALIDATED, itertools.cycle(_SCORES), strict=False)
     ]
     scores = [found for found in scores if found[2][0]]
+    # Losses above, scores below if there are any, over the same steps.
     figure = Figure(figsize=(7.5, 6.0 if scores else 3.6), facecolor="white")
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(hspace=0.1)
     for (kind, (steps, values)), color in zip(losses, (_TRAIN, _VALID), strict=True):
         if steps:
+            # One point is no line, and would not be seen without a marker.
             marker = "o" if kind == "valid" or len(steps) == 1 else None
             name = {"train": "training", "valid": "validation"}[kind]
             axes[0].plot(steps, values, color=color, marker=marker, markersize=4, label=name)
@@ -58,7 +60,7 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
         _mark_best(axes[1], steps, shown, metric, color)
     if scores:
         axes[1].set_ylabel("validation score", color=INK)
-        axes[1].margins(y=0.12)
+        axes[1].margins(y=0.12)  # room for the number above the best point
         axes[1].set_ylim(bottom=0)
     for panel in axes:
         decorate(panel)
@@ -73,7 +75,10 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
 def _series(
     records: Sequence[Mapping[str, Any]], kind: str, name: str
 ) -> tuple[list[int], list[float]]:
-    """Steps and values of `name` in the lines of `kind` that have it; NaN where it diverged."""
+    """Return steps and values of `name` in the lines of `kind` that have it.
+
+    A value that is not finite becomes NaN, which leaves a gap in the line.
+    """
     points = [
         (int(record["step"]), float(record[name]))
         for record in records
@@ -86,6 +91,7 @@ def _series(
 def _mark_best(
     axes: Axes, steps: Sequence[int], values: Sequence[float], metric: Metric, color: str
 ) -> None:
+    """Write the value of the best point above it; of equal ones the first is the best."""
     finite = [index for index, value in enumerate(values) if math.isfinite(value)]
     if not finite:
         return

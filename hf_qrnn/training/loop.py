@@ -1,6 +1,6 @@
-"""The training loop of the scripts: one `train` over Accelerate, two functions around it.
+"""The training loop: `Trainer.train` runs it, and is told how to validate and to save the best.
 
-Losses are nats per target token, weighted by tokens across micro-batches and processes.
+Losses are nats per target token. Every token weighs the same, whatever batch and process it is in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_qrnn.data.batching import Batch, EpochPlan
 
-from . import run_state as snapshot
+from . import run_state
 from .best import Standing, best_standing
 from .checkpoint import (
     Checkpoint,
@@ -35,12 +35,12 @@ from .meter import Meter, peak_memory
 from .options import check_at_least
 from .processes import Processes
 from .stopping import (
+    Divergence,
     DivergenceError,
+    DivergenceWatch,
     InterruptionError,
     Signals,
-    Trouble,
-    Watch,
-    diverged,
+    divergence_error,
     last_good,
 )
 
@@ -49,63 +49,53 @@ OPTIMIZERS = ("adamw", "adam")
 AVERAGES = ("none", "last", "best")
 
 
+Value = TypeVar("Value")
+
+
+def _flag(default: Value, text: str) -> Value:
+    """Make a field of options with its help."""
+    made: Value = field(default=default, metadata={"help": text})
+    return made
+
+
 @dataclass
 class LoopOptions:
-    """How to optimise; every field is a flag of the training scripts."""
+    """Options of the optimisation; every field is a flag of the training scripts."""
 
-    max_steps: int = field(default=0, metadata={"help": "updates to make; 0 = by epochs"})
-    epochs: float = field(default=10.0, metadata={"help": "passes over the data without max_steps"})
-    max_minutes: float = field(
-        default=0.0,
-        metadata={
-            "help": "stop after so many minutes of training, and decay until then; 0 = never"
-        },
+    max_steps: int = _flag(0, "number of updates; 0 = as many as --epochs has")
+    epochs: float = _flag(10.0, "passes over the data, where --max_steps is 0")
+    max_minutes: float = _flag(
+        0.0, "stop after N minutes of training, when the decay ends too; 0 = no limit"
     )
-    max_tokens: int = field(
-        default=4096, metadata={"help": "padded tokens per side in a batch of similar lengths"}
+    max_tokens: int = _flag(4096, "most tokens of a batch on each side, padding included")
+    gradient_accumulation_steps: int = _flag(1, "batches per update")
+    optimizer: str = _flag("adamw", "adamw or adam")
+    learning_rate: float = _flag(1e-3, "learning rate after the warm-up, before the decay")
+    schedule: str = _flag(
+        "cosine", "decay of the learning rate: cosine or linear (to 0), constant (none)"
     )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches per update"})
-    optimizer: str = field(default="adamw", metadata={"help": "adamw or adam"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "highest learning rate"})
-    schedule: str = field(
-        default="cosine", metadata={"help": "decay after warm-up: cosine, linear (to 0), constant"}
+    warmup_steps: int = _flag(0, "first updates, in which the learning rate rises from 0")
+    adam_beta1: float = _flag(0.9, "decay of the first moment")
+    adam_beta2: float = _flag(0.999, "decay of the second moment")
+    adam_epsilon: float = _flag(1e-8, "added to the second moment's root")
+    weight_decay: float = _flag(
+        0.0, "weight decay of matrices; biases, norms and embeddings have none"
     )
-    warmup_steps: int = field(default=0, metadata={"help": "updates of linear warm-up from 0"})
-    adam_beta1: float = field(default=0.9, metadata={"help": "decay of the first moment"})
-    adam_beta2: float = field(default=0.999, metadata={"help": "decay of the second moment"})
-    adam_epsilon: float = field(
-        default=1e-8, metadata={"help": "added to the second moment's root"}
+    max_grad_norm: float = _flag(1.0, "rescale gradients of a larger norm to it; 0 = never")
+    label_smoothing: float = _flag(
+        0.0, "share of the target's probability that is spread over the vocabulary"
     )
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "of matrices; not of biases, norms and embeddings"}
+    log_every: int = _flag(20, "updates between lines of metrics.jsonl")
+    eval_every: int = _flag(500, "updates between validations; the last update has one too")
+    patience: int = _flag(0, "stop after N validations in a row without a new best; 0 = never")
+    loss_limit: float = _flag(
+        5.0, "stop at a loss above N times ln(vocabulary size); 0 = only at one that is not finite"
     )
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "rescale gradients above this norm; 0 = never"}
-    )
-    label_smoothing: float = field(
-        default=0.0, metadata={"help": "share of the target spread over the vocabulary"}
-    )
-    log_every: int = field(default=20, metadata={"help": "updates between lines of metrics.jsonl"})
-    eval_every: int = field(
-        default=500, metadata={"help": "updates between validations; one comes at the end too"}
-    )
-    patience: int = field(
-        default=0, metadata={"help": "stop after so many validations without a best; 0 = never"}
-    )
-    loss_limit: float = field(
-        default=5.0,
-        metadata={"help": "stop where a loss passes so many times ln(vocabulary); 0 = never"},
-    )
-    save_every: int = field(
-        default=1000, metadata={"help": "updates between checkpoints; 0 = no checkpoints at all"}
-    )
-    keep_last: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
-    keep_best: int = field(
-        default=1, metadata={"help": "best checkpoints to keep; written after validations"}
-    )
-    average: str = field(
-        default="none",
-        metadata={"help": "at the end try the mean of the kept checkpoints: none, last, best"},
+    save_every: int = _flag(1000, "updates between checkpoints; 0 = no checkpoints at all")
+    keep_last: int = _flag(2, "newest checkpoints to keep")
+    keep_best: int = _flag(1, "checkpoints of the best models to keep")
+    average: str = _flag(
+        "none", "at the end, validate the mean of the kept checkpoints too: none, last, best"
     )
 
     def __post_init__(self) -> None:
@@ -126,7 +116,7 @@ class LoopOptions:
                 raise ValueError(f"`{name}` must be in [0, 1), but is {getattr(self, name)}.")
 
     def shaping(self) -> dict[str, Any]:
-        """The options that shape every update: a resumed run must have the same."""
+        """Return the options that shape every update: a resumed run must have the same."""
         free = {"max_steps", "epochs", "max_minutes", "log_every", "eval_every", "patience"}
         free |= {"loss_limit", "save_every", "keep_last", "keep_best", "average"}
         return {name: value for name, value in asdict(self).items() if name not in free}
@@ -134,7 +124,7 @@ class LoopOptions:
 
 @dataclass
 class TrainState:
-    """Where training stands; a checkpoint holds it.
+    """The progress of a training run; a checkpoint holds it.
 
     Attributes:
         step: Updates made.
@@ -145,7 +135,7 @@ class TrainState:
         best_loss: Validation loss of that model.
         best_by: The order that found it (best.py).
         since_best: Validations since then.
-        finished: Why training ended: "budget", "patience", or "" while it goes on.
+        finished: The reason why training ended: "budget", "patience", or "" while it goes on.
     """
 
     step: int = 0
@@ -160,9 +150,11 @@ class TrainState:
 
 
 def make_optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
-    """Adam or AdamW; weight decay on matrices only."""
+    """Make Adam or AdamW, with weight decay on matrices only."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
+    # By identity: an output layer tied to an embedding is the same parameter. The row of a rare
+    # token gets few gradients, but would be decayed at every update.
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
@@ -184,7 +176,13 @@ def make_optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.
 
 
 def learning_rate_factor(options: LoopOptions, step: int, progress: float) -> float:
-    """Share of the highest learning rate at update `step` (from 0), `progress` in [0, 1]."""
+    """Compute the share of the highest learning rate at one update.
+
+    Args:
+        options: The schedule and its warm-up.
+        step: Updates made before.
+        progress: Share of the budget used, in [0, 1].
+    """
     warmup = min(1.0, (step + 1) / max(1, options.warmup_steps))
     if options.schedule == "constant":
         return warmup
@@ -194,7 +192,7 @@ def learning_rate_factor(options: LoopOptions, step: int, progress: float) -> fl
 
 
 class Trainer:
-    """Trains a sequence-to-sequence model on batches of similar lengths.
+    """The trainer of a sequence-to-sequence model on batches of similar lengths.
 
     Args:
         model: The model.
@@ -209,7 +207,7 @@ class Trainer:
             record, the same on every process. The record's "loss" orders equal scores.
         save_best: Called on every process when a model is the best so far.
         checkpoints: Where checkpoints go; None = nowhere.
-        identity: What a checkpoint must have been written with for this run to go on from it.
+        identity: Values by name, which a checkpoint must have too for this run to go on from it.
     """
 
     def __init__(
@@ -234,22 +232,27 @@ class Trainer:
         self.checkpoints = checkpoints if options.save_every > 0 else None
         self.state, self.meter = TrainState(), Meter()
         self.processes = Processes(accelerator)
+        # Another number of processes makes other batches.
         self.identity = {"world_size": self.processes.count, **(identity or {})}
+        # A uniform guess costs ln(V) nats a token.
         limit = options.loss_limit * math.log(max(2, model.config.vocab_size))
-        self.watch = Watch(limit if limit > 0 else math.inf)
-        self._trouble: Trouble | None = None
+        self.watch = DivergenceWatch(limit if limit > 0 else math.inf)
+        self._divergence: Divergence | None = None
         self._interrupted = False
         self._found: Standing | None = None  # of the weights as they are now, if validated
+        # An older version wrote no values of options that it did not have: they were the defaults.
         config: Any = type(model.config)()
         self._defaults = {**LoopOptions().shaping(), "model": config.to_diff_dict()}
         optimizer = make_optimizer(model, options)
+        # The loader is not prepared: the sampler has already split its batches by rank.
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # `len` of a stream raises, and says that `max_steps` is needed: so it is asked only then.
         self.max_steps = options.max_steps or math.ceil(
             options.epochs * math.ceil(len(sampler) / options.gradient_accumulation_steps)
         )
 
     def progress(self) -> float:
-        """Share of the budget used: of updates, or of minutes where that is more."""
+        """Compute the share of the budget used: of updates, or of minutes where that is more."""
         used = self.state.step / self.max_steps if self.max_steps > 0 else 1.0
         if self.options.max_minutes > 0:
             used = max(used, self.state.seconds / (60.0 * self.options.max_minutes))
@@ -259,16 +262,17 @@ class Trainer:
         """Go on from a checkpoint, exactly: weights, optimiser, random numbers, place in the data.
 
         Raises:
-            CheckpointError: If it is not what was written.
+            CheckpointError: If a file of it is missing or altered.
             ValueError: If it belongs to another run (names what differs).
         """
         checkpoint = self.processes.together(lambda: self._read_own(path))
-        snapshot.set_weights(self.model, checkpoint.tensors["model"])
-        snapshot.set_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+        run_state.set_weights(self.model, checkpoint.tensors["model"])
+        run_state.set_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
         own = f"{self.processes.rank}/"
         self.state = TrainState(**checkpoint.state["train"])
         marker = read_marker(path)
         if marker["score"] is not None:
+            # These weights are validated: `train` must not do it, and count it, once more.
             self._found = Standing(marker["score"], marker.get("loss"))
         self.meter = Meter.of(checkpoint.state["meters"][self.processes.rank])
         mine = {
@@ -276,20 +280,21 @@ class Trainer:
             for name, tensor in checkpoint.tensors["random"].items()
             if name.startswith(own)
         }
-        self._settle_buckets()
-        snapshot.set_random_state(mine, self.accelerator.device)
+        self._warm_up_ddp()
+        # Last, since dropout in that pass has drawn from the generators.
+        run_state.set_random_state(mine, self.accelerator.device)
 
     def _read_own(self, path: Path) -> Checkpoint:
         checkpoint = read_checkpoint(path)
         compare_identity(self.identity, checkpoint.state["identity"], self._defaults, path)
         return checkpoint
 
-    def _settle_buckets(self) -> None:
-        """A backward pass that changes nothing, for sums over processes to add in one order.
+    def _warm_up_ddp(self) -> None:
+        """Run one backward pass and throw its gradients away, so that DDP sums as before.
 
-        DDP puts gradients into buckets anew after its first backward pass, and with three or more
-        processes the order of an addition depends on the bucket. The run that was not interrupted
-        had its first pass long ago.
+        DDP puts gradients into new buckets after its first backward pass. With three or more
+        processes the order in which they are added, and so the last bit, depends on the bucket.
+        The run that was not interrupted had its first pass long ago.
         """
         if self.processes.count == 1:
             return
@@ -311,9 +316,11 @@ class Trainer:
             CheckpointError: If a checkpoint cannot be written.
         """
         state, ended = self.state, self._ended()
+        # Resumed after its end: all is done, but perhaps for what follows the last checkpoint.
         if state.finished and ended and state.best is not None:
             self._try_average()
             return state
+        # Empty again where the budget is larger than in the run that wrote the checkpoint.
         state.finished = ended
         bar = tqdm(
             total=self.max_steps,
@@ -327,15 +334,19 @@ class Trainer:
         with Signals() as signals, bar, Stopwatch() as clock:
             if ended:  # resumed where no update is left: what follows the last one is
                 self._after_update(bar)
+            # Seconds of the last update. They are summed over the processes with the next one's
+            # tokens: one all-reduce an update is enough.
             lap = 0.0
             for group in () if ended else self._groups():
-                total = self._share(group, lap, signals.received)
+                total = self._sync_processes(group, lap, signals.received)
                 self._update(group, total, self.meter)
                 state.batch += len(group)
                 bar.update()
                 state.finished = self._ended()
                 if self._is_due() or self.accelerator.device.type == "cpu":
-                    self._look()  # waits for a GPU: its time is this update's
+                    # Waits for a GPU, so only where something follows that waits anyway, and
+                    # before the clock is read: the time it works is the updates'.
+                    self._check_divergence()
                 lap = clock.take()
                 self.meter.seconds += lap
                 with clock.held():
@@ -349,18 +360,18 @@ class Trainer:
         return state
 
     def weights_hash(self) -> str:
-        """SHA-256 of all weights as they are now."""
-        return hash_tensors(snapshot.full_weights(self.model))
+        """Compute the SHA-256 of all weights as they are now."""
+        return hash_tensors(run_state.full_weights(self.model))
 
     def _ended(self) -> str:
-        """Why there is no update left to make: "budget", "patience", or "" where there is."""
+        """Name the reason why no update is left: "budget", "patience", or "" where one is."""
         if self.progress() >= 1.0:
             return "budget"
         patience = self.options.patience
         return "patience" if 0 < patience <= self.state.since_best else ""
 
     def _is_due(self) -> bool:
-        """Whether anything but the next update follows this one."""
+        """Tell whether anything but the next update follows this one."""
         step, options = self.state.step, self.options
         every = (options.log_every, options.eval_every, options.save_every or step + 1)
         return bool(self.state.finished) or any(step % number == 0 for number in every)
@@ -369,6 +380,7 @@ class Trainer:
         """Log, validate and save where due."""
         state, options = self.state, self.options
         is_last = bool(state.finished)
+        # Without seconds there was no update since the last line: the run was resumed just now.
         if (state.step % options.log_every == 0 or is_last) and self.meter.seconds > 0:
             record = self._record()
             self._log(record)
@@ -376,8 +388,10 @@ class Trainer:
             self.meter = Meter()
         if state.step % options.eval_every == 0 or is_last:
             self._stop_if_diverged()
+            # A best may have been forgotten since these weights were validated: validate again.
             if self._found is None or state.best is None:
                 self._found = self._evaluate()
+            # This validation may have been the last that `patience` allows.
             state.finished = state.finished or self._ended()
         saves = options.save_every > 0 and state.step % options.save_every == 0
         if self.checkpoints is not None and (
@@ -389,7 +403,7 @@ class Trainer:
             self._save(self._found)
 
     def _groups(self) -> Iterator[list[Batch]]:
-        """The batches of each update, epoch after epoch, from where the state stands."""
+        """Yield the batches of each update, epoch after epoch, from where the state stands."""
         size = self.options.gradient_accumulation_steps
         while True:
             self.sampler.set_epoch(self.state.epoch, start=self.state.batch)
@@ -400,48 +414,53 @@ class Trainer:
                     yield group
                     group = []
             if group:
-                yield group
+                yield group  # the last update of an epoch may have fewer batches
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
-    def _share(self, group: list[Batch], seconds: float, interrupted: bool) -> float:
-        """Target tokens of `group` over all processes; what all must know goes the same way.
+    def _sync_processes(self, group: list[Batch], seconds: float, interrupted: bool) -> float:
+        """Sum the target tokens of `group` over all processes; agree on time and on stopping.
 
         Processes that measured time alone would end, and decay the learning rate, at different
-        updates; and a signal or a loss that diverged may reach one of them only.
+        updates. A signal, or a loss that diverged, may reach one of them only.
         """
         own = sum(batch.num_target_tokens for batch in group if not batch.is_filler)
+        # A sum in which each process has a place of its own is a gather.
         each = [0.0] * self.processes.count
         each[self.processes.rank] = seconds
-        total, signals, troubles, *each = self.processes.sum(
-            [own, interrupted, self._trouble is not None, *each]
+        total, signals, divergences, *each = self.processes.sum(
+            [own, interrupted, self._divergence is not None, *each]
         )
-        self.state.seconds += min(each)  # where one is paused, the others wait for it
+        # The least: while one process is paused, the others wait for it and count the time.
+        self.state.seconds += min(each)
         self._interrupted = signals > 0
-        if troubles > 0:
+        if divergences > 0:
             self._raise_diverged()
         return total
 
     def _update(self, group: list[Batch], total: float, meter: Meter) -> None:
-        """One update from the batches of `group`, every one of `total` target tokens alike."""
+        """Make one update from `group`, in which each of `total` target tokens weighs the same."""
         options, accelerator = self.options, self.accelerator
         self.model.train()
         nats: list[torch.Tensor] = []
         real = [batch for batch in group if not batch.is_filler]
         for index, batch in enumerate(group):
-            # Gradients are averaged over processes and the sum is wanted.
+            # DDP averages gradients over processes, and their sum is wanted. A filler is computed
+            # too, with weight 0: every process must take part in every sum.
             weight = 0.0 if batch.is_filler else float(accelerator.num_processes)
             inputs = {name: x.to(accelerator.device) for name, x in batch.inputs.items()}
             is_last = index == len(group) - 1
             with accelerator.autocast(), _synced(accelerator, self.model, is_last):
-                # The sum over tokens, by a number that never changes: a compiled model would be
-                # compiled again for every `total`.
+                # The loss is the sum over tokens, divided by 1: `total` as an argument would have
+                # a compiled model compiled again for each of its values.
                 output = self.model(
                     **inputs, num_items_in_batch=1, smoothing=options.label_smoothing
                 )
                 accelerator.backward(output.loss / total * weight)
             if not batch.is_filler:
+                # The log shows the plain loss, which runs of other smoothing can be compared by.
                 nats.append(output.get("unsmoothed_loss", output.loss).detach())
                 meter.add(batch, nats[-1])
+        # Above infinity nothing is rescaled, but the norm is measured for the log all the same.
         norm = accelerator.clip_grad_norm_(
             self.model.parameters(), options.max_grad_norm or math.inf
         )
@@ -453,6 +472,7 @@ class Trainer:
             parameters["lr"] = meter.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # These weights are not validated yet.
         self.state.step, self._found = self.state.step + 1, None
         self.watch.add(
             self.state.step,
@@ -462,26 +482,28 @@ class Trainer:
             norm,
         )
 
-    def _look(self) -> None:
-        self._trouble = self._trouble or self.watch.look()
+    def _check_divergence(self) -> None:
+        # The first one is kept until all processes meet, and then all raise together.
+        self._divergence = self._divergence or self.watch.check()
 
     def _stop_if_diverged(self) -> None:
-        """On every process, if one of them has seen trouble by now."""
-        self._look()
-        if self.processes.sum([self._trouble is not None])[0] > 0:
+        """Raise on every process if an update of one of them has diverged by now."""
+        self._check_divergence()
+        if self.processes.sum([self._divergence is not None])[0] > 0:
             self._raise_diverged()
 
     def _raise_diverged(self) -> None:
         last = self.checkpoints.newest() if self.checkpoints else None
-        raise diverged(self.processes.gather(self._trouble), self.watch.limit, last)
+        found = self.processes.gather(self._divergence)
+        raise divergence_error(found, self.watch.limit, last)
 
     def _evaluate(self) -> Standing:
         state = self.state
-        state.since_best += 1
+        state.since_best += 1  # `_judge` sets it to 0 if this one is the best
         return self._judge({"kind": "valid", "step": state.step, "seconds": state.seconds})
 
     def _judge(self, about: dict[str, Any]) -> Standing:
-        """Validate the weights as they are; log it, and save them where they are the best."""
+        """Validate the weights as they are, log it, and save them if they are the best."""
         score, record = self.validate(self.state.step)
         found = Standing(score, record.get("loss"))
         improved = found.beats(best_standing(self.state))
@@ -498,20 +520,21 @@ class Trainer:
 
     def _save(self, found: Standing | None) -> None:
         """Write a checkpoint; every process takes part, and all fail together."""
+        # A run must be able to go on from whatever is saved: nothing that has diverged is.
         self._stop_if_diverged()
-        weights = snapshot.full_weights(self.model)
-        for name in self.processes.gather(snapshot.first_not_finite(weights)):
+        weights = run_state.full_weights(self.model)
+        for name in self.processes.gather(run_state.first_not_finite(weights)):
             if name is not None:
                 last = self.checkpoints.newest() if self.checkpoints else None
                 raise DivergenceError(
                     f"the weights must be finite, but {name!r} is not after update "
                     f"{self.state.step}; {last_good(last)}."
                 )
-        randoms = self.processes.gather(snapshot.random_state(self.accelerator.device))
+        randoms = self.processes.gather(run_state.random_state(self.accelerator.device))
         meters = self.processes.gather(self.meter.to_dict())
         tensors = {
             "model": weights,
-            "optimizer": snapshot.optimizer_tensors(self.model, self.optimizer),
+            "optimizer": run_state.optimizer_tensors(self.model, self.optimizer),
             "random": {
                 f"{rank}/{name}": tensor
                 for rank, own in enumerate(randoms)
@@ -526,7 +549,7 @@ class Trainer:
         )
 
     def _try_average(self) -> None:
-        """Validate the mean of the kept checkpoints; it becomes the model where it is best."""
+        """Validate the mean of the kept checkpoints; it becomes the model if it is the best."""
         if self.options.average == "none" or self.checkpoints is None:
             return
         if self.options.average == "last":
@@ -535,17 +558,19 @@ class Trainer:
             paths = self.checkpoints.best(self.options.keep_best)
         if not paths:  # all were scored by another metric
             return
-        own = {k: tensor.clone() for k, tensor in snapshot.full_weights(self.model).items()}
-        snapshot.set_weights(self.model, average_weights(paths))
+        # Clones, since these may be the model's own tensors, which are written over next.
+        own = {k: tensor.clone() for k, tensor in run_state.full_weights(self.model).items()}
+        run_state.set_weights(self.model, average_weights(paths))
         names = [path.name for path in paths]
         self._judge({"kind": "average", "step": self.state.step, "of": names})
-        snapshot.set_weights(self.model, own)
+        # training.json has the hash of the last update's weights, by which runs are compared.
+        run_state.set_weights(self.model, own)
 
     def _log(self, record: dict[str, Any]) -> None:
         self.processes.together(lambda: self.log(record))
 
     def _record(self) -> dict[str, Any]:
-        """The log's line on the updates since the last one, the same on every process."""
+        """Make the log's line on the updates since the last one, the same on every process."""
         state = self.state
         return {
             "kind": "train",
@@ -565,5 +590,5 @@ class Trainer:
 
 
 def _synced(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> Any:
-    """Gradients travel between processes with the last batch of an update only."""
+    """Let gradients travel between processes with the last batch of an update only."""
     return torch.enable_grad() if is_last else accelerator.no_sync(model)

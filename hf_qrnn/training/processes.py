@@ -1,4 +1,4 @@
-"""The processes of a run: how many, how they talk, and what they agree on."""
+"""Connects the processes of a run: small sums, objects and errors that all of them must know."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 
 
 class Processes:
-    """Small numbers and objects between the processes of a run, without waiting for a GPU.
+    """The exchange of numbers and objects between the processes of a run, without a GPU.
 
-    Every process must call each method at the same point. Among GPUs a second group, on the CPU,
-    carries them, so that the kernels already queued need not end first.
+    Every process must call each method at the same point. Where GPUs train, a second group on the
+    CPU carries what is exchanged, so that the kernels already queued need not end first.
 
     Args:
         accelerator: Knows the processes.
@@ -36,7 +36,7 @@ class Processes:
             self._group = dist.new_group(backend="gloo")
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The sums of each value over all processes, in float64."""
+        """Sum each of the values over all processes, in float64."""
         if self.count == 1:
             return [float(value) for value in values]
         sums = torch.tensor(values, dtype=torch.float64)
@@ -45,7 +45,7 @@ class Processes:
         return result
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of their ranks, on every process."""
+        """Return the values of all processes, in the order of their ranks, on every process."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -53,7 +53,7 @@ class Processes:
         return values
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """`work()` on every process; where it fails on one, all end with its error.
+        """Do `work` on every process; where it fails on one, all raise its error.
 
         Raises:
             CheckpointError: On every process, if one of them raised it.
@@ -61,6 +61,7 @@ class Processes:
         """
         if self.count == 1:
             return work()
+        # A process that raised alone would leave the others waiting for it.
         results, fault = [], None
         try:
             results.append(work())
@@ -72,16 +73,16 @@ class Processes:
         return results[0]
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, which the main process does before the others begin.
+        """Do `work` on the main process, then on the others, and return each one's own result.
 
-        What it leaves in a cache, they find there.
+        They find what it left in a cache. `work` must not return None.
         """
         first = self.together(lambda: work() if self.is_main else None)
         return work() if first is None else first
 
 
 def make_accelerator(options: RunOptions) -> Accelerator:
-    """The Accelerator of a script, with nothing silently missing.
+    """Make the Accelerator of a script, with nothing silently missing.
 
     Raises:
         ValueError: If a tracker is unknown or not installed, or the number of processes is not
@@ -96,6 +97,7 @@ def make_accelerator(options: RunOptions) -> Accelerator:
             raise ValueError(f"`report_to` must be none or some of {known}, but has {name!r}.")
         if name not in installed:
             raise ValueError(f"`report_to` must name installed trackers, but {name!r} is not.")
+    # Dynamic: batches have all lengths, and each would be compiled anew.
     compiled = {"dynamo_plugin": TorchDynamoPlugin(backend="inductor", dynamic=True)}
     accelerator = Accelerator(
         cpu=options.cpu,
@@ -104,6 +106,7 @@ def make_accelerator(options: RunOptions) -> Accelerator:
         project_dir=f"{options.output_dir}/trackers" if names else None,
         **(compiled if options.compile else {}),
     )
+    # A launcher that lacks a flag may start one process, or several that do not know each other.
     if expected not in (0, accelerator.num_processes):
         raise ValueError(
             f"`expect_world_size` must be the number of processes, {accelerator.num_processes}, "
@@ -114,14 +117,15 @@ def make_accelerator(options: RunOptions) -> Accelerator:
 
 
 def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
-    """Begin what `report_to` named, with all options of the run."""
+    """Begin the trackers that `report_to` named, with all options of the run."""
     if accelerator.log_with:
+        # TensorBoard, for one, takes no lists and no None.
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in options.items()}
         accelerator.init_trackers("hf_qrnn", config=plain)
 
 
 def describe_processes(accelerator: Accelerator) -> str:
-    """World size, backend, device and precision in one line."""
+    """Describe world size, backend, device and precision in one line."""
     backend = dist.get_backend() if accelerator.num_processes > 1 else "none"
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     return (

@@ -1,4 +1,4 @@
-"""Reading what a run wrote of itself, for its card: damaged or foreign files are one sentence."""
+"""Reads what a run wrote of itself, for its card; a damaged or foreign file is one sentence."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TEST = {"sentences": "a whole number", "num_beams": "a whole number", "exact_ma
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json of a folder; empty where there is none.
+    """Read run.json of a folder; empty where there is none.
 
     Raises:
         ValueError: If it is damaged, or not as a training run writes it.
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_base(folder: Path) -> dict[str, Any]:
-    """base.json of a run's base/: what the run began with.
+    """Read base.json of a run's base/: what the run began with.
 
     Raises:
         ValueError: If it is missing, damaged, or not as a training run writes it.
@@ -76,7 +76,7 @@ def read_base(folder: Path) -> dict[str, Any]:
 
 
 def read_test(folder: Path) -> dict[str, Any]:
-    """test.json of a folder; empty where there is none.
+    """Read test.json of a folder; empty where there is none.
 
     Raises:
         ValueError: If it is damaged, or not as a training run writes it.
@@ -87,6 +87,7 @@ def read_test(folder: Path) -> dict[str, Any]:
     for metric in VALIDATED:
         if metric.scorer is not None and test.get(metric.name) is not None:
             wanted = {f"{metric.name}_signature": "a text"}
+            # A card shows no score without its signature: nobody could compare it.
             _check(path.name, test, wanted, {f"{metric.name}_confidence": "an object"})
             interval = test.get(f"{metric.name}_confidence") or {}
             _check(path.name, interval, {}, {"margin": "a number"})
@@ -96,7 +97,7 @@ def read_test(folder: Path) -> dict[str, Any]:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; none where there is none.
+    """Read the records of metrics.jsonl; none where there is no such file.
 
     Raises:
         ValueError: If a line is damaged, or not as a training run writes it.
@@ -124,7 +125,9 @@ def _check(
         value = content.get(key)
         if value is None and key not in wanted:
             continue
+        # In Python true and false are whole numbers, in JSON they are not.
         if not isinstance(value, _KINDS[kind]) or isinstance(value, bool) != (bool in _KINDS[kind]):
+            # Cut, since a foreign file may hold anything of any length.
             found = "is missing" if value is None else f"is {repr(value)[:60]}"
             raise ValueError(
                 f"`{name}` must have {kind} as {key!r}, as training scripts write it, but{place} "

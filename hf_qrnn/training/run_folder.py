@@ -1,4 +1,4 @@
-"""The folder of a training run: what it was, how it went, and the best model.
+"""The folder of a training run: its options, its records, its checkpoints and the best model.
 
 run.json              options, data, versions, hardware
 metrics.jsonl         one record a line, as training goes
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Writes a run's files; does nothing on processes other than the main one.
+    """The writer of a run's files, which does nothing on processes other than the main one.
 
     Nothing is touched before `begin`.
 
@@ -62,7 +62,7 @@ class RunFolder:
         path: The folder.
         is_main_process: Whether this process writes.
         draw_curve: Draws all records so far into the file it is given.
-        may_be_used: Whether an earlier run in the folder is gone on with, or moved aside.
+        may_be_used: Allow an earlier run in the folder, which is gone on with or moved aside.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class RunFolder:
         """
         if not self.is_main_process:
             return
+        # The folder may still be to come: what counts is the nearest one above that is there.
         above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not above.is_dir():
             raise NotADirectoryError(f"`output_dir` must be a folder, but '{above}' is a file.")
@@ -107,15 +108,15 @@ class RunFolder:
         resumed: Path | None = None,
         overwrite: bool = False,
     ) -> bool:
-        """Take the folder for a run; what is there and not of the run's past goes aside.
+        """Take the folder for a run, and move aside what is not of the run's past.
 
         Args:
             checkpoints: The run's checkpoints in the folder.
-            resumed: The checkpoint that the run goes on from, in whatever folder.
+            resumed: The checkpoint that the run goes on from, in this folder or another.
             overwrite: Move an earlier run aside even where it could be gone on with.
 
         Returns:
-            Whether the folder goes on with its own newest model.
+            True if the best model in the folder stays that of the run.
 
         Raises:
             ValueError: As for `check`.
@@ -127,16 +128,19 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock.take()
         self.check()  # once more: a run may have come and gone meanwhile
+        # Links are followed, since the same folder may be named in two ways.
         is_own = resumed is not None and resumed.resolve().is_relative_to(self.path.resolve())
         if resumed is None or checkpoints is None or overwrite or not is_own:
             self._make_room(overwrite)
             self.records = []
         else:
+            # What came after this checkpoint will be made anew, and must not be there twice.
             step = int(read_marker(resumed)["step"])
             beside = checkpoints.set_aside(step)
             if beside is not None:
                 logger.warning("moved the checkpoints after update %d to %s", step, beside)
             self.records = _records_until(self.path / _METRICS, step)
+            # One in checkpoints.replaced is of another past, which had another best model.
             is_own = resumed.resolve().parent == checkpoints.path.resolve()
         write_lines(self.path / _METRICS, [json.dumps(record) for record in self.records])
         return is_own and not overwrite
@@ -146,7 +150,8 @@ class RunFolder:
         found = [name for name in _SIGNS if self._has(name)]
         if not found:
             return
-        # A folder of the user's may have that name too.
+        # A run that ended before its first checkpoint leaves no other files, and nobody needs
+        # these. But a folder of the user's may be called base too.
         is_start = _BASE not in found or (self.path / _BASE / "base.json").is_file()
         if not overwrite and is_start and set(found) <= {"run.json", _METRICS, _BASE}:
             shutil.rmtree(self.path / _BASE, ignore_errors=True)
@@ -179,8 +184,9 @@ class RunFolder:
             data: Numbers about the data.
             model: The model.
             device: Where it is trained.
-            processes: What there is of them, in a line.
-            metric: What chooses the best model, whoever decided it.
+            processes: Their number and backend, in a line.
+            metric: The metric that chooses the best model, asked for or chosen by "auto".
+            base: What the run began with, if not with random weights (`Base.record`).
         """
         modules = (torch, transformers, accelerate)
         description = {
@@ -243,6 +249,7 @@ class RunFolder:
                 # One file of weights: several could not be replaced at once.
                 model.save_pretrained(fresh, state_dict=weights, max_shard_size=2**62)
                 tokenizer.save_pretrained(fresh)
+                # Only now, when the new model is whole: the old one stays until then.
                 self._move_another_model(type(model.config), fresh)
                 _put_in_place(fresh, self.path)
         finally:
@@ -253,9 +260,10 @@ class RunFolder:
         if not (self.path / _CONFIG).exists():
             return
         new, old = kind.from_json_file(fresh / _CONFIG).to_dict(), {}
+        # A config that cannot be read is of another model, too.
         with suppress(OSError, ValueError, TypeError):
             old = kind.from_json_file(self.path / _CONFIG).to_dict()
-        free = {"transformers_version", "dtype", "auto_map"}
+        free = {"transformers_version", "dtype", "auto_map"}  # no weight's shape depends on them
         if any(old.get(name) != new.get(name) for name in (old.keys() | new.keys()) - free):
             files = [path.name for path in self.path.iterdir() if path.is_file()]
             names = [name for name in files if _is_of_a_run(name) and name not in _RECORDS]
@@ -263,16 +271,17 @@ class RunFolder:
             logger.warning("moved another model in %s to %s", self.path, beside)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file at once."""
+        """Replace a JSON file at once, so that nobody reads half of it."""
         if self.is_main_process:
             write_lines(self.path / name, [json.dumps(content, indent=2)])
 
 
 def _is_of_a_run(name: str) -> bool:
-    """Whether a run writes a file or folder of this name."""
+    """Tell whether a run writes a file or folder of this name."""
     return (
         name in _OWN
         or name.startswith("checkpoints.replaced")
+        # A push shares a licence, but the user wrote it.
         or (may_be_shared(name) and name != "LICENSE")
     )
 
@@ -286,6 +295,7 @@ def _move_aside(folder: Path, names: Sequence[str]) -> Path:
     moving = folder.with_name(f"{folder.name}.moving")
     beside = free_name(folder)
     try:
+        # A name in both: what is there is of an older run, and must not be written over.
         if any((moving / name).exists() for name in names):
             os.rename(moving, free_name(folder))
             beside = free_name(folder)
@@ -318,7 +328,7 @@ def _put_in_place(fresh: Path, folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Errors of the disk inside become one sentence; libraries in Rust have kinds of their own."""
+    """Turn errors of the disk inside into a RunError of one sentence that names `path`."""
     try:
         yield
     except RunError:
@@ -327,13 +337,14 @@ def writing(path: Path) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) else None
         raise RunError(f"'{path}' must be written, but is not: {reason or error}.") from error
     except Exception as error:
+        # `tokenizers`, which is in Rust, raises plain Exception, with the system's error as text.
         if "(os error " not in str(error):
             raise
         raise RunError(f"'{path}' must be written, but is not: {error}.") from error
 
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl up to an update; a line that a kill cut is left out."""
+    """Read the records of a metrics.jsonl up to an update; a line that a kill cut is left out."""
     records: list[dict[str, Any]] = []
     for line in (
         path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
@@ -344,6 +355,7 @@ def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
             continue
         if not (isinstance(record, dict) and record.keys() >= {"kind", "step"}):
             continue
+        # The mean of checkpoints is tried once more at the end.
         if record["step"] <= step and record["kind"] != "average":
             records.append(record)
     return records

@@ -1,7 +1,8 @@
-"""What a checkpoint needs of a running process, as tensors and JSON: weights, optimiser, chance.
+"""Reads and sets the state of a run: weights, optimiser state, random-number generators.
 
-Weights and optimiser state are read and set whole on every process, whatever wraps the model (DDP,
-FSDP, torch.compile); every process must call these functions together.
+All of it is tensors by name, as a checkpoint holds them. Weights and optimiser state are read and
+set whole, whatever wraps the model (DDP, FSDP, torch.compile). Every process must call these
+functions together.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from torch import nn
 
 
 def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights by name, each storage once, on the CPU.
+    """Return all weights by name, each storage once, on the CPU.
 
     A plain model's tensors on the CPU are not copied: they change with the next update. Those of a
     sharded model reach the first process alone, the others get nothing.
     """
+    # Imported where it is used: it takes most of a second, which `--help` need not wait for.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+    # A full copy of a sharded model may not fit on a GPU.
     options = StateDictOptions(full_state_dict=True, cpu_offload=_is_sharded(model))
     weights: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     content: dict[str, Any] = get_model_state_dict(model, options=options)
     for name, tensor in content.items():
+        # Tied weights are one storage under two names: safetensors refuses to save it twice.
+        # Tensors without elements have no storage, and would all be taken for the same.
         key = (tensor.data_ptr(), tensor.shape)
         if tensor.numel() == 0 or key not in seen:
             weights[name] = tensor.detach().cpu().contiguous()
@@ -36,18 +41,21 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of a tensor with an infinity or NaN in it."""
+    """Return the name of the first tensor with an infinity or NaN in it, or None."""
     return next((name for name, x in weights.items() if not bool(x.isfinite().all())), None)
 
 
 def set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Set all weights; a tied name may be absent. A sharded model takes the first process's.
+    """Set all weights; of names that are tied, one is enough.
+
+    A sharded model takes those of the first process, whatever the others give.
 
     Raises:
         ValueError: If a name or a shape is not the model's.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+    # Not left to torch: `strict` would refuse the absent name of a tied weight.
     own = full_weights(model)
     sharded = _is_sharded(model)
     for name in () if sharded and not own else own.keys() | weights.keys():
@@ -62,7 +70,8 @@ def set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The optimiser's state as "exp_avg/model.shared.weight" and so on, on the CPU."""
+    """Return the optimiser's state as "exp_avg/model.shared.weight" and so on, on the CPU."""
+    # By the names of parameters; an optimiser's own state is by their places in its groups.
     content = _optimizer_state(model, optimizer)
     return {
         f"{key}/{name}": value.detach().cpu().contiguous()
@@ -93,7 +102,10 @@ def set_optimizer_tensors(
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of this process's generators: torch, CUDA (if in use), Python, numpy."""
+    """Return the states of this process's generators: torch, CUDA (if in use), Python, numpy."""
+    # Python and numpy have Mersenne Twisters: words, the place of the next one, and a normal
+    # number that was drawn with the last and not given out yet. The words are unsigned and of 32
+    # bits, so int64 holds them.
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     tensors = {
@@ -109,7 +121,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Set the states that `random_state` read."""
+    """Set the states that `random_state` returned."""
     torch.set_rng_state(tensors["torch"])
     gauss = tensors["python_gauss"].tolist()
     random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))
@@ -128,7 +140,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside Accelerate's wrapper."""
+    """Return the optimiser inside Accelerate's wrapper, which torch's functions do not know."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
 

@@ -1,4 +1,4 @@
-"""Reasons to stop before the budget is used: a signal, or a loss that diverges."""
+"""Stops a run before its budget is used: at a signal, or where the loss diverges."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def exit_status(run: Callable[[], None]) -> int:
-    """Run a script's work; the status its process must end with, the reason told in a sentence.
+    """Run a script's work, print why it stopped, and return the status for its process.
 
-    What all processes of a run know is told by the first alone.
+    What all processes of a run know is printed by the first alone.
     """
+    # The rank of the environment: the work may fail before there is a process group.
     is_first = os.environ.get("RANK", "0") == "0"
     with Signals(raising=True) as signals:
         try:
             error = _error_of(run)
+            # The work is over: a signal from here on would only replace its status.
             signals.is_deaf = True
             if error is None:
                 return 0
@@ -43,6 +45,7 @@ def exit_status(run: Callable[[], None]) -> int:
                 if is_first:
                     print(f"stopped: {error}", file=sys.stderr)
                 return EXIT_DIVERGED if isinstance(error, DivergenceError) else EXIT_INTERRUPTED
+            # Other errors than RunError may be of this process alone.
             if is_first or not isinstance(error, RunError):
                 print(f"error: {error}", file=sys.stderr)
             return EXIT_MISTAKE
@@ -52,6 +55,7 @@ def exit_status(run: Callable[[], None]) -> int:
 
 
 def _error_of(run: Callable[[], None]) -> Exception | None:
+    """Return what a user is told in a sentence; any other error is a fault of ours and passes."""
     try:
         run()
     except KeyboardInterrupt:
@@ -63,6 +67,7 @@ def _error_of(run: Callable[[], None]) -> Exception | None:
 
 def end_process(main: Callable[[], int]) -> NoReturn:
     """End the process with the status of `main`, whatever signals come while it ends."""
+    # Never left: a signal between `main` and the exit would end the process with its own status.
     Signals().__enter__()
     status = main()
     for number in _SIGNALS:
@@ -71,7 +76,7 @@ def end_process(main: Callable[[], int]) -> NoReturn:
 
 
 class InterruptionError(Exception):
-    """A signal ended training after a checkpoint was saved, or the script outside of it.
+    """The end by a signal: of training, after a checkpoint was saved, or of the script around it.
 
     Args:
         step: The last update; None outside of training.
@@ -90,14 +95,14 @@ class InterruptionError(Exception):
 
 
 class DivergenceError(Exception):
-    """The loss or the gradient is no longer a number to go on with."""
+    """A loss or gradient that is not finite, or a loss above the limit."""
 
 
 class Signals:
-    """Hears SIGTERM and SIGINT while it is entered, instead of dying of them.
+    """A context manager that records SIGTERM and SIGINT instead of letting them end the process.
 
-    One entered inside another hears them first, and makes the outer one deaf where it heard any:
-    what it began is not to be interrupted by a second signal.
+    One entered inside another gets them first. If it got any, it makes the outer one deaf when it
+    ends: a second signal must not interrupt what the first one began.
 
     Args:
         raising: Raise KeyboardInterrupt at each signal until `is_deaf`; else only remember it.
@@ -109,6 +114,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
+        # Python lets no other thread set a handler.
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._hear)
@@ -116,6 +122,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
+            # The handler of a `Signals` around this one is its bound method `_hear`.
             outer = getattr(handler, "__self__", None)
             if isinstance(outer, Signals):
                 outer.is_deaf = outer.is_deaf or self.received
@@ -133,7 +140,7 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Divergence:
     """The first update that diverged.
 
     Attributes:
@@ -150,8 +157,8 @@ class Trouble:
 
 
 @dataclass
-class Watch:
-    """Looks at the loss and gradient of every update, when asked to.
+class DivergenceWatch:
+    """A record of the loss and gradient of every update, until `check` reads them.
 
     Args:
         limit: The largest loss, in nats per target token; infinity = any finite one.
@@ -170,27 +177,44 @@ class Watch:
         tokens: int,
         grad_norm: torch.Tensor,
     ) -> None:
-        """Remember an update without reading its tensors, which would wait for a GPU."""
+        """Remember an update without reading its tensors, which would wait for a GPU.
+
+        Args:
+            step: The update, from 1.
+            indices: The training examples of this process's share.
+            nats: Their summed loss.
+            tokens: Their target tokens.
+            grad_norm: Norm of the gradient before it was rescaled.
+        """
         self._seen.append((step, indices, nats, tokens, grad_norm))
 
-    def look(self) -> Trouble | None:
-        """The first update since the last look that diverged, or None."""
+    def check(self) -> Divergence | None:
+        """Find the first update since the last check that diverged, or None."""
         seen, self._seen = self._seen, []
         for step, indices, nats, tokens, grad_norm in seen:
+            # A process whose batches were fillers has no tokens, and a loss of 0.
             loss, norm = float(nats) / max(1, tokens), float(grad_norm)
+            # `not <=` rather than `>`, which is False for NaN; infinity is within a limit of it.
             if not (loss <= self.limit and math.isfinite(loss) and math.isfinite(norm)):
-                return Trouble(step, loss, norm, list(indices))
+                return Divergence(step, loss, norm, list(indices))
         return None
 
 
-def diverged(
-    troubles: Sequence[Trouble | None], limit: float, last: Path | None
+def divergence_error(
+    divergences: Sequence[Divergence | None], limit: float, last: Path | None
 ) -> DivergenceError:
-    """The error that names what every process saw."""
-    found = [trouble for trouble in troubles if trouble is not None]
-    first = min(found, key=lambda trouble: trouble.step)
+    """Make the error of a run whose processes saw `divergences`.
+
+    Args:
+        divergences: The first one of each process, by rank; None where it saw none.
+        limit: The largest loss, in nats per target token.
+        last: The newest checkpoint.
+    """
+    found = [divergence for divergence in divergences if divergence is not None]
+    first = min(found, key=lambda divergence: divergence.step)
+    # The gradient is the sum over processes: the example at fault may be in any one's share.
     indices = sorted(
-        index for trouble in found if trouble.step == first.step for index in trouble.indices
+        index for other in found if other.step == first.step for index in other.indices
     )
     shown = ", ".join(map(str, indices[:16])) + (" ..." if len(indices) > 16 else "")
     return DivergenceError(
@@ -201,5 +225,5 @@ def diverged(
 
 
 def last_good(path: Path | None) -> str:
-    """Where to go on from, for the end of a sentence."""
+    """Say from where to go on, for the end of a sentence."""
     return f"the last good checkpoint is '{path}'" if path else "there is no checkpoint"

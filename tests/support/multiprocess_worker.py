@@ -27,7 +27,7 @@ from hf_qrnn.data.batching import (
 )
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.tokenization import train_character_tokenizer
-from hf_qrnn.training import run_state as snapshot
+from hf_qrnn.training import run_state
 from hf_qrnn.training.checkpoint import CheckpointFolder, hash_tensors, read_checkpoint
 from hf_qrnn.training.evaluation import mean_loss, score_pairs
 from hf_qrnn.training.loop import LoopOptions, Trainer
@@ -72,7 +72,7 @@ def gradients(accumulation: int, rows: int, num_pairs: int = 16) -> dict[str, to
     assert len(group) == accumulation
     trainer.optimizer.step = lambda: None
     trainer.optimizer.zero_grad = lambda: None
-    trainer._update(group, trainer._share(group, 0.0, False), Meter())
+    trainer._update(group, trainer._sync_processes(group, 0.0, False), Meter())
     model = accelerator.unwrap_model(trainer.model)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -126,8 +126,8 @@ def sharded(folder: Path) -> dict[str, object]:
     model, optimizer = prepared()
     step(model, optimizer)
     tensors = {
-        "model": snapshot.full_weights(model),
-        "optimizer": snapshot.optimizer_tensors(model, optimizer),
+        "model": run_state.full_weights(model),
+        "optimizer": run_state.optimizer_tensors(model, optimizer),
     }
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if accelerator.is_main_process:
@@ -140,11 +140,11 @@ def sharded(folder: Path) -> dict[str, object]:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
-    snapshot.set_weights(other, read.tensors["model"])
-    snapshot.set_optimizer_tensors(other, other_optimizer, read.tensors["optimizer"])
+    run_state.set_weights(other, read.tensors["model"])
+    run_state.set_optimizer_tensors(other, other_optimizer, read.tensors["optimizer"])
     for pair in ((model, optimizer), (other, other_optimizer)):
         step(*pair)
-    hashes = [hash_tensors(snapshot.full_weights(each)) for each in (model, other)]
+    hashes = [hash_tensors(run_state.full_weights(each)) for each in (model, other)]
     return {"hashes": hashes, "names": sorted(tensors["model"])}
 
 

@@ -22,8 +22,7 @@ from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import BucketBatchSampler, EncodedPair, make_loader
 from hf_qrnn.model import convolution_qrnn
 from hf_qrnn.training import checkpoint as checkpoint_module
-from hf_qrnn.training import processes
-from hf_qrnn.training import run_state as snapshot
+from hf_qrnn.training import processes, run_state
 from hf_qrnn.training.checkpoint import (
     CheckpointError,
     CheckpointFolder,
@@ -395,11 +394,11 @@ def test_random_states_go_through_tensors_exactly() -> None:
     random.gauss(0, 1)  # leaves the second number of a pair behind
     np.random.standard_normal()
     device = torch.device("cpu")
-    state = snapshot.random_state(device)
+    state = run_state.random_state(device)
     draws = [
         (torch.rand(3).tolist(), random.random(), random.gauss(0, 1), np.random.standard_normal(3))
         for _ in range(2)
-        if snapshot.set_random_state(state, device) is None
+        if run_state.set_random_state(state, device) is None
     ]
     assert repr(draws[0]) == repr(draws[1])
 
@@ -407,9 +406,9 @@ def test_random_states_go_through_tensors_exactly() -> None:
 def test_weights_of_another_model_are_refused() -> None:
     model = torch.nn.Linear(2, 3)
     with pytest.raises(ValueError, match=r"'weight' of shape \(3, 2\), but have \(2, 2\)"):
-        snapshot.set_weights(model, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)})
+        run_state.set_weights(model, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"'bias' of shape \(3,\), but have None"):
-        snapshot.set_weights(model, {"weight": torch.zeros(3, 2)})
+        run_state.set_weights(model, {"weight": torch.zeros(3, 2)})
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: Path) -> None:
