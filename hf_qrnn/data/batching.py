@@ -31,8 +31,8 @@ class EncodedPair:
     """One pair as token ids, the end token included.
 
     Attributes:
-        source_ids: ids of the source.
-        target_ids: ids of the target.
+        source_ids: Ids of the source.
+        target_ids: Ids of the target.
     """
 
     source_ids: list[int]
@@ -41,10 +41,10 @@ class EncodedPair:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Which examples form a batch.
+    """The examples that form a batch.
 
     Attributes:
-        indices: positions in the data set.
+        indices: Positions in the data set.
         is_filler: True if the batch only keeps this rank in step with the others: another rank
             already counts these examples, so its loss must weigh zero.
     """
@@ -60,9 +60,9 @@ class Batch:
     Attributes:
         inputs: `input_ids` (B, S), `attention_mask` (B, S) and `labels` (B, T), all int64.
         is_filler: True if the loss of this batch must weigh zero.
-        num_source_tokens: source ids that are not padding.
-        num_target_tokens: target ids that are not padding.
-        indices: positions in the data set.
+        num_source_tokens: Number of source ids that are not padding.
+        num_target_tokens: Number of target ids that are not padding.
+        indices: Positions in the data set.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -75,33 +75,34 @@ class Batch:
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]
 ) -> list[EncodedPair]:
-    """Encodes sentence pairs with one tokenizer for both sides."""
+    """Encode sentence pairs with one tokenizer for both sides."""
     sources = encode_batch(tokenizer, [pair.source for pair in pairs])
     targets = encode_batch(tokenizer, [pair.target for pair in pairs])
     return [EncodedPair(*ids) for ids in zip(sources, targets, strict=True)]
 
 
 def hash_pairs(pairs: Iterable[EncodedPair]) -> str:
-    """SHA-256 of the ids in their order: a resumed run must have the same data."""
+    """Compute the SHA-256 of the ids in their order: a resumed run must have the same data."""
     digest = hashlib.sha256()
     for pair in pairs:
         for ids in (pair.source_ids, pair.target_ids):
+            # With its length, so that no id can move from one row to the next unseen.
             digest.update(array("q", [len(ids), *ids]).tobytes())
     return digest.hexdigest()
 
 
 class EpochPlan(Protocol):
-    """What plans an epoch: the batches each process sees, in their order."""
+    """The plan of an epoch: the batches each process sees, in their order."""
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
         """Choose the epoch of the next iterations, and the batches to leave out of it."""
 
     def __len__(self) -> int:
-        """Batches of the epoch, the same on every process."""
+        """Return the number of batches of the epoch, the same on every process."""
 
 
 class BucketBatchSampler(Sampler[BatchPlan]):
-    """Plans the batches of an epoch: similar lengths, at most `max_tokens` tokens a side.
+    """A planner of epochs: batches of similar lengths, at most `max_tokens` tokens a side.
 
     The examples are shuffled and cut into pools; a pool is sorted by length and cut into batches
     with rows * longest row <= max_tokens on the source and on the target side. A longer example
@@ -113,16 +114,16 @@ class BucketBatchSampler(Sampler[BatchPlan]):
     differ a little between epochs, never between ranks.
 
     Args:
-        pairs: the data set, or anything with its lengths.
-        max_tokens: largest number of padded tokens of a batch, for each side.
-        seed: seed of the order.
-        pool_size: examples sorted together; large = less padding, small = more random batches.
+        pairs: The data set, of which only the lengths are kept.
+        max_tokens: Most tokens of a batch on each side, padding included.
+        seed: Seed of the order.
+        pool_size: Examples sorted together; large = less padding, small = more random batches.
         shuffle: False = one pool in order of length, the same in every epoch.
-        world_size: number of ranks.
-        rank: this rank, from 0.
+        world_size: Number of ranks.
+        rank: This rank, from 0.
 
     Raises:
-        ValueError: a number is out of its range, or there are no examples.
+        ValueError: If a number is out of its range, or there are no examples.
     """
 
     def __init__(
@@ -159,14 +160,14 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         self._plans: list[BatchPlan] | None = None
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Chooses the epoch of the next iterations, and the batch they begin with.
+        """Choose the epoch of the next iterations, and the batch they begin with.
 
         Args:
-            epoch: number of the epoch, from 0.
-            start: batches of the epoch to leave out, as a resumed run has already seen them.
+            epoch: Number of the epoch, from 0.
+            start: Batches of the epoch to leave out, as a resumed run has already seen them.
 
         Raises:
-            ValueError: a number is negative.
+            ValueError: If a number is negative.
         """
         if epoch < 0 or start < 0:
             name, value = ("epoch", epoch) if epoch < 0 else ("start", start)
@@ -176,54 +177,60 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         self._epoch, self._start = epoch, start
 
     def __len__(self) -> int:
-        """Batches that the next iteration yields, the same on every rank."""
+        """Return the number of batches of the next iteration, the same on every rank."""
         return max(0, len(self._planned()) - self._start)
 
     def __iter__(self) -> Iterator[BatchPlan]:
         return iter(self._planned()[self._start :])
 
     def _planned(self) -> list[BatchPlan]:
-        """This rank's batches of the whole epoch."""
+        """Return this rank's batches of the whole epoch, planned once."""
         if self._plans is None:
+            # Every rank draws and cuts all batches, and so knows its own without a message.
             generator = torch.Generator().manual_seed(self._order_seed())
             batches = self._cut(self._sorted_pools(generator))
             groups = self._grouped(batches)
             if self._shuffle:
+                # Groups, not batches: of one update, all ranks get batches of similar lengths.
                 order = torch.randperm(len(groups), generator=generator).tolist()
                 groups = [groups[position] for position in order]
             self._plans = [group[self._rank] for group in groups]
         return self._plans
 
     def _order_seed(self) -> int:
-        """One number for (seed, epoch); neighbouring seeds share no epoch's order."""
+        """Compute one seed of (seed, epoch); neighbouring seeds share no epoch's order."""
+        # A prime above any number of epochs, and a result that torch takes as a seed.
         return (self._seed * 1_000_003 + self._epoch) % 2**63
 
     def _sorted_pools(self, generator: torch.Generator) -> Iterator[int]:
-        """All examples, shuffled, then sorted by length within each pool."""
+        """Yield all examples, shuffled, then sorted by length within each pool."""
         size = len(self._lengths)
         if not self._shuffle:
             yield from sorted(range(size), key=self._sort_key)
             return
         order: list[int] = torch.randperm(size, generator=generator).tolist()
+        # Sorting is within pools: of a sort of all, each epoch would have the same batches.
         for start in range(0, size, self._pool_size):
             yield from sorted(order[start : start + self._pool_size], key=self._sort_key)
 
     def _sort_key(self, index: int) -> tuple[int, int]:
-        """Sorts by the longer side, coarsely, and within that by the target, up and down in turn.
+        """Give the key: the longer side, coarsely, then the target, up and down in turn.
 
         Measured on Multi30k (4000 tokens a batch): 4.3 % padding; by the longer side alone 8.4 %,
         by the source alone 11.8 %.
         """
         source, target = self._lengths[index]
         step = max(source, target) // 4
+        # Up and down, so that one step ends and the next begins with targets of about one length.
         return step, target if step % 2 else -target
 
     def _cut(self, order: Iterator[int]) -> list[list[int]]:
-        """Cuts the sorted examples where one more row would pass `max_tokens` on a side."""
+        """Cut the sorted examples where one more row would pass `max_tokens` on a side."""
         batches: list[list[int]] = []
         longest = 0
         for index in order:
             length = max(self._lengths[index])
+            # Neither side is sorted exactly, so the longest row need not be the last.
             longest = max(longest, length)
             if batches and (len(batches[-1]) + 1) * longest <= self._max_tokens:
                 batches[-1].append(index)
@@ -233,10 +240,11 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         return batches
 
     def _grouped(self, batches: list[list[int]]) -> list[list[BatchPlan]]:
-        """Neighbouring batches in groups of one for each rank; the last is filled up."""
+        """Put neighbouring batches in groups of one for each rank, and fill up the last."""
         groups: list[list[BatchPlan]] = []
         for start in range(0, len(batches), self._world_size):
             group = [BatchPlan(batch) for batch in batches[start : start + self._world_size]]
+            # A real batch that another rank counts: the model must have something to compute.
             filler = BatchPlan(group[-1].indices, is_filler=True)
             group += [filler] * (self._world_size - len(group))
             groups.append(group)
@@ -244,18 +252,18 @@ class BucketBatchSampler(Sampler[BatchPlan]):
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pads pairs on the right to the longest of the batch.
+    """Pad pairs on the right to the longest of the batch.
 
     Args:
-        pairs: at least one pair.
-        pad_token_id: id of the padding token.
+        pairs: At least one pair.
+        pad_token_id: Id of the padding token.
 
     Returns:
         `input_ids` (B, S), `attention_mask` (B, S; 1 = real, 0 = padding) and `labels` (B, T;
         padding = -100), all int64.
 
     Raises:
-        ValueError: there are no pairs.
+        ValueError: If there are no pairs.
     """
     if not pairs:
         raise ValueError("`pairs` must hold at least one pair, but is empty.")
@@ -274,15 +282,15 @@ def make_loader(
     pad_token_id: int,
     num_workers: int = 0,
 ) -> "DataLoader[Batch]":
-    """Makes the loader of the batches that `sampler` plans, in its order.
+    """Make the loader of the batches that `sampler` plans, in its order.
 
     Do not pass it through `accelerator.prepare`: the sampler already splits by rank.
 
     Args:
-        pairs: the data set.
-        sampler: plans the batches, usually a `BucketBatchSampler`.
-        pad_token_id: id of the padding token.
-        num_workers: processes that pad batches; 0 = this one.
+        pairs: The data set.
+        sampler: Plans the batches, usually a `BucketBatchSampler`.
+        pad_token_id: Id of the padding token.
+        num_workers: Processes that pad batches; 0 = this one.
 
     Returns:
         A `DataLoader` that yields `Batch`.
@@ -290,6 +298,7 @@ def make_loader(
     return DataLoader(
         _PlannedBatches(pairs, pad_token_id),
         sampler=sampler,
+        # A position of the data set is a whole batch: nothing is left to be batched.
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_unchanged,
@@ -319,16 +328,21 @@ class _PlannedBatches(Dataset[Batch]):
 
 
 def _leave_group(worker: int) -> None:
-    """A signal to the whole run, which saves and ends, must not end its loader's workers first."""
+    """Leave the group of processes of the run, in a worker of its loader.
+
+    Ctrl-C signals the whole group. The run then saves and ends, for which it needs its workers.
+    """
     os.setpgid(0, 0)
 
 
 def _unchanged(batch: Any) -> Any:
+    # A function of the module, since a lambda does not reach a worker that is spawned.
     return batch
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of ids as one tensor (B, longest), filled up with `value` on the right."""
+    """Make rows of ids one tensor (B, longest), filled up with `value` on the right."""
     width = max(map(len, rows))
+    # One flat list and one tensor: a tensor for each row takes two to three times as long.
     flat = chain.from_iterable([*row, *[value] * (width - len(row))] for row in rows)
     return torch.tensor(list(flat), dtype=torch.int64).reshape(len(rows), width)  # (B, longest)

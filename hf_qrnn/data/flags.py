@@ -1,7 +1,7 @@
-"""What a user typed, in the sentences of errors.
+"""Ties parameters to what a user types: the help of flags, and their names in errors.
 
-A function names its parameter: "`path` must be an existing file". Who calls it for a user knows
-what the user typed instead, and says so once, around the call:
+A function names its parameter: "`path` must be an existing file". Its caller knows what the user
+typed instead, and says so once, around the call:
 
     with typed(path="--source"):
         lines = read_lines(args.source)
@@ -15,16 +15,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import field
+from typing import TypeVar
 
 _NAME = re.compile(r"`(\w+)`")
+_T = TypeVar("_T")
+
+
+def option(default: _T, text: str) -> _T:
+    """Make a field of a dataclass of options, whose flag has `text` as its help."""
+    made: _T = field(default=default, metadata={"help": text})
+    return made
 
 
 @contextmanager
 def typed(names: Mapping[str, str] | None = None, /, **more: str) -> Iterator[None]:
-    """Names in backticks become what the user typed, in the errors that leave this block.
+    """Put what the user typed for the names in backticks of errors that leave this block.
 
     Args:
-        names: What was typed for each name.
+        names: The typed word for each name.
         more: The same, as keywords.
     """
     shown = {**(names or {}), **more}
@@ -34,7 +43,9 @@ def typed(names: Mapping[str, str] | None = None, /, **more: str) -> Iterator[No
         # An error of the system's has a number and a file name, and no parameter of ours.
         if len(error.args) == 1 and isinstance(error.args[0], str):
             sentence = _NAME.sub(lambda found: f"`{shown.get(found[1], found[1])}`", error.args[0])
+            # The same error, with its type and traceback. A new one would lose attributes.
             error.args = (sentence,)
+            # An ImportError prints this instead of its arguments.
             if isinstance(error, ImportError):
                 error.msg = sentence
         raise

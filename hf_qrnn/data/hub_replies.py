@@ -1,4 +1,4 @@
-"""What the Hub answered, in words: its own reason, short, and without any secret."""
+"""Puts the Hub's answers into words: its own reason, short, and without any secret."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from huggingface_hub.errors import (
 )
 
 _LONGEST = 300  # Characters of a reason.
+# A proxy's error is a page: its title says what is wrong, its script and style nothing.
 _TAG = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>")
 _TITLE = re.compile(r"(?is)<(title|h1|message)\b[^>]*>(.*?)</\1>")
 _SECRETS = (
+    # The Hub's tokens, and what a header of an HTTP request would hold.
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9_]{20,}"), r"\1_***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 ***"),
     # Of an address: what signs it, and who asks.
@@ -30,8 +32,8 @@ _SECRETS = (
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, the last first."""
-    seen: set[int] = set()
+    """Yield an error and the errors that led to it, the last first."""
+    seen: set[int] = set()  # a chain may lead back to itself
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
@@ -39,8 +41,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def reply_of(error: BaseException) -> Any:
-    """The HTTP reply that led to an error, or None. HTTP libraries of the client differ."""
+    """Return the HTTP reply that led to an error, or None."""
     for cause in causes(error):
+        # By attribute, not by type: the client's HTTP library differs between its versions.
         response = getattr(cause, "response", None)
         if isinstance(getattr(response, "status_code", None), int):
             return response
@@ -48,30 +51,31 @@ def reply_of(error: BaseException) -> Any:
 
 
 def answer(response: Any) -> str:
-    """Status and reason of a reply, as "413 Content Too Large: the file has 60 GB"."""
+    """Give status and reason of a reply, as "413 Content Too Large: the file has 60 GB"."""
     status = response.status_code
     try:
         head = f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
+    except ValueError:  # a number of a proxy's own
         head = str(status)
     said = reason(response)
     return f"{head}: {said}" if said else head
 
 
 def reason(response: Any) -> str:
-    """Why the Hub says that it refuses; empty where it does not say."""
+    """Give the Hub's reason for a refusal; empty where it gives none."""
     said = [response.headers.get("X-Error-Message") or "", *_messages(_content(response))]
     kept: list[str] = []
     # The longest first: the header repeats the body's message, or a part of it.
     for line in sorted((one_line(text) for text in said), key=len, reverse=True):
         if not any(line.lower() in longer.lower() for longer in kept):
             kept.append(line)
+    # Back in the order in which the Hub said them.
     order = [line for line in dict.fromkeys(one_line(text) for text in said) if line in kept]
     return _cut("; ".join(line for line in order if line)).rstrip(".")
 
 
 def _content(response: Any) -> Any:
-    """The parsed body; a text where it is no JSON, a page without its tags."""
+    """Parse the body as JSON; else give its text, of a page its title or what is not a tag."""
     try:
         body = bytes(response.content)
     except RuntimeError:  # a stream that nobody read
@@ -89,7 +93,7 @@ def _content(response: Any) -> Any:
 
 
 def _messages(content: Any) -> Iterator[str]:
-    """Every message in what the Hub sends as an error: a text, a list, or an object."""
+    """Yield every message in what the Hub sends as an error: a text, a list, or an object."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, list):
@@ -101,7 +105,7 @@ def _messages(content: Any) -> Iterator[str]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an error says: its first line, and the next where that ends with a colon."""
+    """Give an error's first line as a sentence, with the next line if it ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     if text.endswith(":") and len(lines) > 1:
@@ -110,7 +114,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text on one line, short, without control characters and secrets."""
+    """Put a text on one line, short, without control characters and secrets."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     return _cut(redacted(" ".join(printable.split())))
 
@@ -120,18 +124,19 @@ def _cut(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text without tokens, signatures of addresses, and the user's folder."""
+    """Take tokens, signatures of addresses and the user's folder out of a text."""
     token = get_token()
-    if token:
+    if token:  # of whatever form: another Hub's tokens may not begin with hf_
         text = text.replace(token, "hf_***")
     for pattern, stand_in in _SECRETS:
         text = pattern.sub(stand_in, text)
     home = os.path.expanduser("~")
-    if len(home) > 1:
+    if len(home) > 1:  # "/" is a folder of nobody's
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return text
 
 
+# The files that loading asks for. A model may lack some of them, which is no refusal.
 _ASKED_FOR = ("config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json")
 
 
@@ -142,10 +147,15 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def hub_answer(error: BaseException, repo: str, revision: str | None) -> str | None:
-    """What the Hub answered where that is why a model did not load, as a sentence, or None.
+    """Give the Hub's answer as a sentence, if that is why a model did not load, else None.
 
     transformers takes a refusal for a file that is not there, and forgets the reason: so the Hub
     is asked again. A name that the Hub does not know is None: transformers says that well.
+
+    Args:
+        error: What loading raised.
+        repo: The repository.
+        revision: Its branch, tag or commit; None = main.
     """
     kinds = (RepositoryNotFoundError, RevisionNotFoundError)
     is_unknown = any(isinstance(cause, kinds) for cause in causes(error))

@@ -1,4 +1,4 @@
-"""Reading the small files of a folder that may be damaged: what is wrong is one sentence."""
+"""Reads the small text and JSON files of a folder; a damaged one is an error of one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """Read a text file.
 
     Raises:
         ValueError: If it is not UTF-8.
@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Read the JSON object that a file holds.
 
     Raises:
         ValueError: If it holds none.
@@ -29,11 +29,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one in every line; empty lines are left out.
+    """Read the JSON objects of a file with one in every line; empty lines are left out.
 
     Raises:
         ValueError: If a line holds none.
     """
+    # Only a newline ends a line: `splitlines` would cut strings at U+2028, which JSON may hold.
     return [
         _parsed(line, f"`{path.name}` must hold a JSON object a line, but line {number}")
         for number, line in enumerate(read_text(path).split("\n"), 1)
@@ -42,10 +43,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _parsed(text: str, rule: str) -> dict[str, Any]:
-    start = rule if ", but " in rule else f"{rule}, but"
+    start = rule if ", but " in rule else f"{rule}, but"  # that of a line has its "but" already
     try:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    # Python's parser calls itself for each bracket: a file of brackets is damaged too.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{start} is damaged: {error}.") from error
     if not isinstance(content, dict):
@@ -54,6 +56,6 @@ def _parsed(text: str, rule: str) -> dict[str, Any]:
 
 
 def _kind(content: Any) -> str:
-    """What JSON calls a value that is no object."""
+    """Name a value that is no object, in JSON's words."""
     names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(content), "a number")

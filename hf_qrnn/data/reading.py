@@ -1,8 +1,8 @@
-"""Sentence pairs from text files, JSON lines, TSV, CSV, parquet, local folders and the Hub.
+"""Reads sentence pairs: text files, JSON lines, TSV, CSV, parquet, local folders and the Hub.
 
-Everything a file or a data set can get wrong is said in one sentence that names the file and the
-line. Only a newline ends a line (U+2028, NEL and form feed are text), so line i of one file stays
-the translation of line i of the other. `datasets` and `pyarrow` are imported only when asked for.
+Whatever is wrong with a file or a data set is one sentence that names the file and the line. Only
+a newline ends a line (U+2028, NEL and form feed are text), so line i of one file stays the
+translation of line i of the other. `datasets` and `pyarrow` are imported only when asked for.
 """
 
 import csv
@@ -19,13 +19,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .flags import typed
+from .flags import option, typed
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *OPENERS)
 _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
-# Of a stream, what teaches the tokenizer its characters and the log its characters per token.
+# The first pairs of a stream stand for all of it: the tokenizer learns its characters from them,
+# and the log its characters per token.
 _STREAM_SAMPLE = 20_000
 _VALID_SPLITS = ("validation", "valid", "dev", "val")
 _LOCAL_FILES = (
@@ -39,8 +40,8 @@ class TextPair:
     """One sentence and its translation.
 
     Attributes:
-        source: the sentence to translate.
-        target: its translation.
+        source: The sentence to translate.
+        target: Its translation.
     """
 
     source: str
@@ -49,14 +50,14 @@ class TextPair:
 
 @dataclass(frozen=True)
 class FilterReport:
-    """What `filter_pairs` kept and dropped, in pairs.
+    """The numbers of pairs that `filter_pairs` kept and dropped.
 
     Attributes:
-        total: pairs seen.
-        kept: pairs kept.
-        too_long: pairs dropped because a side has more than `max_chars` characters.
-        empty: pairs dropped because a side has nothing but white space.
-        max_chars: the limit, in characters.
+        total: Pairs seen.
+        kept: Pairs kept.
+        too_long: Pairs dropped because a side has more than `max_chars` characters.
+        empty: Pairs dropped because a side has nothing but white space.
+        max_chars: The limit, in characters.
     """
 
     total: int
@@ -74,48 +75,34 @@ class FilterReport:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the sentence pairs come from; each field is the flag of the same name.
+    """The places of the sentence pairs; each field is the flag of the same name.
 
     A split is read from its two text files, else from its file of pairs, else from the data set.
-
-    Attributes:
-        train_source: training sentences, one a line (text, .gz, .xz).
-        train_target: their translations, one a line.
-        valid_source: validation sentences.
-        valid_target: their translations.
-        test_source: test sentences.
-        test_target: their translations.
-        train_file: training pairs (.jsonl, .tsv, .csv, .parquet; all but the last also .gz, .xz).
-        valid_file: validation pairs.
-        test_file: test pairs.
-        dataset_name: a name on the Hub, a local folder, or one file of training pairs.
-        dataset_config: the configuration of the data set, as "de-en".
-        source_lang: key or column of the source, as "de".
-        target_lang: key or column of the target, as "en".
-        max_chars: training pairs with a longer side, in characters, are dropped.
-        limit: use only the first `limit` training pairs (after dropping); None = all.
-        streaming: read the training split of `dataset_name` as it is needed, never as a whole.
-        num_proc: processes that tokenize the training pairs and keep the ids on the disk, through
-            `datasets`; 0 = tokenize here, in memory.
     """
 
-    train_source: str | None = None
-    train_target: str | None = None
-    valid_source: str | None = None
-    valid_target: str | None = None
-    test_source: str | None = None
-    test_target: str | None = None
-    train_file: str | None = None
-    valid_file: str | None = None
-    test_file: str | None = None
-    dataset_name: str | None = None
-    dataset_config: str | None = None
-    source_lang: str | None = None
-    target_lang: str | None = None
-    max_chars: int = 300
-    limit: int | None = None
-    streaming: bool = False
-    num_proc: int = 0
+    train_source: str | None = option(None, "training sentences, one a line (text, .gz, .xz)")
+    train_target: str | None = option(None, "their translations, one a line")
+    valid_source: str | None = option(None, "validation sentences")
+    valid_target: str | None = option(None, "their translations")
+    test_source: str | None = option(None, "test sentences")
+    test_target: str | None = option(None, "their translations")
+    train_file: str | None = option(
+        None, "training pairs (.jsonl, .tsv, .csv, each also with .gz or .xz; .parquet)"
+    )
+    valid_file: str | None = option(None, "validation pairs")
+    test_file: str | None = option(None, "test pairs")
+    dataset_name: str | None = option(
+        None, "a name on the Hub, a local folder, or one file of training pairs"
+    )
+    dataset_config: str | None = option(None, "the configuration of the data set, as de-en")
+    source_lang: str | None = option(None, "key or column of the source, as de")
+    target_lang: str | None = option(None, "key or column of the target, as en")
+    max_chars: int = option(300, "drop training pairs with a side of more characters")
+    limit: int | None = option(None, "use the first N training pairs that are not dropped")
+    streaming: bool = option(False, "read training pairs of dataset_name as they are needed")
+    num_proc: int = option(
+        0, "processes that tokenize the training pairs and keep the ids on the disk; 0 = in memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -123,12 +110,12 @@ class TranslationData:
     """The pairs of one experiment.
 
     Attributes:
-        train: training pairs, filtered by length; of a stream the first.
-        valid: validation pairs, never filtered.
-        test: test pairs, never filtered; empty when the options name none.
-        report: what the filter dropped from the training pairs.
-        stream: all training pairs, filtered, to be iterated for every epoch; None = `train` is all.
-        num_proc: processes to tokenize `train` in; 0 = this one.
+        train: Training pairs, filtered by length; of a stream the first 20,000 at most.
+        valid: Validation pairs, never filtered.
+        test: Test pairs, never filtered; empty when the options name none.
+        report: The numbers of training pairs kept and dropped.
+        stream: All training pairs, filtered, to be iterated for every epoch; None = `train` is all.
+        num_proc: Processes to tokenize `train` in; 0 = this one.
     """
 
     train: list[TextPair] = field(repr=False)
@@ -140,16 +127,17 @@ class TranslationData:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    r"""Reads the lines of a UTF-8 text file, plain, .gz or .xz.
+    r"""Read the lines of a UTF-8 text file, plain, .gz or .xz.
 
     Only "\n" ends a line. One "\r" before it (or at the end of the file) is taken as part of a
     Windows line end and dropped; any other "\r" is text. A byte order mark at the start of the
     file is dropped. A newline at the end of the file makes no extra line.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not valid UTF-8 (names the line) or not a valid .gz or .xz file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not valid UTF-8 (names the line) or not a valid .gz or .xz file.
     """
+    # Not `splitlines`, which cuts at characters that are text here.
     lines = _read_text(Path(path)).split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -157,11 +145,11 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def read_parallel(source_path: str | Path, target_path: str | Path) -> list[TextPair]:
-    """Reads two text files of which line i of one is the translation of line i of the other.
+    """Read two text files of which line i of one is the translation of line i of the other.
 
     Raises:
-        FileNotFoundError: one of the files does not exist.
-        ValueError: the files have different numbers of lines, or one is not valid UTF-8.
+        FileNotFoundError: If one of the files does not exist.
+        ValueError: If the files have different numbers of lines, or one is not valid UTF-8.
     """
     with typed(path="source_path"):
         sources = read_lines(source_path)
@@ -176,7 +164,7 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> list[Text
 
 
 def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> list[TextPair]:
-    r"""Reads a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
+    r"""Read a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
 
     A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV and
     CSV have two columns, source then target, or a first line that names the languages among the
@@ -186,14 +174,15 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
 
     Args:
         path: .jsonl, .json (one object a line), .tsv or .csv, each also with .gz or .xz; .parquet.
-        source_lang: key or column of the source, as "de".
-        target_lang: key or column of the target, as "en".
+        source_lang: Key or column of the source, as "de".
+        target_lang: Key or column of the target, as "en".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the suffix is none of these, or a row is not a pair (names the row).
+        FileNotFoundError: If there is no such file.
+        ValueError: If the suffix is none of these, or a row is not a pair (names the row).
     """
     path = Path(path)
+    # "train.jsonl.gz" is JSON lines, and `read_lines` unpacks it.
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in OPENERS:
         suffixes.pop()
@@ -206,6 +195,7 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
         return _table_pairs(rows, path, source_lang, target_lang, separators="tabs")
     if kind == ".csv":
         return _table_pairs(_csv_rows(path), path, source_lang, target_lang, separators="commas")
+    # Parquet packs its own columns; no reader takes it packed once more.
     if kind == ".parquet" and path.suffix.lower() == ".parquet":
         return list(_pairs(_parquet_rows(path), source_lang, target_lang, where, "row"))
     raise ValueError(
@@ -217,14 +207,14 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
 def filter_pairs(
     pairs: Iterable[TextPair], *, max_chars: int = 300
 ) -> tuple[list[TextPair], FilterReport]:
-    """Drops pairs with a side longer than `max_chars` characters or without text.
+    """Drop pairs with a side longer than `max_chars` characters or without text.
 
     Returns:
         The pairs kept, in their order, and the counts. A pair that is empty on one side and too
         long on the other counts as empty.
 
     Raises:
-        ValueError: `max_chars` is below 1.
+        ValueError: If `max_chars` is below 1.
     """
     if max_chars < 1:
         raise ValueError(f"`max_chars` must be at least 1, but is {max_chars}.")
@@ -241,7 +231,7 @@ def filter_pairs(
 
 
 def _fault(pair: TextPair, max_chars: int) -> str | None:
-    """Why a training pair is dropped."""
+    """Give the reason to drop a training pair, or None."""
     if not pair.source.strip() or not pair.target.strip():
         return "empty"
     return "too long" if max(len(pair.source), len(pair.target)) > max_chars else None
@@ -251,10 +241,10 @@ class PairStream:
     """The filtered training pairs of `options.dataset_name`, read anew by every iteration.
 
     Args:
-        options: names the data set, and what is dropped.
+        options: The data set, and what is dropped.
 
     Raises:
-        ValueError: `dataset_name` or a language is not given.
+        ValueError: If `dataset_name` or a language is not given.
     """
 
     def __init__(self, options: DataOptions) -> None:
@@ -279,19 +269,20 @@ class PairStream:
         where = f"the split 'train' of '{self._name}'"
         rows = enumerate(splits["train"], 1)
         pairs = _pairs(rows, where=where, unit="row", **self._languages)
+        # The limit counts what is kept, as it does for pairs in memory.
         kept = (pair for pair in pairs if _fault(pair, options.max_chars) is None)
         return islice(kept, options.limit)
 
 
 def load_translation_data(options: DataOptions) -> TranslationData:
-    """Loads training, validation and (if named) test pairs, and filters the training pairs.
+    """Load training, validation and (if named) test pairs, and filter the training pairs.
 
     Raises:
-        FileNotFoundError: a named file does not exist.
-        ImportError: `datasets` or `pyarrow` is needed and not installed.
-        ConnectionError: the Hub cannot be reached.
-        ValueError: the options name no training or validation pairs, name them twice, or a file
-            is not what it should be.
+        FileNotFoundError: If a named file does not exist.
+        ImportError: If `datasets` or `pyarrow` is needed and not installed.
+        ConnectionError: If the Hub cannot be reached.
+        ValueError: If the options name no training or validation pairs, name them twice, or a
+            file is not what it should be.
     """
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"`limit` must be at least 1, but is {options.limit}.")
@@ -299,6 +290,7 @@ def load_translation_data(options: DataOptions) -> TranslationData:
         raise ValueError(f"`num_proc` must be at least 0, but is {options.num_proc}.")
     stream = PairStream(options) if options.streaming else None
     pairs = _load_split(options, "train") if stream is None else islice(stream, _STREAM_SAMPLE)
+    # Only what trains is filtered: scores of a part of a test set compare with nobody's.
     train, report = filter_pairs(pairs, max_chars=options.max_chars)
     if not train:
         raise ValueError(
@@ -317,7 +309,7 @@ def load_translation_data(options: DataOptions) -> TranslationData:
 
 
 def _load_split(options: DataOptions, split: str) -> list[TextPair]:
-    """The pairs of "train", "valid" or "test", from the first place the options name."""
+    """Load the pairs of "train", "valid" or "test" from the first place the options name."""
     source: str | None = getattr(options, f"{split}_source")
     target: str | None = getattr(options, f"{split}_target")
     file: str | None = getattr(options, f"{split}_file")
@@ -337,6 +329,7 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
         with typed(path=f"{split}_file"):
             return _not_empty(read_pairs_file(file, **_languages(options)), options, split)
     name = options.dataset_name
+    # A file holds the training pairs alone; by its suffix, a missing one is no name on the Hub.
     if name is not None and (Path(name).is_file() or Path(name).suffix.lower() in _FILE_SUFFIXES):
         if split == "train":
             with typed(path="dataset_name"):
@@ -344,6 +337,7 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
         name = None
     if name is not None:
         pairs = _load_named_split(options, name, split)
+        # Nobody asked for the test pairs of a data set: there may be none.
         return pairs if split == "test" else _not_empty(pairs, options, split)
     if split == "test":
         return []
@@ -354,21 +348,21 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
 
 
 def _places(options: DataOptions, split: str) -> str:
-    """The options that name the pairs of a split, for a sentence."""
+    """Name the options that say where the pairs of a split are, for an error."""
     if getattr(options, f"{split}_source") is not None:
         return f"`{split}_source` and `{split}_target`"
     return "`dataset_name`" if getattr(options, f"{split}_file") is None else f"`{split}_file`"
 
 
 def _not_empty(pairs: list[TextPair], options: DataOptions, split: str) -> list[TextPair]:
-    """`pairs`, of which there must be one."""
+    """Return `pairs`, of which there must be one."""
     if not pairs:
         raise ValueError(f"{_places(options, split)} must hold at least one pair, but is empty.")
     return pairs
 
 
 def _load_named_split(options: DataOptions, name: str, split: str) -> list[TextPair]:
-    """A split of the data set `name`; validation has several customary names."""
+    """Load a split of the data set `name`; validation has several customary names."""
     present = _load_splits(name, options.dataset_config)
     candidates = _VALID_SPLITS if split == "valid" else (split,)
     found = next((candidate for candidate in candidates if candidate in present), None)
@@ -397,13 +391,14 @@ def _languages(options: DataOptions) -> dict[str, str]:
 
 
 def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
-    """All splits of a data set, as `datasets` gives them (rows are read when iterated)."""
+    """Open all splits of a data set by `datasets`; rows are read when iterated."""
     if not name:
         raise ValueError("`dataset_name` must be a folder or a data set on the Hub, but is ''.")
     datasets = import_optional("datasets", f"load the data set '{name}'")
     rule = "`dataset_name` must be a local folder or a data set on the Hub"
     try:
         splits: _Splits = datasets.load_dataset(name, config, streaming=streaming)
+    # Before OSError, of which both are kinds.
     except ConnectionError as error:
         raise ConnectionError(
             f"{rule}, but '{name}' is no folder here and the Hub cannot be reached: {_LOCAL_FILES}."
@@ -417,7 +412,7 @@ def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _
 
 
 def import_optional(module: str, purpose: str) -> Any:
-    """Imports an optional library only now that it is needed."""
+    """Import an optional library only now that it is needed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -437,7 +432,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The whole content of a file, unpacked if it is .gz or .xz."""
+    """Read the whole content of a file, unpacked if it is .gz or .xz."""
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
     opener = OPENERS.get(path.suffix.lower())
@@ -446,6 +441,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         with opener(path, "rb") as file:
             content: bytes = file.read()
+    # EOFError: a download that stopped before its end.
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ValueError(
             f"`path` must be a complete {path.suffix} file, but '{path}' is not: {error}."
@@ -454,7 +450,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_text(path: Path) -> str:
-    """The whole content of a UTF-8 file, without a byte order mark at its start."""
+    """Read the whole content of a UTF-8 file, without a byte order mark at its start."""
     content = _read_bytes(path)
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
@@ -466,7 +462,7 @@ def _read_text(path: Path) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The objects of a file of JSON lines with their line numbers; blank lines are skipped."""
+    """Yield the objects of a file of JSON lines with their line numbers, without blank lines."""
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -479,13 +475,15 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a file of comma-separated values, numbered by the line they begin in."""
+    """Yield the rows of a file of comma-separated values, numbered by the line they begin in."""
+    # `newline=""` leaves line ends in quotes as they are.
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     line = 1
     try:
         for row in reader:
             if row:
                 yield line, row
+            # `line_num` counts the lines read, of which a row may have several.
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
@@ -502,8 +500,9 @@ def _table_pairs(
     *,
     separators: str,
 ) -> list[TextPair]:
-    """The pairs of numbered rows, with or without a first row that names the columns."""
+    """Make pairs of numbered rows, with or without a first row that names the columns."""
     rows = list(rows)
+    # Without names the columns are source and target, and there is no third.
     names = rows[0][1] if rows else []
     source_column, target_column, width = 0, 1, 2
     if source_lang in names and target_lang in names:
@@ -520,7 +519,7 @@ def _table_pairs(
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a parquet file, numbered from 1."""
+    """Read the rows of a parquet file, numbered from 1."""
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
     pyarrow, parquet = (
@@ -538,11 +537,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _pairs(
     rows: Iterable[tuple[int, Any]], source_lang: str, target_lang: str, where: str, unit: str
 ) -> Iterator[TextPair]:
-    """Turns numbered rows into pairs; a row that is not a pair is an error that names it."""
+    """Turn numbered rows into pairs; a row that is not a pair is an error that names it."""
     for number, row in rows:
         place = f"{unit} {number} of {where}"
         if not isinstance(row, Mapping):
             raise ValueError(f"{place} must be an object, but is a {type(row).__name__}.")
+        # Translation data sets of the Hub put the languages one level down.
         nested = row.get("translation")
         texts = nested if isinstance(nested, Mapping) else row
         source, target = (_text(texts, key, place) for key in (source_lang, target_lang))
@@ -555,6 +555,7 @@ def _text(texts: Mapping[str, Any], key: str, place: str) -> str:
     value = texts[key]
     if not isinstance(value, str):
         raise ValueError(f"'{key}' in {place} must be text, but is {value!r}.")
+    # JSON may write half a surrogate pair ("\ud800"), which no tokenizer can encode.
     if not value.isascii() and _SURROGATE.search(value):
         raise ValueError(
             f"'{key}' in {place} must be valid Unicode, but has half a surrogate pair."

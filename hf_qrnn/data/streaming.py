@@ -1,4 +1,4 @@
-"""Data sets too large for memory: pairs as they are read, or ids that `datasets` keeps on the disk.
+"""Batches data sets too large for memory: as they are read, or by ids that lie on the disk.
 
 Nothing here is needed for plain files; `datasets` is imported only when asked for.
 """
@@ -20,7 +20,7 @@ from .tokenization import encode_batch
 
 
 class StreamBatches:
-    """Batches of pairs that are read as they are needed, every process its share.
+    """The batches of pairs that are read as they are needed, every process its share.
 
     The pairs are taken in pools, in the order they come; a pool is tokenized, shuffled, sorted and
     cut as `BucketBatchSampler` does. Every process reads the whole stream, so none has to speak to
@@ -28,9 +28,9 @@ class StreamBatches:
     part of the epoch again that it has already seen.
 
     Args:
-        pairs: What can be iterated again for every epoch.
-        tokenizer: For both sides.
-        max_tokens: Largest number of padded tokens of a batch, for each side.
+        pairs: The pairs, to be iterated again for every epoch.
+        tokenizer: The tokenizer of both sides.
+        max_tokens: Most tokens of a batch on each side, padding included.
         seed: Seed of the order within a pool.
         pool_size: Pairs of a pool.
         world_size: Number of processes.
@@ -54,7 +54,7 @@ class StreamBatches:
         self._epoch = self._start = 0
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Chooses the epoch of the next iteration, and the batches to leave out of it."""
+        """Choose the epoch of the next iteration, and the batches to leave out of it."""
         self._epoch, self._start = epoch, start
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class StreamBatches:
         number = 0
         while pool := list(islice(pairs, self._pool_size)):
             encoded = encode_pairs(self._tokenizer, pool)
-            # Pools must not share an order, nor epochs; 2**20 pools of an epoch are apart.
+            # Pools must not share an order, nor runs of other seeds: each seed has 2**20 pools.
             seed = self._seed * 2**20 + number
             sampler = BucketBatchSampler(
                 encoded,
@@ -82,13 +82,14 @@ class StreamBatches:
             )
             sampler.set_epoch(self._epoch)
             plans: list[BatchPlan] = list(sampler)
+            # Batches that a resumed run has seen are planned, so as to be counted, but not made.
             yield from make_loader(encoded, plans[left_out:], pad_token_id=pad)
             left_out = max(0, left_out - len(plans))
             number += 1
 
 
 class StoredPairs(Sequence[EncodedPair]):
-    """Pairs of ids in a `datasets.Dataset`, read from the disk when asked for."""
+    """The pairs of ids in a `datasets.Dataset`, read from the disk when asked for."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -107,6 +108,7 @@ class StoredPairs(Sequence[EncodedPair]):
         return EncodedPair(row["source_ids"], row["target_ids"])
 
     def __iter__(self) -> Iterator[EncodedPair]:
+        # A thousand rows at once: each access to the disk has a cost of its own.
         for rows in self._dataset.iter(batch_size=1000):
             yield from map(EncodedPair, rows["source_ids"], rows["target_ids"])
 
@@ -117,25 +119,27 @@ def encode_stored(
     *,
     num_proc: int,
 ) -> StoredPairs:
-    """Encodes pairs in `num_proc` processes; the same texts and tokenizer are encoded once.
+    """Encode pairs in `num_proc` processes; the same texts and tokenizer are encoded once.
 
     The ids are kept with what `datasets` keeps.
 
     Args:
-        tokenizer: For both sides; must have a backend of `tokenizers`.
+        tokenizer: The tokenizer of both sides; must have a backend of `tokenizers`.
         pairs: The pairs.
-        num_proc: Processes, at least 1.
+        num_proc: Number of processes, at least 1.
 
     Raises:
-        ImportError: `datasets` is not installed.
-        ValueError: `num_proc` is below 1.
+        ImportError: If `datasets` is not installed.
+        ValueError: If `num_proc` is below 1.
     """
     if num_proc < 1:
         raise ValueError(f"`num_proc` must be at least 1, but is {num_proc}.")
     datasets = import_optional("datasets", "tokenize in several processes")
+    # By what the ids depend on: `datasets` would hash the function and all that it holds.
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for pair in pairs:
         for text in (pair.source, pair.target):
+            # With its length, so that no character can move from one text to the next unseen.
             digest.update(f"{len(text)} {text}".encode())
     folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "hf_qrnn")
     os.makedirs(folder, exist_ok=True)
@@ -159,6 +163,8 @@ def encode_stored(
 def _encoder(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[[dict[str, list[str]]], dict[str, list[Any]]]:
+    """Make the function that encodes rows of texts in another process."""
+
     def encode(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
         return {
             "source_ids": encode_batch(tokenizer, rows["source"]),
@@ -170,7 +176,10 @@ def _encoder(
 
 @contextmanager
 def _single_threaded_tokenizers() -> Iterator[None]:
-    """Threads of `tokenizers` do not survive the fork of a process, and it says so in a warning."""
+    """Keep `tokenizers` to one thread, since its threads do not survive the fork of a process.
+
+    It would say so in a warning in every process. The environment is how it is told.
+    """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"

@@ -1,4 +1,4 @@
-"""Character and byte tokenizers that lose nothing, and the door for any other Hugging Face one.
+"""Makes character and byte tokenizers that lose nothing, and loads any other of Hugging Face.
 
 Both kinds are plain `tokenizers` components inside `PreTrainedTokenizerFast`: a saved folder holds
 `tokenizer.json` and `tokenizer_config.json` and loads with `AutoTokenizer`, without code of ours.
@@ -37,7 +37,7 @@ SPECIAL_TOKENS = (PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, BOS_TOKEN)
 # Texts encoded at once: enough for all cores; more would only hold more of the backend's own
 # records (about 100 bytes a character) in memory.
 _CHUNK_SIZE = 512
-_UNUSED_CHARACTER = "\U0010fffd"  # of private use, and the last of them
+_UNUSED_CHARACTER = "\U0010fffd"  # of private use, and the last: no vocabulary should have it
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -48,27 +48,28 @@ def train_character_tokenizer(
     nfc: bool = False,
     model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Learns a vocabulary of characters (code points) from `texts`.
+    """Learn a vocabulary of characters (code points) from `texts`.
 
     Characters are ordered by code point, so the same texts in any order give the same ids. Every
     character outside the vocabulary becomes exactly one `<unk>`.
 
     Args:
-        texts: the training texts, both languages when one vocabulary serves both.
-        min_count: how often a character must occur to get an id, at least 1.
-        nfc: compose characters (Unicode NFC) before counting and before every encoding. A text
+        texts: The training texts, both languages when one vocabulary serves both.
+        min_count: Occurrences that a character needs to get an id, at least 1.
+        nfc: Compose characters (Unicode NFC) before counting and before every encoding. A text
             that is not NFC is then decoded in its composed form.
-        model_max_length: longest text in tokens, `</s>` included, that `truncation=True` keeps;
+        model_max_length: Longest text in tokens, `</s>` included, that `truncation=True` keeps;
             None = no limit.
 
     Returns:
         A tokenizer with `len(tokenizer) == 4 + number of characters`.
 
     Raises:
-        TypeError: `texts` is one string.
-        ValueError: `min_count` is below 1, `model_max_length` below 2, no character occurs
+        TypeError: If `texts` is one string.
+        ValueError: If `min_count` is below 1, `model_max_length` below 2, no character occurs
             `min_count` times, or a text is not valid Unicode.
     """
+    # A string is an iterable of texts too, each of one character: a mistake nobody would notice.
     if isinstance(texts, str):
         raise TypeError("`texts` must be an iterable of texts, but is one string.")
     if min_count < 1:
@@ -86,35 +87,37 @@ def train_character_tokenizer(
             f"character, but is {min_count}."
         )
     tokenizer = _bare_tokenizer(characters)
+    # Without a decoder, `tokenizers` would put a space between two tokens.
     tokenizer.decoder = decoders.Fuse()
     return _wrap(tokenizer, nfc=nfc, model_max_length=model_max_length)
 
 
 def make_byte_tokenizer(*, nfc: bool = False) -> PreTrainedTokenizerFast:
-    """Makes the tokenizer of UTF-8 bytes: 260 ids, id 4 + b for byte b, nothing is unknown.
+    """Make the tokenizer of UTF-8 bytes: 260 ids, id 4 + b for byte b, nothing is unknown.
 
     Args:
-        nfc: compose characters (Unicode NFC) before every encoding.
+        nfc: Compose characters (Unicode NFC) before every encoding.
     """
     alphabet = _byte_characters()
     tokenizer = _bare_tokenizer(alphabet)
+    # Nothing in front of a text, no cutting into words: ids and bytes are one to one.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return _wrap(tokenizer, nfc=nfc, model_max_length=None)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Loads any Hugging Face tokenizer, from a folder or the Hub, ready for training.
+    """Load any Hugging Face tokenizer, from a folder or the Hub, ready for training.
 
     No code from the folder or repository is run and no question is asked. The result passed
     `check_tokenizer`.
 
     Args:
-        name_or_path: a folder with a saved tokenizer, or a Hub name like "google-t5/t5-small".
+        name_or_path: A folder with a saved tokenizer, or a Hub name like "google-t5/t5-small".
 
     Raises:
-        ValueError: there is no such tokenizer, the Hub cannot be reached, the tokenizer needs code
-            of its own, or it lacks an end token.
+        ValueError: If there is no such tokenizer, the Hub cannot be reached, the tokenizer needs
+            code of its own, or it lacks an end token.
     """
     try:
         # False, not None: None asks the user whether to run the code beside the tokenizer.
@@ -130,14 +133,15 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Returns `tokenizer` if a translation model can use it as it is, else a completed copy.
+    """Return `tokenizer` if a translation model can use it as it is, else a completed copy.
 
-    Completed means: a tokenizer without a padding token gets a new `<pad>`, and one that does not
-    end its texts with its end token learns to do so (as far as its backend allows). The copy is
-    what must be saved beside the model; its length may have grown by one.
+    A tokenizer without a padding token gets a new `<pad>`. One that does not end its texts with
+    its end token learns to do so, as far as its backend allows. The copy is what must be saved
+    beside the model. It may have one token more.
 
     Raises:
-        ValueError: the tokenizer has no end token, or cannot encode a character it does not know.
+        ValueError: If the tokenizer has no end token, or cannot encode a character it does not
+            know.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -156,9 +160,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 def tokenizer_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Which tokenizer of this file it is, "char" or "byte"; None for any other."""
+    """Tell a tokenizer of this file from any other: "char", "byte" or None."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
+    # Loaded from a folder, it has lost the name of what made it. Its parts are what it is.
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     if parts["model"].get("type") != "BPE" or parts["model"]["merges"]:
         return None
@@ -167,7 +172,7 @@ def tokenizer_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def is_nfc(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer of this file composes characters before it encodes."""
+    """Tell whether a tokenizer of this file composes characters before it encodes."""
     return isinstance(tokenizer, PreTrainedTokenizerFast) and isinstance(
         tokenizer.backend_tokenizer.normalizer, normalizers.NFC
     )
@@ -176,15 +181,15 @@ def is_nfc(tokenizer: PreTrainedTokenizerBase) -> bool:
 def add_characters(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, min_count: int = 1
 ) -> PreTrainedTokenizerBase:
-    """A character tokenizer that also knows the characters of `texts`; the old ids stay.
+    """Make a character tokenizer that also knows the characters of `texts`; the old ids stay.
 
     New characters get the ids after the last, in the order of their code points. Every other kind
     of tokenizer is returned as it is.
 
     Args:
-        tokenizer: As loaded.
+        tokenizer: A tokenizer of any kind.
         texts: New training texts.
-        min_count: How often a new character must occur to get an id.
+        min_count: Occurrences that a new character needs to get an id.
 
     Returns:
         `tokenizer` itself if there is nothing to add, else a copy.
@@ -199,32 +204,33 @@ def add_characters(
         return tokenizer
     first = max(known.values()) + 1
     vocabulary = {**known, **{character: first + i for i, character in enumerate(new)}}
+    # In the model, not by `add_tokens`: added tokens are cut out of a text before all others.
     longer = copy.deepcopy(cast(PreTrainedTokenizerFast, tokenizer))
     longer.backend_tokenizer.model = _characters_model(vocabulary)
     return longer
 
 
 def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if `tokenizer` itself ends an encoded text with its end token."""
+    """Tell whether `tokenizer` itself ends an encoded text with its end token."""
     ids = tokenizer("a")["input_ids"]
     return bool(ids[-1:] == [tokenizer.eos_token_id])
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Encodes texts as ids that end with exactly one end token, whatever the tokenizer appends.
+    """Encode texts as ids that end with exactly one end token, whatever the tokenizer appends.
 
     Nothing is truncated or padded, and special tokens are not read from the text.
 
     Args:
-        tokenizer: a tokenizer that passed `check_tokenizer`.
-        texts: the texts, possibly none.
+        tokenizer: A tokenizer that passed `check_tokenizer`.
+        texts: The texts, possibly none.
 
     Returns:
         One list of ids for each text.
 
     Raises:
-        TypeError: `texts` is one string, or holds something else than strings.
-        ValueError: a text is not valid Unicode (half a surrogate pair).
+        TypeError: If `texts` is one string, or holds something else than strings.
+        ValueError: If a text is not valid Unicode (half a surrogate pair).
     """
     if isinstance(texts, str):
         raise TypeError("`texts` must be a list of texts, but is one string.")
@@ -233,10 +239,12 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     for start in range(0, len(texts), _CHUNK_SIZE):
         chunk = list(texts[start : start + _CHUNK_SIZE])
         _check_texts(chunk)
+        # Not verbose, or a warning tells of texts longer than a limit that models of ours lack.
         batch = tokenizer(
             chunk, split_special_tokens=True, return_attention_mask=False, verbose=False
         )
         rows.extend(batch["input_ids"])
+    # Some tokenizers append none, some another token first; the model must see one end.
     for row in rows:
         while row and row[-1] == eos:
             row.pop()
@@ -247,11 +255,11 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def decode_batch(
     tokenizer: PreTrainedTokenizerBase, ids: Tensor | Iterable[Iterable[int]]
 ) -> list[str]:
-    """Decodes rows of ids without their special tokens, changing no other character.
+    """Decode rows of ids without their special tokens, changing no other character.
 
     Args:
-        tokenizer: the tokenizer that made the ids.
-        ids: rows of ids or a tensor (B, T); negative ids (ignored labels) are skipped.
+        tokenizer: The tokenizer that made the ids.
+        ids: Rows of ids or a tensor (B, T); negative ids (ignored labels) are skipped.
 
     Returns:
         One text for each row.
@@ -262,6 +270,7 @@ def decode_batch(
         text = tokenizer.decode(
             [int(index) for index in row if index >= 0],
             skip_special_tokens=True,
+            # Else some tokenizers take the space before a full stop out of the text.
             clean_up_tokenization_spaces=False,
         )
         texts.append(cast(str, text))
@@ -269,10 +278,11 @@ def decode_batch(
 
 
 def _check_texts(texts: Iterable[object]) -> None:
-    """Raises for what no tokenizer can encode."""
+    """Raise for what no tokenizer can encode."""
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
+        # `isascii` takes no time, and spares most texts the search.
         if not text.isascii() and _SURROGATE.search(text):
             raise ValueError(
                 f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
@@ -280,7 +290,7 @@ def _check_texts(texts: Iterable[object]) -> None:
 
 
 def _check_unknown(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises where a character outside the vocabulary would be an error amid a text."""
+    """Raise where a character outside the vocabulary would be an error amid a text."""
     try:
         tokenizer("a" + _UNUSED_CHARACTER)
     except Exception as error:  # `tokenizers` raises plain Exception
@@ -291,7 +301,8 @@ def _check_unknown(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _append_eos(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Makes a tokenizer end its texts with its end token, after what it adds in front of them."""
+    """Make a tokenizer end its texts with its end token, after what it adds in front of them."""
+    # What it adds in front is found by an example.
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
     front = ids[: len(ids) - len(plain)]
@@ -305,7 +316,7 @@ def _append_eos(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _bare_tokenizer(symbols: Sequence[str]) -> Tokenizer:
-    """A tokenizer whose tokens are the special tokens, then single `symbols`, and nothing longer.
+    """Make a tokenizer whose tokens are the special tokens, then single `symbols`.
 
     BPE without merges splits a text into its characters; the special tokens in its vocabulary are
     longer than one character, so no text can produce them.
@@ -315,11 +326,12 @@ def _bare_tokenizer(symbols: Sequence[str]) -> Tokenizer:
 
 
 def _characters_model(vocabulary: dict[str, int]) -> models.BPE:
+    # Not fused: every unknown character is one `<unk>`, and lengths stay what they are.
     return models.BPE(vocab=vocabulary, merges=[], unk_token=UNK_TOKEN, fuse_unk=False)
 
 
 def _count_characters(texts: Iterable[str], normalizer: normalizers.NFC | None) -> Counter[str]:
-    """How often each character occurs, after normalisation."""
+    """Count each character, after normalisation."""
     counts: Counter[str] = Counter()
     for text in texts:
         _check_texts([text])
@@ -328,18 +340,25 @@ def _count_characters(texts: Iterable[str], normalizer: normalizers.NFC | None) 
 
 
 def _byte_characters() -> list[str]:
-    """The character by which `tokenizers` writes each byte, in the order of the bytes."""
+    """List the characters by which `tokenizers` writes each byte, in the order of the bytes."""
+    # A byte that is a visible character of Latin-1 is written as that, any other as one from 256.
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     replacements = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(replacements)) for byte in range(256)]
 
 
 def _eos_template(tokens: Sequence[str], ids: Sequence[int]) -> TemplateProcessing:
-    """The post-processor that sets all `tokens` but the last before a text, the last after it."""
+    """Make the post-processor that sets the last token after a text and the others before it.
+
+    Args:
+        tokens: The tokens, the end token last.
+        ids: Their ids.
+    """
     *front, eos = tokens
     return TemplateProcessing(
         single=[*front, "$A", eos],
         pair=[*front, "$A", eos, "$B:1", f"{eos}:1"],
+        # Each once: a token may stand before and after a text.
         special_tokens=list(dict.fromkeys(zip(tokens, ids, strict=True))),
     )
 
@@ -347,6 +366,7 @@ def _eos_template(tokens: Sequence[str], ids: Sequence[int]) -> TemplateProcessi
 def _wrap(
     tokenizer: Tokenizer, *, nfc: bool, model_max_length: int | None
 ) -> PreTrainedTokenizerFast:
+    """Complete a bare tokenizer: normaliser, special tokens, end token, and the wrapper."""
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_special_tokens(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_qrnn.data.batching import Batch, EpochPlan
+from hf_qrnn.data.flags import option
 
 from . import run_state
 from .best import Standing, best_standing
@@ -49,52 +50,43 @@ OPTIMIZERS = ("adamw", "adam")
 AVERAGES = ("none", "last", "best")
 
 
-Value = TypeVar("Value")
-
-
-def _flag(default: Value, text: str) -> Value:
-    """Make a field of options with its help."""
-    made: Value = field(default=default, metadata={"help": text})
-    return made
-
-
 @dataclass
 class LoopOptions:
     """Options of the optimisation; every field is a flag of the training scripts."""
 
-    max_steps: int = _flag(0, "number of updates; 0 = as many as --epochs has")
-    epochs: float = _flag(10.0, "passes over the data, where --max_steps is 0")
-    max_minutes: float = _flag(
+    max_steps: int = option(0, "number of updates; 0 = as many as --epochs has")
+    epochs: float = option(10.0, "passes over the data, where --max_steps is 0")
+    max_minutes: float = option(
         0.0, "stop after N minutes of training, when the decay ends too; 0 = no limit"
     )
-    max_tokens: int = _flag(4096, "most tokens of a batch on each side, padding included")
-    gradient_accumulation_steps: int = _flag(1, "batches per update")
-    optimizer: str = _flag("adamw", "adamw or adam")
-    learning_rate: float = _flag(1e-3, "learning rate after the warm-up, before the decay")
-    schedule: str = _flag(
+    max_tokens: int = option(4096, "most tokens of a batch on each side, padding included")
+    gradient_accumulation_steps: int = option(1, "batches per update")
+    optimizer: str = option("adamw", "adamw or adam")
+    learning_rate: float = option(1e-3, "learning rate after the warm-up, before the decay")
+    schedule: str = option(
         "cosine", "decay of the learning rate: cosine or linear (to 0), constant (none)"
     )
-    warmup_steps: int = _flag(0, "first updates, in which the learning rate rises from 0")
-    adam_beta1: float = _flag(0.9, "decay of the first moment")
-    adam_beta2: float = _flag(0.999, "decay of the second moment")
-    adam_epsilon: float = _flag(1e-8, "added to the second moment's root")
-    weight_decay: float = _flag(
+    warmup_steps: int = option(0, "first updates, in which the learning rate rises from 0")
+    adam_beta1: float = option(0.9, "decay of the first moment")
+    adam_beta2: float = option(0.999, "decay of the second moment")
+    adam_epsilon: float = option(1e-8, "added to the second moment's root")
+    weight_decay: float = option(
         0.0, "weight decay of matrices; biases, norms and embeddings have none"
     )
-    max_grad_norm: float = _flag(1.0, "rescale gradients of a larger norm to it; 0 = never")
-    label_smoothing: float = _flag(
+    max_grad_norm: float = option(1.0, "rescale gradients of a larger norm to it; 0 = never")
+    label_smoothing: float = option(
         0.0, "share of the target's probability that is spread over the vocabulary"
     )
-    log_every: int = _flag(20, "updates between lines of metrics.jsonl")
-    eval_every: int = _flag(500, "updates between validations; the last update has one too")
-    patience: int = _flag(0, "stop after N validations in a row without a new best; 0 = never")
-    loss_limit: float = _flag(
+    log_every: int = option(20, "updates between lines of metrics.jsonl")
+    eval_every: int = option(500, "updates between validations; the last update has one too")
+    patience: int = option(0, "stop after N validations in a row without a new best; 0 = never")
+    loss_limit: float = option(
         5.0, "stop at a loss above N times ln(vocabulary size); 0 = only at one that is not finite"
     )
-    save_every: int = _flag(1000, "updates between checkpoints; 0 = no checkpoints at all")
-    keep_last: int = _flag(2, "newest checkpoints to keep")
-    keep_best: int = _flag(1, "checkpoints of the best models to keep")
-    average: str = _flag(
+    save_every: int = option(1000, "updates between checkpoints; 0 = no checkpoints at all")
+    keep_last: int = option(2, "newest checkpoints to keep")
+    keep_best: int = option(1, "checkpoints of the best models to keep")
+    average: str = option(
         "none", "at the end, validate the mean of the kept checkpoints too: none, last, best"
     )
 
