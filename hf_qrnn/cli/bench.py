@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 _TEXT = """\
-Compare one QRNN layer (320 units, k = 2) with nn.LSTM of the same size on this machine, forward,
-and print how many times as fast it is beside the paper's table (Fig. 4: cuDNN on a K40).
---minutes limits the time: small cells come first, and those without time left are dashes."""
+Time the forward pass of one QRNN layer (320 units, k = 2) and of nn.LSTM of the same size on this
+machine, for several batch sizes and lengths. Print how many times as fast the QRNN is, beside the
+paper's table (Fig. 4: cuDNN on a K40). --minutes limits the time: small cells come first, and those
+for which no time was left are dashes."""
 
 
 def add_bench(commands: Any) -> None:
@@ -31,6 +32,7 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    # Here, not above: `hf-qrnn --help` need not wait for torch.
     import torch
     from tqdm import tqdm
 
@@ -54,6 +56,7 @@ def _bench(args: argparse.Namespace) -> None:
     if not args.minutes > 0:
         raise ValueError(f"`--minutes` must be above 0, but is {args.minutes}.")
     check_device(device, dtype)
+    # A GPU is timed by CUDA graphs: for small cells, launching would take longer than computing.
     on_gpu = torch.device(device).type == "cuda"
     cells = QUICK_CELLS if args.quick else PAPER_CELLS
     with using_threads(args.threads):

@@ -16,9 +16,9 @@ def add_decoding(add: Any) -> None:
     """Add the flags of the search to a command, by its `add_argument`."""
     beams = "width of the beam search; 1 is greedy search (default: 1)"
     add("--num_beams", metavar="N", type=int, default=1, help=beams)
-    limit = "limit of each translation (default: by the lengths in the model's training data)"
+    limit = "most tokens of a translation (default: by the lengths in the model's training data)"
     add("--max_new_tokens", metavar="N", type=int, help=limit)
-    batch = "lines translated at once (default: 32)"
+    batch = "lines translated at once; more need more memory (default: 32)"
     add("--batch_size", metavar="N", type=int, default=32, help=batch)
     device = "such as cpu or cuda:0 (default: the GPU if there is one, else the CPU)"
     add("--device", metavar="D", help=device)
@@ -50,6 +50,7 @@ def _quiet_transformers() -> Iterator[None]:
     level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # transformers has switched off the Hub's bar with its own.
     if hub_had_bar:
         enable_progress_bars()
     try:
@@ -64,7 +65,7 @@ def progress_bar(*, total: int | None = None, hidden: bool = False) -> Any:
     """Make a bar on standard error, if that is a terminal."""
     from tqdm import tqdm
 
-    disable = True if hidden else None
+    disable = True if hidden else None  # None: where standard error is no terminal
     return tqdm(total=total, unit=" lines", disable=disable, file=sys.stderr, leave=False)
 
 

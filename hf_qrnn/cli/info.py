@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 _TEXT = """\
-Print the versions of the packages, the pooling backends of every device, with the reason where one
-is not available, and what the compiled library was built for."""
+Print the versions of the packages; for every device which pooling backends (the programs that run
+the recurrence) are available, or why one is not; and what the compiled library was built for."""
 
 
 def add_info(commands: Any) -> None:
@@ -41,6 +41,7 @@ def _print_backends() -> None:
     from hf_qrnn.model.backends_qrnn import BACKENDS, unavailable
 
     count = torch.cuda.device_count()
+    # Without a GPU, one line for each backend says why there would be none on it.
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(max(count, 1)))]
     print("pooling backends, the first available one is used:")
     for device in devices:
@@ -52,7 +53,7 @@ def _print_backends() -> None:
                 reason = "no device"
             print(f"    {backend:9} {'available' if reason is None else reason}")
     library = kernels.load()
-    if library.path is None:
+    if library.path is None:  # the lines above say why
         return
     print("compiled library")
     print(f"  path          {library.path}")

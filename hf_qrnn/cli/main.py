@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         with typed(_names(args)), naming("standard output"):
             args.run(args)
+            # Here, where an error still becomes a sentence: a full disk may show only now.
             sys.stdout.flush()
+    # Before OSError, of which it is one: `| head` is no mistake. The statuses are the shell's own
+    # for SIGPIPE and SIGINT, 128 and the signal's number.
     except BrokenPipeError:
         _abandon_stdout()
         return 141
@@ -75,11 +78,13 @@ def _parser() -> _Parser:
 
 def _abandon_stdout() -> None:
     """Let Python's last flush go nowhere instead of complaining: nobody reads on."""
+    # At its end, Python flushes what is left, and would print an error after ours.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: Exception) -> str:
+    # An error of the system's has a number in front, which says nothing to a user.
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: '{error.filename}'."
     return str(error)

@@ -67,6 +67,7 @@ def _score(args: argparse.Namespace) -> None:
     if args.hypotheses is not None:
         hypotheses = _lines(args.hypotheses, "hypotheses")
     else:
+        # Compared here, since translating the source may take an hour.
         source = _lines(args.source, "source")
         if len(source) != len(references):
             raise ValueError(
@@ -75,6 +76,7 @@ def _score(args: argparse.Namespace) -> None:
             )
         hypotheses = _translate_all(source, args)
     count, tokenize = args.num_resamples, args.bleu_tokenize
+    # A comparison always draws test sets; scores do so only for their intervals.
     scores: Any
     if baseline is not None:
         scores = compare_translations(
@@ -104,6 +106,7 @@ def _check_score(args: argparse.Namespace) -> None:
         (args.model is None) != (args.source is None)
     ):
         raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
+    # Before a model is loaded: sacrebleu would refuse it after an hour of translating.
     with typed(bleu_tokenize="--bleu_tokenize"):
         check_bleu_tokenizer(args.bleu_tokenize)
 
@@ -117,13 +120,14 @@ def _read_references(paths: Sequence[str]) -> list[list[str]]:
                 "All files of `--references` must have the same number of lines, but "
                 f"'{paths[0]}' has {len(streams[0])} and '{path}' has {len(lines)}."
             )
-    return [list(several) for several in zip(*streams, strict=True)]
+    return [list(several) for several in zip(*streams, strict=True)]  # by line, not by file
 
 
 def _lines(path: str, flag: str) -> list[str]:
     """Read the lines of the file that `--flag` gives."""
     from hf_qrnn.data.reading import read_lines
 
+    # The outer block of `main` knows no `path`: each file has a flag of its own.
     with typed(path=f"--{flag}"):
         return read_lines(path)
 

@@ -1,4 +1,4 @@
-"""Lines of bytes, read and written: files, compressed files, standard input and output."""
+"""Reads and writes lines of bytes: files, compressed files, standard input and output."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # A write to an open file fails without its name, so "No space left" would not say where.
         if error.filename is None and error.strerror is not None:
             error.filename = name
         raise
@@ -47,7 +48,9 @@ def naming(name: str) -> Iterator[None]:
 def prompted(stream: IO[bytes]) -> Iterator[bytes]:
     """Yield lines of a stream, each asked for with a prompt on standard error."""
     while True:
+        # On standard error, so that standard output has translations alone.
         print("> ", end="", file=sys.stderr, flush=True)
+        # Not iteration, which may read ahead and keep a line back.
         line = stream.readline()
         if not line:
             print(file=sys.stderr)

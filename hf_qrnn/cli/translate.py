@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches.
 
-
 _TRANSLATE_TEXT = """\
 Translate text, one sentence per line. Every input line gives exactly one output line, in the same
 order; an empty line stays empty. Only a newline ends a line. With --n_best N every input line gives
@@ -78,7 +77,8 @@ def _translate(args: argparse.Namespace) -> None:
             num_cut += sum(found.is_cut for row in results for found in row)
             for translations in results:
                 target.write(_format(translations, scores=args.scores))
-            target.flush()
+            target.flush()  # whoever reads on need not wait for the end
+            # The picture is of the first line with text, once, whichever window it is in.
             text = next((line for line in window if line.strip()), None)
             if text is not None and not drawn:
                 _draw(translator, text, args)
@@ -86,6 +86,7 @@ def _translate(args: argparse.Namespace) -> None:
     if not interactive:
         print(throughput(num_lines, num_characters, seconds), file=sys.stderr)
     tell_cut(num_cut, num_lines * args.n_best)
+    # Only now, with all translations written: a picture that is not there takes none of them away.
     if not drawn:
         raise ValueError("`--input` must have a line with text to make a picture of, but has none.")
 
@@ -108,6 +109,7 @@ def _check_translate(args: argparse.Namespace) -> None:
             _check_folder(path)
     if args.output is not None:
         _check_folder(args.output)
+        # To open the output would empty the input. Links are followed.
         if args.input is not None and os.path.realpath(args.input) == os.path.realpath(args.output):
             raise ValueError(f"`--output` must not be the input, but is '{args.output}' too.")
     if args.input is not None and not Path(args.input).is_file():
@@ -155,7 +157,7 @@ def _windows(lines: Iterator[str], batch_size: int, *, grow: bool) -> Iterator[l
                 yield window
                 window = []
                 size = min(2 * size, _WINDOW_BATCHES * batch_size) if grow else size
-    except ValueError:
+    except ValueError:  # of `decode`: a line that is not UTF-8
         if window:
             yield window
         raise

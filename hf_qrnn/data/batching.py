@@ -26,6 +26,7 @@ IGNORED_LABEL = -100
 """The label of a padded target position, which the loss skips."""
 
 
+# With slots, since there are millions of them in memory.
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
     """One pair as token ids, the end token included.
@@ -152,6 +153,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
             raise ValueError(f"`seed` must be at least 0, but is {seed}.")
         if not pairs:
             raise ValueError("`pairs` must hold at least one pair, but is empty.")
+        # No pair is kept: they may lie on the disk (`StoredPairs`).
         self._lengths = [(len(pair.source_ids), len(pair.target_ids)) for pair in pairs]
         self._max_tokens, self._pool_size = max_tokens, pool_size
         self._seed, self._shuffle = seed, shuffle
@@ -172,7 +174,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         if epoch < 0 or start < 0:
             name, value = ("epoch", epoch) if epoch < 0 else ("start", start)
             raise ValueError(f"`{name}` must be at least 0, but is {value}.")
-        if epoch != self._epoch:
+        if epoch != self._epoch:  # another start alone changes no plan
             self._plans = None
         self._epoch, self._start = epoch, start
 

@@ -28,6 +28,7 @@ _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # The first pairs of a stream stand for all of it: the tokenizer learns its characters from them,
 # and the log its characters per token.
 _STREAM_SAMPLE = 20_000
+# Customary names, the most usual first.
 _VALID_SPLITS = ("validation", "valid", "dev", "val")
 _LOCAL_FILES = (
     "use local files: --train_source and --train_target (text), or --train_file (JSON lines, TSV, "
@@ -260,6 +261,7 @@ class PairStream:
 
     def __iter__(self) -> Iterator[TextPair]:
         options = self._options
+        # Opened by every iteration: what `datasets` streams can be read once.
         splits = _load_splits(self._name, options.dataset_config, streaming=True)
         if "train" not in splits:
             raise ValueError(
@@ -284,6 +286,7 @@ def load_translation_data(options: DataOptions) -> TranslationData:
         ValueError: If the options name no training or validation pairs, name them twice, or a
             file is not what it should be.
     """
+    # Numbers first: to read the data may take minutes.
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"`limit` must be at least 1, but is {options.limit}.")
     if options.num_proc < 0:
@@ -313,6 +316,7 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
     source: str | None = getattr(options, f"{split}_source")
     target: str | None = getattr(options, f"{split}_target")
     file: str | None = getattr(options, f"{split}_file")
+    # Half of two files is a mistake, which must not fall through to the next place.
     if (source is None) != (target is None):
         given, missing = ("source", "target") if target is None else ("target", "source")
         raise ValueError(
@@ -477,6 +481,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a file of comma-separated values, numbered by the line they begin in."""
     # `newline=""` leaves line ends in quotes as they are.
+    # Strict, or a quote that is never closed would make one row of the rest of the file.
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     line = 1
     try:
@@ -509,6 +514,7 @@ def _table_pairs(
         source_column, target_column = names.index(source_lang), names.index(target_lang)
         width, rows = len(names), rows[1:]
     for number, row in rows:
+        # Of another width, a row has a separator within a text, and nobody can tell which.
         if len(row) != width:
             raise ValueError(
                 f"line {number} of '{path}' must have {width} columns (separated by {separators}; "
@@ -553,6 +559,7 @@ def _text(texts: Mapping[str, Any], key: str, place: str) -> str:
     if key not in texts:
         raise ValueError(f"{place} must have the key '{key}', but has {_names(texts) or 'no key'}.")
     value = texts[key]
+    # No `str(value)`: None or a number in place of a sentence is a mistake.
     if not isinstance(value, str):
         raise ValueError(f"'{key}' in {place} must be text, but is {value!r}.")
     # JSON may write half a surrogate pair ("\ud800"), which no tokenizer can encode.

@@ -65,7 +65,7 @@ class StreamBatches:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        left_out = self._start
+        left_out = self._start  # batches still to be left out
         pairs = iter(self._pairs)
         pad: Any = self._tokenizer.pad_token_id
         number = 0
@@ -151,8 +151,9 @@ def encode_stored(
         stored = texts.map(
             _encoder(tokenizer),
             batched=True,
-            num_proc=min(num_proc, len(pairs)),
+            num_proc=min(num_proc, len(pairs)),  # of more, `datasets` warns
             remove_columns=["source", "target"],
+            # By these two, ids that an earlier run has left are found and not made again.
             cache_file_name=os.path.join(folder, f"ids-{digest.hexdigest()[:32]}.arrow"),
             new_fingerprint=digest.hexdigest()[:32],
             desc="tokenizing",

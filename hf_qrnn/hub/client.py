@@ -59,7 +59,7 @@ class CorruptReplyError(ValueError):
     """A reply of the Hub that says nothing sensible."""
 
 
-def patiently(call: Callable[[], _T], *, what: str) -> _T:
+def retry_while_busy(call: Callable[[], _T], *, what: str) -> _T:
     """Return the result of `call`, tried again while the Hub is busy, failing or unreachable.
 
     Waits 1, 2, 4, ... seconds between attempts, or as long as the Hub asks, a minute at most.
@@ -156,7 +156,7 @@ def _refusal(error: Exception, what: str) -> str:
         cause, GatedRepoError
     )
     if is_unknown or status == 401:
-        sentence = f"The {what} must be allowed, but the Hub knows no such model or not you"
+        sentence = f"The {what} must be allowed, but the Hub has no such model or hides it from you"
         return f"{sentence}{because} ({_LOGIN})."
     is_right = not said or (_ABOUT_RIGHTS.search(said) and not _ABOUT_PLANS.search(said))
     if status == 403 and is_right:
@@ -175,7 +175,7 @@ def commit_of(api: HfApi, repo: str, revision: str | None) -> str:
     """Return the commit that a revision names; None is the main branch.
 
     Raises:
-        CorruptReplyError: If the Hub names none, which `patiently` tries again.
+        CorruptReplyError: If the Hub names none, which `retry_while_busy` tries again.
     """
     commit = api.model_info(repo, revision=revision).sha
     if not (isinstance(commit, str) and _HASH.fullmatch(commit)):
@@ -188,7 +188,7 @@ def files_of(api: HfApi, repo: str, commit: str) -> list[RepoFile]:
 
     Raises:
         CorruptReplyError: If an entry of the listing has no path inside the repository, size or
-            hash, which `patiently` tries again.
+            hash, which `retry_while_busy` tries again.
     """
     listed = api.list_repo_tree(repo, revision=commit, recursive=True)
     files = [entry for entry in listed if isinstance(entry, RepoFile)]

@@ -28,7 +28,7 @@ from yaml import YAMLError
 
 from hf_qrnn.data.json_files import read_json, read_text
 
-from .client import HubError, commit_of, files_of, has_hash, patiently
+from .client import HubError, commit_of, files_of, has_hash, retry_while_busy
 from .files import kind_of, shared_files
 from .verify import write_verification
 
@@ -75,7 +75,7 @@ def without_folders(value: Any) -> Any:
 # ------------------------------------------------------------------ what travels
 
 
-def stage(folder: Path, target: Path, repo: str, *, card: str | None = None) -> None:
+def copy_shared_files(folder: Path, target: Path, repo: str, *, card: str | None = None) -> None:
     """Copy what a push sends from `folder` to `target`, fit for other people's eyes.
 
     Paths in run.json lose their folders, and the card's usage block names the repository. `card`
@@ -156,11 +156,11 @@ def push(
         raise ValueError(f"`REPO` must be like user/name, but is {repo!r}.")
     with TemporaryDirectory() as name:
         staged = Path(name)
-        stage(Path(folder), staged, repo, card=card)
+        copy_shared_files(Path(folder), staged, repo, card=card)
         # All that can be wrong with the folder is found before the Hub hears of it.
         _check_card(staged)
         write_verification(staged)
-        target = _Target(HfApi(), repo, revision or "main")
+        target = _HubBranch(HfApi(), repo, revision or "main")
         target.prepare(private=private, tag=tag)
         result = target.commit(staged, f"Push {Path(folder).resolve().name} with hf_qrnn")
         # After the commit: a tag is never there without what it names.
@@ -192,7 +192,7 @@ def check_access(
     """
     if not _REPO_NAME.fullmatch(repo):
         raise ValueError(f"`hub_model_id` must be like user/name, but is {repo!r}.")
-    target = _Target(HfApi(), repo, revision or "main")
+    target = _HubBranch(HfApi(), repo, revision or "main")
     target.prepare(private=private, tag=tag, is_to_come=is_to_come)
 
 
@@ -216,7 +216,7 @@ def _check_card(staged: Path) -> None:
 
 
 @dataclass
-class _Target:
+class _HubBranch:
     """A branch of a repository."""
 
     api: HfApi
@@ -232,10 +232,12 @@ class _Target:
         what = f"push to {repo}"
         # None, not False: on the Hub, False would ask for a public one even where an
         # organisation makes them private.
-        patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True), what=what)
-        if private and not patiently(lambda: api.model_info(repo), what=what).private:
+        retry_while_busy(
+            lambda: api.create_repo(repo, private=private or None, exist_ok=True), what=what
+        )
+        if private and not retry_while_busy(lambda: api.model_info(repo), what=what).private:
             raise ValueError(f"`private` must be left out for {repo}, which is public already.")
-        refs = patiently(lambda: api.list_repo_refs(repo), what=what)
+        refs = retry_while_busy(lambda: api.list_repo_refs(repo), what=what)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
         # A commit moves a branch; a tag must stay where it is.
@@ -248,7 +250,9 @@ class _Target:
                 f"`tag` must be {rule}, but {tag!r} names the commit {tags[tag][:12]}."
             )
         if self.branch not in branches:
-            patiently(lambda: api.create_branch(repo, branch=self.branch, exist_ok=True), what=what)
+            retry_while_busy(
+                lambda: api.create_branch(repo, branch=self.branch, exist_ok=True), what=what
+            )
 
     def commit(self, staged: Path, message: str) -> PushResult:
         """Make the branch hold the staged files in one commit, if it does not already."""
@@ -269,7 +273,7 @@ class _Target:
             )  # fmt: skip
             return PushResult(made.oid, self._url(made.oid), list(changed))
 
-        return patiently(attempt, what=f"push to {self.repo}")
+        return retry_while_busy(attempt, what=f"push to {self.repo}")
 
     def _changes(
         self, staged: Path
@@ -305,7 +309,7 @@ class _Target:
             elif found != commit:
                 raise HubError(f"`tag` must be new, but {tag!r} names the commit {found[:12]}.")
 
-        patiently(attempt, what=f"tag {tag} on {self.repo}")
+        retry_while_busy(attempt, what=f"tag {tag} on {self.repo}")
 
     def _url(self, commit: str) -> str:
         return f"{self.api.endpoint}/{self.repo}/commit/{commit}"

@@ -31,7 +31,7 @@ from hf_qrnn.data.hub_replies import first_sentence, one_line, split_revision
 from hf_qrnn.data.json_files import read_json
 from hf_qrnn.model.backends_qrnn import use_backend
 
-from .client import HubError, commit_of, files_of, has_hash, patiently
+from .client import HubError, commit_of, files_of, has_hash, retry_while_busy
 from .files import VERIFICATION_FILE, kind_of
 
 _LOADER = Path(__file__).with_name("load_check.py")
@@ -50,7 +50,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyResult:
     """The result of a `verify` that found all right.
 
     Attributes:
@@ -198,7 +198,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return texts
 
 
-def verify(name: str, *, report: Callable[[str], None] = lambda _: None) -> Verified:
+def verify(name: str, *, report: Callable[[str], None] = lambda _: None) -> VerifyResult:
     """Verify a model on the Hub. This runs the code that lies in the repository.
 
     That code runs in a process of its own, without the token and with nothing but a fresh cache.
@@ -214,7 +214,9 @@ def verify(name: str, *, report: Callable[[str], None] = lambda _: None) -> Veri
     api = HfApi()
     with TemporaryDirectory() as folder:
         cache = Path(folder)
-        commit = patiently(lambda: commit_of(api, repo, revision), what=f"download of {name}")
+        commit = retry_while_busy(
+            lambda: commit_of(api, repo, revision), what=f"download of {name}"
+        )
         snapshot, count = _download(api, repo, commit, cache, what=f"download of {name}")
         report(f"{count} files of commit {commit[:12]} have the hashes the Hub lists")
         try:
@@ -243,12 +245,12 @@ def verify(name: str, *, report: Callable[[str], None] = lambda _: None) -> Veri
             f"{repo} at commit {commit[:12]} must be what was pushed, but a later commit changed: "
             f"{changed}."
         )
-    return Verified(commit, count, record.files is not None)
+    return VerifyResult(commit, count, record.files is not None)
 
 
 def _download(api: HfApi, repo: str, commit: str, cache: Path, *, what: str) -> tuple[Path, int]:
     """Download a commit into a fresh cache; check its hashes and count its files."""
-    path = patiently(
+    path = retry_while_busy(
         lambda: snapshot_download(
             repo, revision=commit, cache_dir=cache / "hub", endpoint=api.endpoint
         ),
@@ -256,7 +258,7 @@ def _download(api: HfApi, repo: str, commit: str, cache: Path, *, what: str) -> 
     )
     snapshot = Path(path)
     for attempt in (1, 2):
-        entries = patiently(lambda: files_of(api, repo, commit), what=what)
+        entries = retry_while_busy(lambda: files_of(api, repo, commit), what=what)
         try:
             _check_files(snapshot, entries)
         except HubError:

@@ -155,7 +155,7 @@ class RunFolder:
         is_start = _BASE not in found or (self.path / _BASE / "base.json").is_file()
         if not overwrite and is_start and set(found) <= {"run.json", _METRICS, _BASE}:
             shutil.rmtree(self.path / _BASE, ignore_errors=True)
-            logger.info("%s has no checkpoint yet: from the start", self.path)
+            logger.info("%s has no checkpoint yet: training begins anew", self.path)
             return
         names = [path.name for path in self.path.iterdir() if _is_of_a_run(path.name)]
         beside = _move_aside(self.path.resolve(), names)

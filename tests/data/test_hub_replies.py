@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from hf_qrnn.cli.main import main
 from hf_qrnn.data.hub_replies import redacted
 from hf_qrnn.data.tokenization import load_tokenizer
-from hf_qrnn.hub.client import HubError, commit_of, files_of, patiently, quiet_http_log
+from hf_qrnn.hub.client import HubError, commit_of, files_of, quiet_http_log, retry_while_busy
 from hf_qrnn.hub.push import push
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
@@ -63,7 +63,7 @@ def said(message: str) -> dict[str, Any]:
          f"must be allowed, but your token is not allowed to: Read-only token {LOGIN}"),
         (403, {"body": b""}, f"must be allowed, but your token is not allowed to {LOGIN}"),
         (401, said("Invalid credentials"),
-         f"the Hub knows no such model or not you: Invalid credentials {LOGIN}"),
+         f"the Hub has no such model or hides it from you: Invalid credentials {LOGIN}"),
         (403, {**said("Access is restricted to a list"), "headers": {"X-Error-Code": "GatedRepo"}},
          f"your token is not allowed to: Access is restricted to a list {LOGIN}"),
         (413, said("Your file is too large"), ": Your file is too large."),
@@ -120,7 +120,7 @@ def test_a_quota_of_xet_storage_is_no_lack_of_it(run: Path, hub: HubStandIn) -> 
         raise RefusedError("403 for url: /xet-write-token/main")
 
     with pytest.raises(HubError, match="403 Forbidden: Quota exceeded"):
-        patiently(call, what="push")
+        retry_while_busy(call, what="push")
 
 
 @pytest.mark.parametrize("status", [400, 403, 429])

@@ -183,7 +183,7 @@ def test_push_fails_with_one_sentence(row: Row, run: Path, hub: HubStandIn) -> N
 @pytest.mark.parametrize(
     ("token", "sentence"),
     [
-        ("hf_nobody_knows_this_one", "the Hub knows no such model or not you"),
+        ("hf_nobody_knows_this_one", "the Hub has no such model or hides it from you"),
         (READ_TOKEN, "your token is not allowed to"),
     ],
     ids=["unknown", "read-only"],

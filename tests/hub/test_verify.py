@@ -421,7 +421,7 @@ def test_unknown_names_are_one_sentence(
     assert main(["verify", f"{REPO}@none"]) == 2
     assert "must find its revision, but the Hub has none" in capsys.readouterr().err
     assert main(["verify", "someone/else"]) == 2
-    assert "the Hub knows no such model or not you" in capsys.readouterr().err
+    assert "the Hub has no such model or hides it from you" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
