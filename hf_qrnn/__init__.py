@@ -8,13 +8,8 @@ nothing and asks no GPU. It registers
 - `QRNNState` and `QRNNCache` with torch, as containers of tensors that graphs and files may hold.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
+import transformers
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -24,6 +19,7 @@ from .model.backends_qrnn import use_backend
 from .model.cache_qrnn import QRNNCache
 from .model.configuration_qrnn import QRNNConfig
 from .model.modeling_qrnn import (
+    HEADS,
     QRNNForCausalLM,
     QRNNForConditionalGeneration,
     QRNNForSequenceClassification,
@@ -38,23 +34,12 @@ __version__ = "0.2.0"
 
 AutoConfig.register("qrnn", QRNNConfig, exist_ok=True)
 QRNNConfig.register_for_auto_class()
-for _auto, _model in (
-    (AutoModel, QRNNModel),
-    (AutoModelForSeq2SeqLM, QRNNForConditionalGeneration),
-    (AutoModelForCausalLM, QRNNForCausalLM),
-    (AutoModelForSequenceClassification, QRNNForSequenceClassification),
-):
+for _model in HEADS:
+    _auto = getattr(transformers, _model.registration.auto_class)
     _auto.register(QRNNConfig, _model, exist_ok=True)
     _model.register_for_auto_class(_auto.__name__)
-
-# What `register` does not reach: Trainer and the pipelines ask these tables by name whether a model
-# is of their kind, and Trainer's label smoothing would not shift the labels of a language model.
-for _names, _model in (
-    (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, QRNNForConditionalGeneration),
-    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, QRNNForCausalLM),
-    (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, QRNNForSequenceClassification),
-):
-    _names.setdefault("qrnn", _model.__name__)
+    if _model.registration.names is not None:  # `register` does not reach it
+        getattr(modeling_auto, _model.registration.names).setdefault("qrnn", _model.__name__)
 
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_qrnn.data.json_files import read_json, read_json_lines, read_text
-from hf_qrnn.model.configuration_qrnn import AUTO_MAP
+from hf_qrnn.model.modeling_qrnn import AUTO_MAP
 
 VERIFICATION_FILE = "verification.safetensors"
 """Inputs and the logits the model gave for them when it was pushed."""

@@ -5,6 +5,7 @@ A mistake is one sentence: "`name` must be <rule>, but is <value>."
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -22,15 +23,6 @@ CLASSIFIER_POOLING = ("last", "mean")
 POOL_BACKENDS = ("auto", "native", "triton", "torch")
 # Of release 0.1.0, still taken.
 _OLD_NAMES = {"pool_backend": ("compiled",)}
-
-# Saved with every model: where transformers finds the classes in a folder that carries its code.
-AUTO_MAP = {
-    "AutoConfig": "configuration_qrnn.QRNNConfig",
-    "AutoModel": "modeling_qrnn.QRNNModel",
-    "AutoModelForSeq2SeqLM": "modeling_qrnn.QRNNForConditionalGeneration",
-    "AutoModelForCausalLM": "modeling_qrnn.QRNNForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_qrnn.QRNNForSequenceClassification",
-}
 
 # What transformers and others write into a config.json beside the fields: no reason for a warning.
 _NOT_OURS = (
@@ -297,6 +289,21 @@ class QRNNConfig(PreTrainedConfig):
         # generate() takes the first of the list, which must be there.
         ends = self.eos_token_id
         _require("eos_token_id", "None or a list of at least one token id", ends, ends != [])
+
+
+def own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
+    """Copy the config for one head: heads of one config must not change each other's."""
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def fitting_config(config: QRNNConfig, **values: Any) -> QRNNConfig:
+    """Return `config` itself where it has `values`: a head and its base share one, as usual."""
+    if all(getattr(config, name) == value for name, value in values.items()):
+        return config
+    return own_config(config, **values)
 
 
 def _require(name: str, rule: str, value: object, holds: bool) -> None:

@@ -142,3 +142,16 @@ class QRNNEncoder(nn.Module):
             hidden_states=tuple(collected) if output_hidden_states else None,
             final_states=torch.stack(finals, dim=1),  # (B, L, H)
         )
+
+
+def last_of_directions(
+    states: torch.Tensor, mask: torch.Tensor | None, config: QRNNConfig
+) -> torch.Tensor:
+    """Return the encoding (B, H) at the last processed step, of each direction its own half."""
+    if not config.encoder_bidirectional:
+        return last_step(states, mask, reverse=config.reverse_source)
+    halves = states.chunk(2, dim=-1)
+    ways = (config.reverse_source, not config.reverse_source)
+    return torch.cat(
+        [last_step(half, mask, reverse=way) for half, way in zip(halves, ways, strict=True)], -1
+    )

@@ -8,10 +8,9 @@ Shapes: B batch, S source length, T target length, E embedding, H units, L layer
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -27,9 +26,9 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .attention_qrnn import attention_implementation
 from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape, check_stored_weights, embed
-from .configuration_qrnn import AUTO_MAP, QRNNConfig
+from .configuration_qrnn import QRNNConfig, fitting_config, own_config
 from .decoder_qrnn import QRNNDecoder
-from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput
+from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput, last_of_directions
 from .generate_hooks_qrnn import LanguageModelHead, as_qrnn_cache
 from .keywords_qrnn import check_keywords
 from .limits_qrnn import DEFAULT_MAX_LENGTH
@@ -41,7 +40,7 @@ from .losses_qrnn import (
     shift_tokens_right,
     target_loss,
 )
-from .padding_qrnn import last_step, real_steps
+from .padding_qrnn import real_steps
 from .quantization_qrnn import check_quantized, leave_unpacked
 
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
@@ -61,9 +60,25 @@ def _wants(config: QRNNConfig, name: str, given: bool | None) -> bool:
     return bool(getattr(config, name, False) if given is None else given)
 
 
+class Registration(NamedTuple):
+    """The facts a head states of itself, from which all that must know of it is made.
+
+    Attributes:
+        auto_class: The Auto class that loads it.
+        pipeline_tag: The task on the Hub.
+        names: transformers' table of models of its kind, which Trainer and the pipelines ask:
+            Trainer's label smoothing would not shift the labels of a language model.
+    """
+
+    auto_class: str
+    pipeline_tag: str
+    names: str | None = None
+
+
 class QRNNPreTrainedModel(PreTrainedModel):
     """Initialisation, saving and the rules all heads share."""
 
+    registration: ClassVar[Registration]  # of what an Auto class loads
     config: QRNNConfig
     config_class = QRNNConfig
     base_model_prefix = "model"
@@ -141,21 +156,6 @@ class QRNNPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
 
-def _own_config(config: QRNNConfig, **changes: Any) -> QRNNConfig:
-    """Copy the config for one head: heads of one config must not change each other's."""
-    config = copy.deepcopy(config)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
-
-
-def _fitting_config(config: QRNNConfig, **values: Any) -> QRNNConfig:
-    """Return `config` itself where it has `values`: a head and its base share one, as usual."""
-    if all(getattr(config, name) == value for name, value in values.items()):
-        return config
-    return _own_config(config, **values)
-
-
 class QRNNTextEncoder(nn.Module):
     """The encoder together with the embedding it borrows: what `get_encoder` returns."""
 
@@ -187,8 +187,10 @@ class QRNNTextEncoder(nn.Module):
 class QRNNModel(QRNNPreTrainedModel):
     """Encoder and decoder without a head (section 2.3 of 1611.01576)."""
 
+    registration = Registration("AutoModel", "feature-extraction")
+
     def __init__(self, config: QRNNConfig) -> None:
-        config = _fitting_config(config, is_encoder_decoder=True, is_decoder=False)
+        config = fitting_config(config, is_encoder_decoder=True, is_decoder=False)
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
         self.encoder = QRNNEncoder(config)
@@ -286,8 +288,12 @@ def _as_encoder_output(
 class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
     """The sequence-to-sequence model of section 3.3: translation, summarisation, spelling."""
 
+    registration = Registration(
+        "AutoModelForSeq2SeqLM", "translation", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
+    )
+
     def __init__(self, config: QRNNConfig) -> None:
-        config = _own_config(config, is_encoder_decoder=True, is_decoder=False)
+        config = own_config(config, is_encoder_decoder=True, is_decoder=False)
         super().__init__(config)
         self.model = QRNNModel(config)
         self._add_output_layer(config)
@@ -369,7 +375,7 @@ class QRNNDecoderModel(QRNNPreTrainedModel):
     """The language model without its output layer: the decoder without V and attention."""
 
     def __init__(self, config: QRNNConfig) -> None:
-        config = _fitting_config(config, is_encoder_decoder=False, is_decoder=True)
+        config = fitting_config(config, is_encoder_decoder=False, is_decoder=True)
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
         self.decoder = QRNNDecoder(config, reads_source=False)
@@ -404,7 +410,7 @@ class QRNNEncoderModel(QRNNPreTrainedModel):
     """The classifier without its output layer: the encoder."""
 
     def __init__(self, config: QRNNConfig) -> None:
-        config = _fitting_config(config, is_encoder_decoder=False, is_decoder=False)
+        config = fitting_config(config, is_encoder_decoder=False, is_decoder=False)
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.embedding_size)
         self.encoder = QRNNEncoder(config)
@@ -430,8 +436,12 @@ class QRNNEncoderModel(QRNNPreTrainedModel):
 class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
     """The language model of section 3.2: the decoder alone, h = o . c in its last layer too."""
 
+    registration = Registration(
+        "AutoModelForCausalLM", "text-generation", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    )
+
     def __init__(self, config: QRNNConfig) -> None:
-        config = _own_config(config, is_encoder_decoder=False, is_decoder=True)
+        config = own_config(config, is_encoder_decoder=False, is_decoder=True)
         super().__init__(config)
         self.model = QRNNDecoderModel(config)
         self._add_output_layer(config)
@@ -495,8 +505,14 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
 class QRNNForSequenceClassification(QRNNPreTrainedModel):
     """The sentiment model of section 3.1: the encoder and a linear layer on its encoding."""
 
+    registration = Registration(
+        "AutoModelForSequenceClassification",
+        "text-classification",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    )
+
     def __init__(self, config: QRNNConfig) -> None:
-        config = _own_config(config, is_encoder_decoder=False, is_decoder=False)
+        config = own_config(config, is_encoder_decoder=False, is_decoder=False)
         super().__init__(config)
         self.model = QRNNEncoderModel(config)
         self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
@@ -533,7 +549,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         states = encoded.last_hidden_state
         mask = real_steps(attention_mask, states.shape[1])
         if self.config.classifier_pooling == "last":
-            pooled = _last_of_directions(states, mask, self.config)
+            pooled = last_of_directions(states, mask, self.config)
         else:
             num_real = states.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
             pooled = states.sum(1) / num_real
@@ -554,18 +570,14 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         )
 
 
-def _last_of_directions(
-    states: torch.Tensor, mask: torch.Tensor | None, config: QRNNConfig
-) -> torch.Tensor:
-    """Return the encoding (B, H) at the last processed step, of each direction its own half."""
-    if not config.encoder_bidirectional:
-        return last_step(states, mask, reverse=config.reverse_source)
-    halves = states.chunk(2, dim=-1)
-    ways = (config.reverse_source, not config.reverse_source)
-    return torch.cat(
-        [last_step(half, mask, reverse=way) for half, way in zip(halves, ways, strict=True)], -1
-    )
+HEADS = tuple(kind for kind in QRNNPreTrainedModel.__subclasses__() if "registration" in vars(kind))
+"""The classes that Auto classes load."""
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_qrnn.QRNNConfig",
+    **{kind.registration.auto_class: f"modeling_qrnn.{kind.__name__}" for kind in HEADS},
+}
+"""What every saved config.json has: all heads' classes, so that each finds its own."""
 
 __all__ = [
     "QRNNDecoderModel",

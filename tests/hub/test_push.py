@@ -24,7 +24,7 @@ from hf_qrnn.cli.main import main
 from hf_qrnn.data.hub_replies import split_revision
 from hf_qrnn.hub.client import HubError
 from hf_qrnn.hub.push import check_access, push, without_folders
-from hf_qrnn.model.configuration_qrnn import AUTO_MAP
+from hf_qrnn.model.modeling_qrnn import AUTO_MAP
 from hf_qrnn.translation.translator import load_translator
 
 TRAVELLERS = travellers()

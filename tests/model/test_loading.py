@@ -30,7 +30,7 @@ from hf_qrnn import (
     use_backend,
 )
 from hf_qrnn.data.tokenization import train_character_tokenizer
-from hf_qrnn.model.configuration_qrnn import AUTO_MAP
+from hf_qrnn.model.modeling_qrnn import AUTO_MAP
 
 HEADS = {
     AutoModel: QRNNModel,
