@@ -17,8 +17,9 @@ from pathlib import Path
 
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.reading import read_lines
-from hf_qrnn.training.publish import write_card
+from hf_qrnn.training.publish import draw_attention, translate_samples, write_card
 from hf_qrnn.training.stopping import exit_status
+from hf_qrnn.translation.translator import load_translator
 
 
 def main() -> int:
@@ -41,14 +42,13 @@ def make_card(args: argparse.Namespace) -> None:
     with typed(path="--sources"):
         sources = [] if args.sources is None else read_lines(args.sources)
     with typed(folder="--run", name_or_path="--run", num_beams="--num_beams"):
-        write_card(
-            args.run,
-            sentence=args.sentence,
-            title=args.title,
-            about=about,
-            sources=sources,
-            num_beams=args.num_beams,
-        )
+        samples = []
+        if args.sentence is not None or sources:
+            translator = load_translator(str(args.run), device="cpu")
+            if args.sentence is not None:
+                draw_attention(translator, args.sentence, args.run, num_beams=args.num_beams)
+            samples = translate_samples(translator, sources, args.num_beams)
+        write_card(args.run, title=args.title, about=about, samples=samples)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         copied = ("test.json", "metrics.jsonl", "learning_curve.png", "attention.png", "README.md")

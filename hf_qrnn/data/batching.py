@@ -11,7 +11,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -71,6 +71,10 @@ class Batch:
     num_source_tokens: int
     num_target_tokens: int
     indices: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copies the batch to a device."""
+        return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()})
 
 
 def encode_pairs(

@@ -98,9 +98,21 @@ TABLE = (
 )  # fmt: skip
 """Every metric, in the order they are shown."""
 
-BY_NAME = {metric.name: metric for metric in TABLE}
+OF_MODELS = (
+    Metric("perplexity", "perplexity", higher_is_better=False, hub_name="perplexity"),
+    Metric(
+        "bits_per_character", "bits per character", higher_is_better=False,
+        hub_name="bits_per_character",
+    ),
+    Metric("accuracy", "accuracy", scale=100.0, of="the texts", hub_name="accuracy"),
+)  # fmt: skip
+"""The metrics of language models and classifiers, in the order they are shown."""
+
+BY_NAME = {metric.name: metric for metric in (*TABLE, *OF_MODELS)}
 VALIDATED = tuple(metric for metric in TABLE if metric.needs_translations and not metric.is_slow)
 """The metrics of every validation with translations."""
+RECORDED = (*VALIDATED, *OF_MODELS)
+"""The metrics that records of runs may have, whatever the task."""
 
 
 def check_bleu_tokenizer(name: str) -> None:

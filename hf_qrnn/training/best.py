@@ -104,8 +104,12 @@ class Choice:
     best_by: str
 
     def score(self, record: Mapping[str, Any]) -> float:
-        """Return the score of a validation's record, higher is better."""
-        return BY_NAME[self.metric].signed(record[self.metric])
+        """Return the score of a validation's record, higher is better.
+
+        A metric that the table does not know is better where it is more.
+        """
+        value: float = record[self.metric]
+        return BY_NAME[self.metric].signed(value) if self.metric in BY_NAME else value
 
 
 def order_by(state: HasBest, choice: Choice) -> str:

@@ -19,49 +19,25 @@ from jinja2 import Environment, StrictUndefined
 from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.hub.push import without_folders
-from hf_qrnn.metrics.table import BY_NAME, VALIDATED
+from hf_qrnn.metrics.table import BY_NAME, RECORDED
+from hf_qrnn.model.modeling_qrnn import HEADS, QRNNModel
 
+from .card_words import WORDS, CardWords
 from .options import MODEL_FLAGS
 from .run_files import read_records, read_run, read_test
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 _NOT_STATED = "not stated"
-_ARCHITECTURE = ("vocab_size", *(name for name in MODEL_FLAGS if name != "embedding_dropout"))
+_ARCHITECTURE = [name for name in MODEL_FLAGS if name != "embedding_dropout"]
 _SENTENCES = {"de": "Der Hund schl\u00e4ft.", "fr": "Le chien dort.", "en": "The dog sleeps."}
-_PIPELINES = {
-    "QRNNForConditionalGeneration": "translation",
-    "QRNNForCausalLM": "text-generation",
-    "QRNNForSequenceClassification": "text-classification",
-}
-_USAGE = {
-    "translation": """\
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+_USAGE = """\
+from transformers import {auto}, AutoTokenizer
 
 name = "{name}"
-model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=True)
+model = {auto}.from_pretrained(name, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-inputs = tokenizer(["{sentence}"], return_tensors="pt")
-outputs = model.generate(**inputs, num_beams={num_beams})
-print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
-    "text-generation": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-name = "{name}"
-model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-inputs = tokenizer(["{sentence}"], return_tensors="pt")
-outputs = model.generate(**inputs, max_new_tokens=50)
-print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
-    "text-classification": """\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-name = "{name}"
-model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-inputs = tokenizer(["{sentence}"], return_tensors="pt")
-print(model(**inputs).logits.softmax(-1))""",
-}
+"""
 
 
 def model_card(
@@ -92,20 +68,21 @@ def model_card(
     config = read_json(folder / "config.json")
     run, test, records = read_run(folder), read_test(folder), read_records(folder)
     options: dict[str, Any] = without_folders(run.get("options", {}))
-    pipeline = _PIPELINES.get((config.get("architectures") or [""])[0], "feature-extraction")
+    auto, pipeline = _head(config)
+    words = _words(run, pipeline)
     title = title or options.get("card_title") or f"QRNN {folder.resolve().name}"
     fields = {
-        "card_data": _card_data(pipeline, title, run, test).to_yaml(),
+        "card_data": _card_data(pipeline, title, run, test, words).to_yaml(),
         "title": title,
-        "pipeline": pipeline,
-        "summary": _summary(pipeline, options),
+        "words": words,
+        "summary": _summary(words, options),
         "about": about,
-        "usage": _usage(pipeline, folder, options),
-        "results": _results(test),
+        "usage": _usage(auto, words, folder, options),
+        "results": _results(test, words),
         "model": _model(config, run),
-        "data": _data(run.get("data", {}), options),
-        "training": _training(run, records),
-        "curve": _curve(records, has_picture=(folder / "learning_curve.png").is_file()),
+        "data": _data(run.get("data", {}), options, words),
+        "training": _training(run, records, words),
+        "curve": _curve(records, words, has_picture=(folder / "learning_curve.png").is_file()),
         "attention": (folder / "attention.png").is_file(),
         "samples": "\n".join(f"- {source}\n  - {target}" for source, target in samples),
         "licences": _licences(options),
@@ -119,6 +96,19 @@ def model_card(
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(fields)
     ModelCard(text)  # raises ValueError for front matter that the Hub refuses
     return text
+
+
+def _head(config: dict[str, Any]) -> tuple[str, str]:
+    """Name the Auto class and the pipeline of the model that a config is of."""
+    name = (config.get("architectures") or [""])[0]
+    head = next((head for head in HEADS if head.__name__ == name), QRNNModel)
+    return head.registration.auto_class, head.registration.pipeline_tag
+
+
+def _words(run: dict[str, Any], pipeline: str) -> CardWords:
+    """Take the words that the run kept, or those of its head."""
+    written = run.get("card")
+    return WORDS.get(pipeline, CardWords()) if written is None else CardWords(**written)
 
 
 def example_sentence(folder: Path) -> str:
@@ -162,17 +152,17 @@ def _data_name(options: dict[str, Any]) -> str:
 
 
 def _card_data(
-    pipeline: str, title: str, run: dict[str, Any], test: dict[str, Any]
+    pipeline: str, title: str, run: dict[str, Any], test: dict[str, Any], words: CardWords
 ) -> ModelCardData:
     options = without_folders(run.get("options", {}))
     languages, results = _languages(options), []
     name = options.get("data_name") or options.get("dataset_name") or title
-    for metric in VALIDATED:
+    for metric in RECORDED:
         # Those of the table of results, and the one that the run was about.
-        is_told = metric.scorer is not None or metric.name == run.get("metric")
+        is_told = metric.rate is None or metric.name == run.get("metric")
         if test.get(metric.name) is None or not is_told:
             continue
-        arguments = {"num_beams": test["num_beams"]}
+        arguments = {"num_beams": test["num_beams"]} if metric.needs_translations else {}
         if metric.scorer is not None:
             arguments["signature"] = test[f"{metric.name}_signature"]
         results.append(
@@ -180,12 +170,12 @@ def _card_data(
                 task_type=pipeline,
                 task_name=pipeline.capitalize(),
                 dataset_type=options.get("dataset_name") or _slug(name),
-                dataset_name=f"{name} ({test['sentences']} test sentences)",
+                dataset_name=f"{name} ({test[words.counted]} test {words.counted})",
                 dataset_split="test",
                 metric_type=metric.hub_name,
                 metric_name=metric.label,
                 metric_value=round(test[metric.name], 2 if metric.scale == 1 else 4),
-                metric_args=arguments,
+                metric_args=arguments or None,
             )
         )
     unit = options.get("tokenizer") or "char"
@@ -212,64 +202,68 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "data"
 
 
-def _summary(pipeline: str, options: dict[str, Any]) -> str:
+def _summary(words: CardWords, options: dict[str, Any]) -> str:
     languages = _languages(options)
     unit = {"char": "characters", "byte": "bytes"}.get(options.get("tokenizer") or "char", "tokens")
     pair = "" if languages is None else f" from {languages[0]} to {languages[1]}"
-    task = {
-        "translation": f"translates{pair}, {unit} in and {unit} out",
-        "text-generation": "continues texts",
-        "text-classification": "classifies texts",
-    }.get(pipeline, "encodes texts")
+    does = words.does.format(pair=pair, unit=unit)
     paper = "[arXiv 1611.01576](https://arxiv.org/abs/1611.01576)"
-    return f"A quasi-recurrent neural network ({paper}) that {task}, made with `hf_qrnn`."
+    return f"A quasi-recurrent neural network ({paper}) that {does}, made with `hf_qrnn`."
 
 
-def _usage(pipeline: str, folder: Path, options: dict[str, Any]) -> str:
-    template = _USAGE.get(pipeline, _USAGE["translation"])
-    return template.format(
+def _usage(auto: str, words: CardWords, folder: Path, options: dict[str, Any]) -> str:
+    return (_USAGE + words.usage).format(
+        auto=auto,
         name=options.get("hub_model_id") or options.get("output_dir") or folder.resolve().name,
         sentence=example_sentence(folder),
         num_beams=options.get("num_beams") or 4,
     )
 
 
-def _results(test: dict[str, Any]) -> str:
+def _results(test: dict[str, Any], words: CardWords) -> str:
     rows, notes = [], []
-    for metric in VALIDATED:
+    beams = "num_beams" in test
+    for metric in RECORDED:
         score = test.get(metric.name)
         if score is None:
             continue
-        if metric.scorer is None:
+        if metric.rate is not None:
             notes.append(f"- {metric.on_card.format(metric.scale * score)}")
             continue
         margin = (test.get(f"{metric.name}_confidence") or {}).get("margin")
         interval = "" if margin is None else f" +- {margin:.2f}"
+        unit = " %" if metric.of else ""
         rows.append(
-            f"| {test['sentences']:,} sentences | {metric.label} | {score:.2f}{interval} "
-            f"| {test['num_beams']} |"
+            f"| {test[words.counted]:,} {words.counted} | {metric.label} "
+            f"| {metric.scale * score:.2f}{unit}{interval} |"
+            + (f" {test['num_beams']} |" if beams else "")
         )
-        notes.append(f"- {metric.label} `{test[f'{metric.name}_signature']}`")
+        if metric.scorer is not None:
+            notes.append(f"- {metric.label} `{test[f'{metric.name}_signature']}`")
     if not rows:
         return ""
-    head = "| test set | metric | score | beams |\n|---|---|---|---|\n"
+    head = "| test set | metric | score |" + (" beams |" if beams else "")
+    line = "|---|---|---|" + ("---|" if beams else "")
     if any(name.endswith("_confidence") for name in test):
         notes.append("- +- is half of the 95 % interval by bootstrap over the sentences")
-    return head + "\n".join(rows) + "\n\n" + "\n".join(notes)
+    table = "\n".join([head, line, *rows])
+    return "\n\n".join(part for part in (table, "\n".join(notes), words.results) if part)
 
 
 def _model(config: dict[str, Any], run: dict[str, Any]) -> str:
     rows = [("class", (config.get("architectures") or ["QRNNModel"])[0])]
     if "parameters" in run:
         rows.append(("parameters", f"{run['parameters']:,}"))
-    rows += [(f"`{key}`", str(config[key])) for key in _ARCHITECTURE if key in config]
+    given = run.get("options", {})
+    read = [name for name in _ARCHITECTURE if name in given] or _ARCHITECTURE
+    rows += [(f"`{key}`", str(config[key])) for key in ("vocab_size", *read) if key in config]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def _data(data: dict[str, Any], options: dict[str, Any]) -> str:
+def _data(data: dict[str, Any], options: dict[str, Any], words: CardWords) -> str:
     if not data:
         return ""
-    lines = [f"Trained on {_data_name(options)}.", "", "| split | pairs |", "|---|---|"]
+    lines = [f"Trained on {_data_name(options)}.", "", f"| split | {words.rows} |", "|---|---|"]
     lines += [
         f"| {split} | {data[split]:,} |" for split in ("train", "valid", "test") if data.get(split)
     ]
@@ -287,7 +281,7 @@ def _data(data: dict[str, Any], options: dict[str, Any]) -> str:
     return "\n".join([*lines, *([""] if facts else []), *facts])
 
 
-def _training(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
+def _training(run: dict[str, Any], records: Sequence[dict[str, Any]], words: CardWords) -> str:
     if not run:
         return ""
     hardware, options = run["hardware"], run["options"]
@@ -308,15 +302,15 @@ def _training(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
         lines.append(f"- the best model of the run by {_label(run['metric'])} in validation")
     rates = [record["chars_per_second"] for record in records if "chars_per_second" in record]
     if rates:
-        lines.append(f"- {median(rates):,.0f} source and target characters per second, the median")
+        lines.append(f"- {median(rates):,.0f} {words.speed} per second, the median")
     return "\n".join(lines)
 
 
-def _curve(records: Sequence[dict[str, Any]], *, has_picture: bool) -> str:
+def _curve(records: Sequence[dict[str, Any]], words: CardWords, *, has_picture: bool) -> str:
     lines = [record for record in records if record["kind"] == "valid"]
     if not lines:
         return ""
-    shown = [metric for metric in VALIDATED if any(metric.name in record for record in lines)]
+    shown = [metric for metric in RECORDED if any(metric.name in record for record in lines)]
     rows = []
     for record in lines:
         start = [f"{record['step']:,}", f"{record['seconds'] / 60:.0f}", f"{record['loss']:.3f}"]
@@ -324,16 +318,16 @@ def _curve(records: Sequence[dict[str, Any]], *, has_picture: bool) -> str:
         cells = ["" if x is None else f"{metric.scale * x:.1f}" for metric, x in scores]
         rows.append(f"| {' | '.join([*start, *cells])} |")
     names = [metric.label + (" %" if metric.of else "") for metric in shown]
-    head = ["update", "minutes", "nats per target token", *names]
+    head = ["update", "minutes", words.loss, *names]
     table = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
     picture = "![Loss and validation scores over the updates](learning_curve.png)\n\n"
-    text = "Greedy search on the first validation sentences; minutes of training alone.\n\n"
+    text = words.validations + "\n\n"
     return "## Learning curve\n\n" + (picture if has_picture else "") + text + "\n".join(table)
 
 
 def _label(name: str) -> str:
     metric = BY_NAME.get(name)
-    return name.replace("_", " ") if metric is None or metric.scorer is None else metric.label
+    return name.replace("_", " ") if metric is None or metric.rate is not None else metric.label
 
 
 def _licences(options: dict[str, Any]) -> str:

@@ -20,6 +20,15 @@ from hf_qrnn.translation.search import generate_hypotheses
 from .processes import Processes
 
 
+def run_batch(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Any:
+    """Run a model with labels on a batch; its output's `loss` is the sum over the target tokens.
+
+    The sum, by a number that never changes: a compiled model would be compiled again for every
+    other.
+    """
+    return model(**batch.inputs, num_items_in_batch=1, smoothing=smoothing)
+
+
 @torch.no_grad()
 def mean_loss(
     model: nn.Module,
@@ -40,8 +49,7 @@ def mean_loss(
     nats, tokens = 0.0, 0
     for batch in loader:
         # A filler is computed too: a wrapped model may wait for the other processes in `forward`.
-        inputs = {name: x.to(device) for name, x in batch.inputs.items()}
-        loss = float(model(**inputs, num_items_in_batch=1).loss)  # the sum over tokens
+        loss = float(run_batch(model, batch.to(device)).loss)  # the sum over tokens
         if not batch.is_filler:
             nats += loss
             tokens += batch.num_target_tokens

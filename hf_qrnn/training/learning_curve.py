@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_qrnn.metrics.table import VALIDATED, Metric
+from hf_qrnn.metrics.table import RECORDED, Metric
 from hf_qrnn.translation.plots import BLUE, INK, decorate
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def learning_curve_figure(records: Iterable[Mapping[str, Any]]) -> Figure:
         raise ValueError("`records` must have a train or valid line with a loss, but has none.")
     scores = [
         (metric, color, _series(lines, "valid", metric.name))
-        for metric, color in zip(VALIDATED, itertools.cycle(_SCORES), strict=False)
+        for metric, color in zip(RECORDED, itertools.cycle(_SCORES), strict=False)
     ]
     scores = [found for found in scores if found[2][0]]
     # Losses above, scores below if there are any, over the same steps.

@@ -31,6 +31,7 @@ from .checkpoint import (
     read_marker,
 )
 from .clock import Stopwatch
+from .evaluation import run_batch
 from .identity import compare_identity
 from .meter import Meter, peak_memory
 from .options import check_at_least
@@ -184,7 +185,7 @@ def learning_rate_factor(options: LoopOptions, step: int, progress: float) -> fl
 
 
 class Trainer:
-    """The trainer of a sequence-to-sequence model on batches of similar lengths.
+    """The trainer of a model on batches.
 
     Args:
         model: The model.
@@ -200,6 +201,8 @@ class Trainer:
         save_best: Called on every process when a model is the best so far.
         checkpoints: Where checkpoints go; None = nowhere.
         identity: Values by name, which a checkpoint must have too for this run to go on from it.
+        forward: Called with model, batch and label smoothing; its output's `loss` is a sum.
+        carried: What must go into a checkpoint beside the model; None = nothing.
     """
 
     def __init__(
@@ -216,7 +219,10 @@ class Trainer:
         save_best: Callable[[], None],
         checkpoints: CheckpointFolder | None = None,
         identity: Mapping[str, Any] | None = None,
+        forward: Callable[[torch.nn.Module, Batch, float], Any] = run_batch,
+        carried: run_state.Carried | None = None,
     ) -> None:
+        self.forward, self.carried = forward, carried
         self.options, self.accelerator = options, accelerator
         self.sampler, self.loader = sampler, loader
         self.chars_per_token = chars_per_token
@@ -260,19 +266,17 @@ class Trainer:
         checkpoint = self.processes.together(lambda: self._read_own(path))
         run_state.set_weights(self.model, checkpoint.tensors["model"])
         run_state.set_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
-        own = f"{self.processes.rank}/"
         self.state = TrainState(**checkpoint.state["train"])
         marker = read_marker(path)
         if marker["score"] is not None:
             # These weights are validated: `train` must not do it, and count it, once more.
             self._found = Standing(marker["score"], marker.get("loss"))
         self.meter = Meter.of(checkpoint.state["meters"][self.processes.rank])
-        mine = {
-            name.removeprefix(own): tensor
-            for name, tensor in checkpoint.tensors["random"].items()
-            if name.startswith(own)
-        }
         self._warm_up_ddp()
+        if self.carried is not None:
+            carried = checkpoint.tensors.get("carried", {})
+            self.carried.load_state_dict(run_state.of_rank(self.processes.rank, carried))
+        mine = run_state.of_rank(self.processes.rank, checkpoint.tensors["random"])
         # Last, since dropout in that pass has drawn from the generators.
         run_state.set_random_state(mine, self.accelerator.device)
 
@@ -292,10 +296,9 @@ class Trainer:
             return
         self.sampler.set_epoch(self.state.epoch)
         batch = next(iter(self.loader))
-        inputs = {name: x.to(self.accelerator.device) for name, x in batch.inputs.items()}
         self.model.train()
         with self.accelerator.autocast():
-            output = self.model(**inputs, num_items_in_batch=1)
+            output = self.forward(self.model, batch.to(self.accelerator.device), 0.0)
             self.accelerator.backward(output.loss)
         self.optimizer.zero_grad()
 
@@ -439,13 +442,12 @@ class Trainer:
             # DDP averages gradients over processes, and their sum is wanted. A filler is computed
             # too, with weight 0: every process must take part in every sum.
             weight = 0.0 if batch.is_filler else float(accelerator.num_processes)
-            inputs = {name: x.to(accelerator.device) for name, x in batch.inputs.items()}
             is_last = index == len(group) - 1
             with accelerator.autocast(), _synced(accelerator, self.model, is_last):
                 # The loss is the sum over tokens, divided by 1: `total` as an argument would have
                 # a compiled model compiled again for each of its values.
-                output = self.model(
-                    **inputs, num_items_in_batch=1, smoothing=options.label_smoothing
+                output = self.forward(
+                    self.model, batch.to(accelerator.device), options.label_smoothing
                 )
                 accelerator.backward(output.loss / total * weight)
             if not batch.is_filler:
@@ -524,15 +526,14 @@ class Trainer:
                 )
         randoms = self.processes.gather(run_state.random_state(self.accelerator.device))
         meters = self.processes.gather(self.meter.to_dict())
+        carried = self.processes.gather(self.carried.state_dict() if self.carried else {})
         tensors = {
             "model": weights,
             "optimizer": run_state.optimizer_tensors(self.model, self.optimizer),
-            "random": {
-                f"{rank}/{name}": tensor
-                for rank, own in enumerate(randoms)
-                for name, tensor in own.items()
-            },
+            "random": run_state.by_rank(randoms),
         }
+        if any(carried):
+            tensors["carried"] = run_state.by_rank(carried)
         state = {"train": asdict(self.state), "meters": meters, "identity": self.identity}
         folder = self.checkpoints if self.processes.is_main else None
         known = {} if found is None else found._asdict()
@@ -575,9 +576,10 @@ class Trainer:
         }
 
     def _summary(self, record: dict[str, Any]) -> str:
+        bits = f"{record['bits_per_char']:.3f} bits/char, " if "bits_per_char" in record else ""
         return (
-            f"loss {record['loss']:.3f}, {record['bits_per_char']:.3f} bits/char, "
-            f"{record['chars_per_second']:.0f} chars/s, {record['eta_seconds'] / 60:.1f} min left"
+            f"loss {record['loss']:.3f}, {bits}{record['chars_per_second']:.0f} chars/s, "
+            f"{record['eta_seconds'] / 60:.1f} min left"
         )
 
 

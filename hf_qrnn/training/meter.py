@@ -57,7 +57,7 @@ class Meter:
 
         Args:
             processes: All of them call this together.
-            chars_per_token: Source and target characters per token.
+            chars_per_token: Source and target characters per token; 0 where there are none.
         """
         source, target = chars_per_token
         # The sums are in float64, in which the counts stay exact. Reading `nats` waits for a GPU.
@@ -71,7 +71,7 @@ class Meter:
         return {
             "loss": loss,
             # Nats per token, over ln 2: bits per token; over the characters of a token.
-            "bits_per_char": loss / math.log(2) / target,
+            **({"bits_per_char": loss / math.log(2) / target} if target else {}),
             "learning_rate": self.learning_rate,
             "grad_norm": float(self.grad_norm),
             "chars_per_second": characters / max(1e-9, self.seconds),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from types import UnionType
@@ -12,10 +12,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 import yaml
 from transformers import HfArgumentParser
 
-from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
-
-from .best import check_metric
 
 _PRECISIONS = ("no", "bf16")
 Options = TypeVar("Options")
@@ -54,22 +51,51 @@ MODEL_FLAGS = {
     "attention_scaling": "scale scores by 1/sqrt(head size)",
     "feed_forward_size": "inner width of gated blocks; 0 = none",
     "tie_word_embeddings": "output layer = embedding",
+    "classifier_pooling": "last classifies by the last state, mean by the mean of all",
 }
 """The fields of QRNNConfig that are flags, with their help; types and defaults are the config's."""
 
+ENCODER_FLAGS = (
+    "encoder_layers", "encoder_kernel_sizes", "encoder_causal", "encoder_bidirectional",
+    "reverse_source",
+)  # fmt: skip
+"""Those that a decoder alone does not read."""
+DECODER_FLAGS = (
+    "decoder_layers", "decoder_kernel_sizes", "tie_word_embeddings", "attention_layers",
+    "num_attention_heads", "attention_scaling",
+)  # fmt: skip
+"""Those that an encoder alone does not read."""
+ATTENTION_FLAGS = ("attention_layers", "num_attention_heads", "attention_scaling")
+CLASSIFIER_FLAGS = ("classifier_pooling",)
 
-def _with_model_flags(options: type[Options]) -> type[Options]:
-    """Add the fields that `MODEL_FLAGS` names to the dataclass `options`."""
-    own = {config_field.name: config_field for config_field in dataclasses.fields(QRNNConfig)}
-    written = type("Written", (), {"__annotations__": {k: own[k].type for k in MODEL_FLAGS}})
-    hints = get_type_hints(written)  # not of QRNNConfig: its bases name what they do not import
-    flags = [
-        (name, _flag_type(hints[name]), field(default=own[name].default, metadata={"help": text}))
-        for name, text in MODEL_FLAGS.items()
-    ]
-    names = {"__doc__": options.__doc__, "__module__": options.__module__}
-    made: type[Options] = make_dataclass(options.__name__, flags, bases=(options,), namespace=names)
-    return made
+
+def with_model_flags(*, without: Sequence[str] = ()) -> Callable[[type[Options]], type[Options]]:
+    """Make a decorator that adds the fields of `MODEL_FLAGS` to a dataclass.
+
+    Args:
+        without: Those that the head does not read.
+    """
+    helps = {name: text for name, text in MODEL_FLAGS.items() if name not in without}
+
+    def add(options: type[Options]) -> type[Options]:
+        own = {config_field.name: config_field for config_field in dataclasses.fields(QRNNConfig)}
+        written = type("Written", (), {"__annotations__": {k: own[k].type for k in helps}})
+        hints = get_type_hints(written)  # not of QRNNConfig: its bases name what they do not import
+        flags = [
+            (
+                name,
+                _flag_type(hints[name]),
+                field(default=own[name].default, metadata={"help": text}),
+            )
+            for name, text in helps.items()
+        ]
+        names = {"__doc__": options.__doc__, "__module__": options.__module__}
+        made: type[Options] = make_dataclass(
+            options.__name__, flags, bases=(options,), namespace=names
+        )
+        return made
+
+    return add
 
 
 def _flag_type(hint: Any) -> Any:
@@ -82,17 +108,17 @@ def _flag_type(hint: Any) -> Any:
     return kind | None if type(None) in get_args(hint) else kind
 
 
-@_with_model_flags
+@with_model_flags(without=CLASSIFIER_FLAGS)
 @dataclass
 class ModelOptions:
-    """The model; every field is one of QRNNConfig."""
+    """A model of sources and targets; every field is one of QRNNConfig."""
 
 
 @dataclass
 class RunOptions:
     """The run itself."""
 
-    output_dir: str = field(default="runs/translation", metadata={"help": "where everything goes"})
+    output_dir: str = field(default="runs/new", metadata={"help": "where everything goes"})
     init_from: str | None = field(
         default=None,
         metadata={
@@ -121,34 +147,10 @@ class RunOptions:
         default="none", metadata={"help": "trackers beside metrics.jsonl, as tensorboard,wandb"}
     )
     compile: bool = field(default=False, metadata={"help": "run the model through torch.compile"})
-    eval_sentences: int = field(
-        default=200,
-        metadata={"help": "validation sentences to translate each time; 0 = none, -1 = all"},
-    )
-    metric: str = field(
-        default="auto",
-        metadata={
-            "help": "what chooses the best model: bleu, chrf, exact_match, char_error_rate, "
-            "token_error_rate, loss, or auto (BLEU where references are long enough, else chrF; "
-            "the loss without translations)"
-        },
-    )
-    bleu_tokenize: str = field(
-        default="13a", metadata={"help": "sacrebleu's tokens for BLEU, as zh, char, ja-mecab"}
-    )
-    eval_batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
-    num_beams: int = field(
-        default=5, metadata={"help": "beams for the test set; validation is greedy"}
-    )
-    no_repeat_ngram_size: int = field(
-        default=0,
-        metadata={"help": "so many tokens in a row come once in a translation; 0 = no such rule"},
-    )
 
     def __post_init__(self) -> None:
         least = {
             "seed": 0, "num_threads": 0, "num_workers": 0, "expect_world_size": 0,
-            "eval_sentences": -1, "eval_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0,
         }  # fmt: skip
         check_at_least(self, least)
         if self.seed >= 2**32:
@@ -158,8 +160,6 @@ class RunOptions:
                 f"`mixed_precision` must be one of {', '.join(_PRECISIONS)}, "
                 f"but is {self.mixed_precision!r}."
             )
-        check_metric(self.metric, self.eval_sentences)
-        check_bleu_tokenizer(self.bleu_tokenize)
         if self.overwrite_output_dir and self.resume == "auto":
             raise ValueError("`overwrite_output_dir` must be left out with --resume auto.")
 
@@ -203,6 +203,7 @@ def parse_options(
     argv: Sequence[str] | None = None,
     *,
     defaults: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
 ) -> tuple[Any, ...]:
     """One object of each dataclass from the command line; `--config FILE.yaml` gives defaults.
 
@@ -212,22 +213,38 @@ def parse_options(
         kinds: Dataclasses whose fields are the flags.
         argv: Arguments without the program's name; those of the process when None.
         defaults: Values of flags that neither the command line nor the YAML file gives.
+        without: Fields that are no flags here, and keep their defaults.
 
     Raises:
         ValueError: If the YAML file is not a mapping of known flags to values of their types.
         FileNotFoundError: If there is no such file.
     """
-    parser = _Parser(list(kinds), allow_abbrev=False)  # type: ignore[arg-type]
+    offered = [_without(kind, without) for kind in kinds]
+    parser = _Parser(offered, allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file of flags; flags given here override it")
     parser.set_defaults(**(defaults or {}))
     known, _ = parser.parse_known_args(argv)
     if known.config is not None:
-        parser.set_defaults(**_read_yaml(Path(known.config), kinds))
+        parser.set_defaults(**_read_yaml(Path(known.config), offered))
     values = vars(parser.parse_args(argv))
     return tuple(
-        kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
-        for kind in kinds
+        kind(**{flag.name: values[flag.name] for flag in dataclasses.fields(flags)})
+        for kind, flags in zip(kinds, offered, strict=True)
     )
+
+
+def _without(kind: type, names: Collection[str]) -> type:
+    """Make a dataclass with the fields of `kind` but those of `names`."""
+    fields = dataclasses.fields(kind)
+    if not any(own.name in names for own in fields):
+        return kind
+    hints = get_type_hints(kind)
+    kept = [
+        (own.name, hints[own.name], field(default=own.default, metadata=own.metadata))
+        for own in fields
+        if own.name not in names
+    ]
+    return make_dataclass(kind.__name__, kept, namespace={"__doc__": kind.__doc__})
 
 
 def flag_names(kinds: Sequence[type]) -> dict[str, str]:

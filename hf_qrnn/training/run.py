@@ -52,10 +52,13 @@ def run_task(kind: type[Task], argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         with typed(flag_names(kinds)):
-            *_, loop, options, _ = groups = parse_options(kinds, argv)
+            defaults = dict(kind.defaults)
+            groups = parse_options(kinds, argv, defaults=defaults, without=kind.without)
+            *_, loop, options, _ = groups
             base = kind.find_base(options, checkpoints_of(options, loop))
             if base is not None:
-                groups = parse_options(kinds, argv, defaults=base.options())
+                defaults |= base.options()
+                groups = parse_options(kinds, argv, defaults=defaults, without=kind.without)
             *given, loop, options, publish = groups
             task = kind(given, loop, options)
             task.base = base
@@ -79,8 +82,6 @@ def _run(task: Task, publish: PublishOptions) -> None:
     folder, checkpoints, resumed = _open_folder(options, loop, processes)
     set_seed(options.seed)
     task.load(processes)
-    # Saved with the model: whoever generates with it, generates as its test set was scored.
-    task.model.generation_config.no_repeat_ngram_size = options.no_repeat_ngram_size or None
     set_seed(options.seed, device_specific=True)  # dropout differs between processes
     choice = task.choose("" if resumed is None else read_marker(resumed).get("best_by", ""))
     checkpoints.best_by = choice.best_by
@@ -102,7 +103,7 @@ def _run(task: Task, publish: PublishOptions) -> None:
         if not processes.gather(goes_on)[0]:
             forget_best(trainer.state)  # the best model of the run gone on with is not here
         began = processes.together(lambda: _keep_base(task.base, folder, resumed))
-        described = accelerator.device, about, choice.metric, began
+        described = accelerator.device, about, choice.metric, began, task.words
         counts = task.describe()
         processes.together(lambda: folder.describe(given, counts, task.model, *described))
         start_trackers(accelerator, given)
@@ -135,7 +136,7 @@ def _make_trainer(
     checkpoints: CheckpointFolder,
 ) -> Trainer:
     """Make the trainer whose best model, by the metric chosen, ends in the folder."""
-    processes = Processes(accelerator)
+    processes, config = Processes(accelerator), task.model.config.to_diff_dict()
     sampler, loader = task.batches(processes)
 
     def log(record: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def _make_trainer(
     def validate(step: int) -> tuple[float, dict[str, Any]]:
         record = task.validate(trainer.model, processes, accelerator.device)
         logger.info("update %d: %s", step, json.dumps(record))
-        return task.score(choice, record), record
+        return choice.score(record), record
 
     trainer = Trainer(
         task.model,
@@ -154,6 +155,8 @@ def _make_trainer(
         sampler,
         task.loop,
         accelerator,
+        forward=task.forward,
+        carried=task,
         chars_per_token=task.chars_per_token(),
         log=log,
         validate=validate,
@@ -165,7 +168,8 @@ def _make_trainer(
             **task.identity(),
             "seed": task.options.seed,
             "mixed_precision": task.options.mixed_precision,
-            "model": {**task.model.config.to_diff_dict(), "transformers_version": None},
+            # As a checkpoint has it: JSON knows no numbers as keys, which labels have.
+            "model": {**json.loads(json.dumps(config)), "transformers_version": None},
             **task.loop.shaping(),
         },
     )
@@ -189,5 +193,6 @@ def _finish(task: Task, publish: PublishOptions, folder: RunFolder, trainer: Tra
     trainer.accelerator.wait_for_everyone()
     task.finish(trainer, folder)
     if folder.is_main_process:
+        task.illustrate(folder.path)
         publish_run(folder.path, publish)
     trainer.accelerator.end_training()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_qrnn.data.json_files import read_json, read_json_lines
-from hf_qrnn.metrics.table import VALIDATED
+from hf_qrnn.metrics.table import RECORDED
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "a text": (str,),
@@ -20,7 +20,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _RUN = {"command": "a text", "options": "an object", "date": "a text", "hardware": "an object"}
 _RUN_OPTIONAL = {
     "data": "an object", "versions": "an object", "parameters": "a whole number",
-    "metric": "a text", "base": "an object",
+    "metric": "a text", "base": "an object", "card": "an object",
 }  # fmt: skip
 _BASE = {"init_from": "a text", "is_on_hub": "true or false", "new_characters": "a whole number"}
 _HARDWARE = {
@@ -38,10 +38,11 @@ _DATA = {
     "distinct_chars": "a whole number",
 }  # fmt: skip
 _RECORD = {"kind": "a text", "step": "a whole number"}
-_SCORES = {metric.name: "a number" for metric in VALIDATED}
+_SCORES = {metric.name: "a number" for metric in RECORDED}
 _RECORD_OPTIONAL = {"seconds": "a number", "chars_per_second": "a number", **_SCORES}
 _VALID_RECORD = {"seconds": "a number", "loss": "a number"}
 _TEST = {"sentences": "a whole number", "num_beams": "a whole number", "exact_match": "a number"}
+_TRANSLATED = [metric.name for metric in RECORDED if metric.needs_translations]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -84,14 +85,14 @@ def read_test(folder: Path) -> dict[str, Any]:
     path = folder / "test.json"
     test = read_json(path) if path.is_file() else {}
     _check(path.name, test, {}, _SCORES)
-    for metric in VALIDATED:
+    for metric in RECORDED:
         if metric.scorer is not None and test.get(metric.name) is not None:
             wanted = {f"{metric.name}_signature": "a text"}
             # A card shows no score without its signature: nobody could compare it.
             _check(path.name, test, wanted, {f"{metric.name}_confidence": "an object"})
             interval = test.get(f"{metric.name}_confidence") or {}
             _check(path.name, interval, {}, {"margin": "a number"})
-    if any(test.get(name) is not None for name in _SCORES):
+    if any(test.get(name) is not None for name in _TRANSLATED):
         _check(path.name, test, _TEST)
     return test
 

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_qrnn.hub.files import may_be_shared
 
+from .card_words import CardWords
 from .checkpoint import CheckpointFolder, RunError, free_name, read_marker
 from .folder_lock import FolderLock
 
@@ -176,6 +178,7 @@ class RunFolder:
         processes: str = "",
         metric: str = "",
         base: dict[str, Any] | None = None,
+        words: CardWords | None = None,
     ) -> None:
         """Write run.json: what another person needs to repeat the run.
 
@@ -185,8 +188,9 @@ class RunFolder:
             model: The model.
             device: Where it is trained.
             processes: Their number and backend, in a line.
-            metric: The metric that chooses the best model, asked for or chosen by "auto".
+            metric: The metric that chooses the best model, whoever decided it.
             base: What the run began with, if not with random weights (`Base.record`).
+            words: The words of the card that are the task's.
         """
         modules = (torch, transformers, accelerate)
         description = {
@@ -195,6 +199,7 @@ class RunFolder:
             "metric": metric,
             "data": data,
             **({} if base is None else {"base": base}),
+            **({} if words is None else {"card": asdict(words)}),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "date": time.strftime("%Y-%m-%d"),
             "versions": {

@@ -8,8 +8,8 @@ functions together.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -130,6 +130,27 @@ def set_random_state(tensors: Mapping[str, torch.Tensor], device: torch.device) 
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
     if device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], device)
+
+
+class Carried(Protocol):
+    """The state that a process carries from batch to batch, beside the model."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Give it, for a checkpoint."""
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take what `state_dict` gave."""
+
+
+def by_rank(each: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join the tensors of every process, by rank, under names of their own."""
+    return {f"{rank}/{name}": x for rank, own in enumerate(each) for name, x in own.items()}
+
+
+def of_rank(rank: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Take one process's tensors out of what `by_rank` joined."""
+    own = f"{rank}/"
+    return {name.removeprefix(own): x for name, x in tensors.items() if name.startswith(own)}
 
 
 def _is_sharded(model: nn.Module) -> bool:

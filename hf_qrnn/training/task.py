@@ -26,26 +26,55 @@ from hf_qrnn.data.batching import (
     make_loader,
 )
 from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.tokenization import (
+    load_tokenizer,
+    make_byte_tokenizer,
+    train_character_tokenizer,
+)
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
 from hf_qrnn.model.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
 from hf_qrnn.translation.lengths import measure_lengths
+from hf_qrnn.translation.translator import load_translator
 
 from .best import Choice, fingerprint
-from .cards import describe_data
+from .card_words import CardWords
+from .cards import describe_data, example_sentence
 from .checkpoint import CheckpointFolder
-from .evaluation import mean_loss
+from .evaluation import mean_loss, run_batch
 from .fine_tuning import Base
 from .loop import LoopOptions, Trainer
-from .options import ModelOptions, RunOptions
+from .options import ModelOptions, RunOptions, TokenizerOptions
 from .processes import Processes
+from .publish import draw_attention
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 
-def make_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Make a model with random weights for the tokenizer's ids."""
+def make_tokenizer(options: TokenizerOptions, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Make the tokenizer that `--tokenizer` names; "char" learns its vocabulary from `texts`."""
+    if options.tokenizer == "byte":
+        return make_byte_tokenizer(nfc=options.nfc)
+    if options.tokenizer == "char":
+        return train_character_tokenizer(texts, min_count=options.min_count, nfc=options.nfc)
+    return load_tokenizer(options.tokenizer)
+
+
+def make_model(
+    options: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    head: type[PreTrainedModel] = QRNNForConditionalGeneration,
+    **fields: Any,
+) -> PreTrainedModel:
+    """Make a model with random weights for the tokenizer's ids.
+
+    Args:
+        options: A dataclass of fields of QRNNConfig.
+        tokenizer: Gives the ids.
+        head: The class of the model.
+        fields: More fields of QRNNConfig.
+    """
     start = tokenizer.bos_token_id
     config = QRNNConfig(
         vocab_size=len(tokenizer),
@@ -54,8 +83,9 @@ def make_model(options: ModelOptions, tokenizer: PreTrainedTokenizerBase) -> Pre
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id if start is None else start,
         **asdict(options),
+        **fields,
     )
-    return QRNNForConditionalGeneration(config)
+    return head(config)
 
 
 class Task(ABC):
@@ -70,12 +100,18 @@ class Task(ABC):
 
     Attributes:
         kinds: Dataclasses whose fields are the task's flags, beside those of every run.
+        without: Flags of every run that the task has no use for, and does not offer.
+        defaults: Values of flags of every run where they are not given.
+        words: The task's words of the model card; None = those of its head.
         model: Made by `load`.
         tokenizer: Made by `load`; saved with the model.
         base: What the run began with, if not with random weights.
     """
 
     kinds: ClassVar[tuple[type, ...]] = (ModelOptions,)
+    without: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    words: ClassVar[CardWords | None] = None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     base: Base | None = None
@@ -111,7 +147,10 @@ class Task(ABC):
 
     @abstractmethod
     def chars_per_token(self) -> tuple[float, float]:
-        """Count source and target characters per token, end tokens included."""
+        """Count source and target characters per token, end tokens included.
+
+        0 on the target's side means that targets are no texts: the log has no bits per character.
+        """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -133,12 +172,28 @@ class Task(ABC):
             device: Where the model is.
         """
 
-    def score(self, choice: Choice, record: Mapping[str, Any]) -> float:
-        """Give the score of a validation's record, higher is better."""
-        return choice.score(record)
+    def forward(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Any:
+        """Run the model on a batch of training; its output's `loss` is a sum over the targets.
+
+        Args:
+            model: As prepared for training.
+            batch: The batch, where the model is.
+            smoothing: Share of each target spread over the vocabulary.
+        """
+        return run_batch(model, batch, smoothing)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Give what this process carries from batch to batch, for a checkpoint; by default none."""
+        return {}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
+        """Take what `state_dict` of the same process gave."""
 
     def finish(self, trainer: Trainer, folder: RunFolder) -> None:  # noqa: B027
         """Do what follows training, before the card is written; nothing by default."""
+
+    def illustrate(self, folder: Path) -> None:  # noqa: B027
+        """Draw pictures of the best model into its folder, for the card; nothing by default."""
 
 
 class PairTask(Task):
@@ -164,17 +219,8 @@ class PairTask(Task):
 
     def choose(self, before: str) -> Choice:
         """Choose `metric`, which no flag changes."""
-        if self.options.metric not in ("auto", self.metric):
-            raise ValueError(
-                f"`metric` must be left out for a task that is measured by {self.metric}, but is "
-                f"{self.options.metric!r}."
-            )
         order = f"{self.metric}|data:{fingerprint(self.valid)}"
         return Choice(self.metric, "the task's own", order)
-
-    def score(self, choice: Choice, record: Mapping[str, Any]) -> float:
-        """Give the metric itself, or minus the loss."""
-        return -record["loss"] if choice.metric == "loss" else record[choice.metric]
 
     def encode(self, processes: Processes) -> Sequence[EncodedPair]:
         """Encode the training pairs."""
@@ -225,6 +271,10 @@ class PairTask(Task):
         """Give the validation loss, and what `measure` finds."""
         loss = mean_loss(model, self._valid_loader, device, processes)
         return {"loss": loss, **self.measure(processes)}
+
+    def illustrate(self, folder: Path) -> None:
+        """Draw where the model looks in a sentence of ours: data may not be free to show."""
+        draw_attention(load_translator(str(folder), device="cpu"), example_sentence(folder), folder)
 
     def _limit_lengths(self) -> None:
         """Save with the model how long targets may become, by what the training pairs have."""

@@ -5,50 +5,81 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from transformers import PreTrainedTokenizerBase
-
 from hf_qrnn.data.batching import Batch, EncodedPair, EpochPlan
-from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
+from hf_qrnn.data.reading import DataOptions, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
-from hf_qrnn.data.tokenization import (
-    encode_batch,
-    load_tokenizer,
-    make_byte_tokenizer,
-    train_character_tokenizer,
-)
+from hf_qrnn.data.tokenization import encode_batch
+from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
 from hf_qrnn.translation.translator import one_line
 
-from .best import Choice, choose_metric
+from .best import Choice, check_metric, choose_metric
 from .checkpoint import CheckpointFolder
 from .evaluation import score_pairs
 from .fine_tuning import Base, begin, find_base
 from .loop import Trainer
-from .options import ModelOptions, RunOptions, TokenizerOptions
+from .options import ModelOptions, RunOptions, TokenizerOptions, check_at_least
 from .processes import Processes
 from .run_folder import RunFolder, write_lines
-from .task import PairTask, make_model
+from .task import PairTask, make_model, make_tokenizer
 
 logger = logging.getLogger(__name__)
 
 
-def make_tokenizer(options: TokenizerOptions, train: list[TextPair]) -> PreTrainedTokenizerBase:
-    """Make the tokenizer that `--tokenizer` names; "char" learns its vocabulary from both sides."""
-    if options.tokenizer == "byte":
-        return make_byte_tokenizer(nfc=options.nfc)
-    if options.tokenizer == "char":
-        texts = (text for pair in train for text in (pair.source, pair.target))
-        return train_character_tokenizer(texts, min_count=options.min_count, nfc=options.nfc)
-    return load_tokenizer(options.tokenizer)
+@dataclass
+class TranslationOptions:
+    """The search for translations, and their measure."""
+
+    eval_sentences: int = field(
+        default=200,
+        metadata={"help": "validation sentences to translate each time; 0 = none, -1 = all"},
+    )
+    metric: str = field(
+        default="auto",
+        metadata={
+            "help": "what chooses the best model: bleu, chrf, exact_match, char_error_rate, "
+            "token_error_rate, loss, or auto (BLEU where references are long enough, else chrF; "
+            "the loss without translations)"
+        },
+    )
+    bleu_tokenize: str = field(
+        default="13a", metadata={"help": "sacrebleu's tokens for BLEU, as zh, char, ja-mecab"}
+    )
+    eval_batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
+    num_beams: int = field(
+        default=5, metadata={"help": "beams for the test set; validation is greedy"}
+    )
+    no_repeat_ngram_size: int = field(
+        default=0,
+        metadata={"help": "so many tokens in a row come once in a translation; 0 = no such rule"},
+    )
+
+    def __post_init__(self) -> None:
+        least = {
+            "eval_sentences": -1, "eval_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0,
+        }  # fmt: skip
+        check_at_least(self, least)
+        check_metric(self.metric, self.eval_sentences)
+        check_bleu_tokenizer(self.bleu_tokenize)
 
 
 class TranslationTask(PairTask):
     """Translation, measured by all metrics of `hf_qrnn.metrics.table.VALIDATED`."""
 
-    kinds: ClassVar[tuple[type, ...]] = (DataOptions, TokenizerOptions, ModelOptions)
+    kinds: ClassVar[tuple[type, ...]] = (
+        DataOptions, TokenizerOptions, ModelOptions, TranslationOptions,
+    )  # fmt: skip
+    defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/translation"}
     data: TranslationData
+
+    @property
+    def search(self) -> TranslationOptions:
+        """The options of search and measure."""
+        found: TranslationOptions = self.given[-1]
+        return found
 
     @classmethod
     def find_base(cls, options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:
@@ -57,17 +88,20 @@ class TranslationTask(PairTask):
 
     def load(self, processes: Processes) -> None:
         """Read the pairs, and make the model anew or from its base."""
-        data_options, tokenizer_options, model_options = self.given
+        data_options, tokenizer_options, model_options, _ = self.given
         data = self.data = processes.together(lambda: load_translation_data(data_options))
         self.train, self.valid, self.test = data.train, data.valid, data.test
-        if self.base is None:
-            self.tokenizer = make_tokenizer(tokenizer_options, data.train)
-            self.model = make_model(model_options, self.tokenizer)
-            return
         texts = (text for pair in data.train for text in (pair.source, pair.target))
-        seed = self.options.seed
-        self.base = begin(self.base, model_options, tokenizer_options, texts, seed=seed)
-        self.model, self.tokenizer = self.base.model, self.base.tokenizer
+        if self.base is None:
+            self.tokenizer = make_tokenizer(tokenizer_options, texts)
+            self.model = make_model(model_options, self.tokenizer)
+        else:
+            seed = self.options.seed
+            self.base = begin(self.base, model_options, tokenizer_options, texts, seed=seed)
+            self.model, self.tokenizer = self.base.model, self.base.tokenizer
+        # Saved with the model: whoever generates with it, generates as its test set was scored.
+        ngram = self.search.no_repeat_ngram_size or None
+        self.model.generation_config.no_repeat_ngram_size = ngram
 
     @property
     def is_stream(self) -> bool:
@@ -77,12 +111,12 @@ class TranslationTask(PairTask):
     @property
     def num_shown(self) -> int:
         """Number of validation sentences, the first ones, that are translated each time."""
-        wanted, there = self.options.eval_sentences, len(self.valid)
+        wanted, there = self.search.eval_sentences, len(self.valid)
         return there if wanted < 0 else min(wanted, there)
 
     def choose(self, before: str) -> Choice:
         """Choose what `--metric` says; a resumed run goes on with its own."""
-        options = self.options
+        options = self.search
         return choose_metric(
             options.metric,
             self.valid,
@@ -90,10 +124,6 @@ class TranslationTask(PairTask):
             bleu_tokenize=options.bleu_tokenize,
             before=before,
         )
-
-    def score(self, choice: Choice, record: Mapping[str, Any]) -> float:
-        """Give the score by the metric that was chosen."""
-        return choice.score(record)
 
     def encode(self, processes: Processes) -> Sequence[EncodedPair]:
         """Encode the training pairs, in several processes where that was asked for."""
@@ -130,8 +160,8 @@ class TranslationTask(PairTask):
             self.sources[: len(references)],
             references,
             processes,
-            batch_size=self.options.eval_batch_size,
-            bleu_tokenize=self.options.bleu_tokenize,
+            batch_size=self.search.eval_batch_size,
+            bleu_tokenize=self.search.bleu_tokenize,
         )[0]
 
     def finish(self, trainer: Trainer, folder: RunFolder) -> None:
@@ -145,10 +175,10 @@ class TranslationTask(PairTask):
             encode_batch(self.tokenizer, [pair.source for pair in self.test]),
             [pair.target for pair in self.test],
             trainer.processes,
-            batch_size=self.options.eval_batch_size,
-            num_beams=self.options.num_beams,
+            batch_size=self.search.eval_batch_size,
+            num_beams=self.search.num_beams,
             num_resamples=1000,
-            bleu_tokenize=self.options.bleu_tokenize,
+            bleu_tokenize=self.search.bleu_tokenize,
         )
         folder.write_json("test.json", record)
         if folder.is_main_process:

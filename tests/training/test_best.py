@@ -22,7 +22,7 @@ from hf_qrnn.training.best import (
 )
 from hf_qrnn.training.checkpoint import CheckpointFolder, read_marker
 from hf_qrnn.training.loop import TrainState
-from hf_qrnn.training.options import RunOptions
+from hf_qrnn.training.translation_task import TranslationOptions
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [TextPair("Ein Hund.", "A dog runs fast."), TextPair("Ja.", "Yes.")]
@@ -154,7 +154,7 @@ def test_a_best_without_an_order_was_bleu_or_minus_the_loss(
 )
 def test_options_are_refused_at_the_door(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        RunOptions(**options)  # type: ignore[arg-type]
+        TranslationOptions(**options)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ checkpoints

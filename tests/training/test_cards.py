@@ -19,7 +19,8 @@ from hf_qrnn.data.reading import TextPair
 from hf_qrnn.hub.client import HubError
 from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
 from hf_qrnn.training.options import PublishOptions, parse_options
-from hf_qrnn.training.publish import check_publishing, publish_run, write_card
+from hf_qrnn.training.publish import check_publishing, draw_attention, publish_run, write_card
+from hf_qrnn.translation.translator import load_translator
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "/srv/ann/train_translation.py --train_source /srv/ann/train.de --data_name 'Some data'"
@@ -193,7 +194,8 @@ def usage(text: str) -> str:
 
 
 def test_usage_block_runs(run: Path) -> None:
-    write_card(run, sentence="abc def")
+    draw_attention(load_translator(str(run), device="cpu"), "abc def", run)
+    write_card(run)
     text = (run / "README.md").read_text(encoding="utf-8")
     assert (run / "attention.png").read_bytes().startswith(b"\x89PNG")
     assert "](attention.png)" in text
@@ -245,7 +247,7 @@ def test_finished_run_is_pushed(run: Path, hub: HubStandIn) -> None:
     assert pushed is not None
     assert hub.repos[REPO].tags == {"v1": pushed.commit}
     files = hub.files(REPO)
-    assert {"README.md", "attention.png", "run.json", "test.json"} < set(files)
+    assert {"README.md", "run.json", "test.json"} < set(files)
     assert f'name = "{REPO}"' in files["README.md"].decode()
     assert b"/srv" not in b"".join(files.values())
 

@@ -20,7 +20,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
-from hf_qrnn.data.reading import DataOptions
 from hf_qrnn.data.tokenization import decode_batch, encode_batch, train_character_tokenizer
 from hf_qrnn.metrics.scoring import score_translations
 from hf_qrnn.training import loop
@@ -29,11 +28,12 @@ from hf_qrnn.training.clock import Stopwatch
 from hf_qrnn.training.evaluation import mean_loss
 from hf_qrnn.training.loop import LoopOptions, Trainer, learning_rate_factor, make_optimizer
 from hf_qrnn.training.meter import Meter
-from hf_qrnn.training.options import ModelOptions, RunOptions, TokenizerOptions, parse_options
+from hf_qrnn.training.options import ModelOptions, RunOptions, parse_options
+from hf_qrnn.training.translation_task import TranslationOptions, TranslationTask
 from hf_qrnn.translation.search import generate_hypotheses
 
 ROOT = Path(__file__).parents[2]
-KINDS = (DataOptions, TokenizerOptions, ModelOptions, LoopOptions, RunOptions)
+KINDS = (*TranslationTask.kinds, LoopOptions, RunOptions)
 
 
 def pairs(num: int) -> list[EncodedPair]:
@@ -255,10 +255,10 @@ def test_loop_options_are_checked(options: dict[str, object], message: str) -> N
 
 
 @pytest.mark.parametrize(("name", "least"), [("num_beams", 1), ("no_repeat_ngram_size", 0)])
-def test_run_options_are_checked(name: str, least: int) -> None:
+def test_translation_options_are_checked(name: str, least: int) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least {least}, but is {least - 1}."):
-        RunOptions(**{name: least - 1})  # type: ignore[arg-type]
-    assert getattr(RunOptions(**{name: least}), name) == least  # type: ignore[arg-type]
+        TranslationOptions(**{name: least - 1})  # type: ignore[arg-type]
+    assert getattr(TranslationOptions(**{name: least}), name) == least  # type: ignore[arg-type]
 
 
 def test_flags_of_the_model_are_the_configs_fields() -> None:
@@ -283,7 +283,7 @@ def test_flags_of_the_model_are_the_configs_fields() -> None:
 def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("seed: 5\nhidden_size: 12\nencoder_kernel_sizes: [3, 2]\nlearning_rate: 1e-4\n")
-    _, _, model, loop, run = parse_options(KINDS, ["--config", str(path), "--hidden_size", "16"])
+    _, _, model, _, loop, run = parse_options(KINDS, ["--config", str(path), "--hidden_size", "16"])
     assert (run.seed, model.hidden_size, model.encoder_kernel_sizes) == (5, 16, [3, 2])
     assert loop.learning_rate == 1e-4
     assert loop.max_tokens == LoopOptions().max_tokens
@@ -318,7 +318,7 @@ def test_presets_are_valid(path: Path) -> None:
 
 def test_paper_preset_has_the_papers_values() -> None:
     path = str(ROOT / "scripts/configs/translation_paper.yaml")
-    data, _, model, loop, run = parse_options(KINDS, ["--config", path])
+    data, _, model, search, loop, _ = parse_options(KINDS, ["--config", path])
     config = QRNNConfig(**vars(model))
     assert (config.encoder_layers, config.decoder_layers, config.hidden_size) == (4, 4, 320)
     assert config.kernel_sizes("encoder") == [6, 2, 2, 2]
@@ -328,7 +328,7 @@ def test_paper_preset_has_the_papers_values() -> None:
     assert (loop.optimizer, loop.learning_rate, loop.schedule) == ("adam", 1e-3, "constant")
     assert (loop.adam_beta1, loop.adam_beta2, loop.adam_epsilon) == (0.9, 0.999, 1e-8)
     assert (loop.max_grad_norm, loop.weight_decay, loop.epochs) == (5.0, 0.0, 10.0)
-    assert (data.max_chars, run.num_beams) == (300, 8)
+    assert (data.max_chars, search.num_beams) == (300, 8)
 
 
 def run_script(
