@@ -92,6 +92,42 @@ def train_character_tokenizer(
     return _wrap(tokenizer, nfc=nfc, model_max_length=model_max_length)
 
 
+def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrainedTokenizerFast:
+    """Learns a vocabulary of words, which are what stands between blanks.
+
+    Words are ordered by their counts, then by code points; every other word becomes `<unk>`. A
+    special token between blanks is that token, as `<unk>` is in the Penn Treebank.
+
+    Args:
+        texts: the training texts.
+        min_count: how often a word must occur to get an id, at least 1.
+
+    Returns:
+        A tokenizer whose texts end with `</s>`; decoding puts one blank between words.
+
+    Raises:
+        ValueError: `min_count` is below 1, no word occurs `min_count` times, or a text is not
+            valid Unicode.
+    """
+    if min_count < 1:
+        raise ValueError(f"`min_count` must be at least 1, but is {min_count}.")
+    counts: Counter[str] = Counter()
+    splitter = pre_tokenizers.WhitespaceSplit()
+    for text in texts:
+        _check_texts([text])
+        counts.update(word for word, _ in splitter.pre_tokenize_str(text))
+    known = [word for word, count in counts.items() if count >= min_count]
+    words = sorted(set(known) - set(SPECIAL_TOKENS), key=lambda word: (-counts[word], word))
+    if not words:
+        raise ValueError(
+            f"`min_count` must leave a word, but is {min_count}, and none occurs so often."
+        )
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK_TOKEN))
+    tokenizer.pre_tokenizer = splitter
+    return _wrap(tokenizer, nfc=False, model_max_length=None)
+
+
 def make_byte_tokenizer(*, nfc: bool = False) -> PreTrainedTokenizerFast:
     """Make the tokenizer of UTF-8 bytes: 260 ids, id 4 + b for byte b, nothing is unknown.
 
