@@ -164,7 +164,9 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> list[Text
     return [TextPair(source, target) for source, target in zip(sources, targets, strict=True)]
 
 
-def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> list[TextPair]:
+def read_pairs_file(
+    path: str | Path, *, source_lang: str, target_lang: str, has_labels: bool = False
+) -> list[TextPair]:
     r"""Read a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
 
     A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV and
@@ -177,6 +179,7 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
         path: .jsonl, .json (one object a line), .tsv or .csv, each also with .gz or .xz; .parquet.
         source_lang: Key or column of the source, as "de".
         target_lang: Key or column of the target, as "en".
+        has_labels: Whether targets are labels: a whole number is one too, written as text.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -190,15 +193,17 @@ def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> 
     kind = suffixes[-1] if suffixes else ""
     where = f"'{path}'"
     if kind in (".jsonl", ".json"):
-        return list(_pairs(_json_rows(path), source_lang, target_lang, where, "line"))
+        rows = _labelled(_json_rows(path), target_lang) if has_labels else _json_rows(path)
+        return list(_pairs(rows, source_lang, target_lang, where, "line"))
     if kind == ".tsv":
-        rows = enumerate((line.split("\t") for line in read_lines(path)), 1)
-        return _table_pairs(rows, path, source_lang, target_lang, separators="tabs")
+        lines = enumerate((line.split("\t") for line in read_lines(path)), 1)
+        return _table_pairs(lines, path, source_lang, target_lang, separators="tabs")
     if kind == ".csv":
         return _table_pairs(_csv_rows(path), path, source_lang, target_lang, separators="commas")
     # Parquet packs its own columns; no reader takes it packed once more.
     if kind == ".parquet" and path.suffix.lower() == ".parquet":
-        return list(_pairs(_parquet_rows(path), source_lang, target_lang, where, "row"))
+        rows = _labelled(_parquet_rows(path), target_lang) if has_labels else _parquet_rows(path)
+        return list(_pairs(rows, source_lang, target_lang, where, "row"))
     raise ValueError(
         "`path` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz) or .parquet, "
         f"but is '{path}'."
@@ -553,6 +558,14 @@ def _pairs(
         texts = nested if isinstance(nested, Mapping) else row
         source, target = (_text(texts, key, place) for key in (source_lang, target_lang))
         yield TextPair(source, target)
+
+
+def _labelled(rows: Iterable[tuple[int, Any]], column: str) -> Iterator[tuple[int, Any]]:
+    """Writes whole numbers in a column as text."""
+    for number, row in rows:
+        if isinstance(row, Mapping) and type(row.get(column)) is int:
+            row = {**row, column: str(row[column])}
+        yield number, row
 
 
 def _text(texts: Mapping[str, Any], key: str, place: str) -> str:
