@@ -24,6 +24,7 @@ from .flags import option, typed
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *OPENERS)
+RowChange = Callable[[Iterable[tuple[int, Any]]], Iterable[tuple[int, Any]]]
 _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # The first pairs of a stream stand for all of it: the tokenizer learns its characters from them,
 # and the log its characters per token.
@@ -164,9 +165,7 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> list[Text
     return [TextPair(source, target) for source, target in zip(sources, targets, strict=True)]
 
 
-def read_pairs_file(
-    path: str | Path, *, source_lang: str, target_lang: str, has_labels: bool = False
-) -> list[TextPair]:
+def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> list[TextPair]:
     r"""Read a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
 
     A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV and
@@ -179,13 +178,16 @@ def read_pairs_file(
         path: .jsonl, .json (one object a line), .tsv or .csv, each also with .gz or .xz; .parquet.
         source_lang: Key or column of the source, as "de".
         target_lang: Key or column of the target, as "en".
-        has_labels: Whether targets are labels: a whole number is one too, written as text.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the suffix is none of these, or a row is not a pair (names the row).
     """
-    path = Path(path)
+    return read_rows(Path(path), source_lang, target_lang)
+
+
+def read_rows(path: Path, source: str, target: str, change: RowChange = iter) -> list[TextPair]:
+    """Do the work of `read_pairs_file`; `change` is for the rows of JSON and parquet."""
     # "train.jsonl.gz" is JSON lines, and `read_lines` unpacks it.
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in OPENERS:
@@ -193,17 +195,15 @@ def read_pairs_file(
     kind = suffixes[-1] if suffixes else ""
     where = f"'{path}'"
     if kind in (".jsonl", ".json"):
-        rows = _labelled(_json_rows(path), target_lang) if has_labels else _json_rows(path)
-        return list(_pairs(rows, source_lang, target_lang, where, "line"))
+        return list(_pairs(change(_json_rows(path)), source, target, where, "line"))
     if kind == ".tsv":
-        lines = enumerate((line.split("\t") for line in read_lines(path)), 1)
-        return _table_pairs(lines, path, source_lang, target_lang, separators="tabs")
+        rows = enumerate((line.split("\t") for line in read_lines(path)), 1)
+        return _table_pairs(rows, path, source, target, separators="tabs")
     if kind == ".csv":
-        return _table_pairs(_csv_rows(path), path, source_lang, target_lang, separators="commas")
+        return _table_pairs(_csv_rows(path), path, source, target, separators="commas")
     # Parquet packs its own columns; no reader takes it packed once more.
     if kind == ".parquet" and path.suffix.lower() == ".parquet":
-        rows = _labelled(_parquet_rows(path), target_lang) if has_labels else _parquet_rows(path)
-        return list(_pairs(rows, source_lang, target_lang, where, "row"))
+        return list(_pairs(change(_parquet_rows(path)), source, target, where, "row"))
     raise ValueError(
         "`path` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz) or .parquet, "
         f"but is '{path}'."
@@ -558,14 +558,6 @@ def _pairs(
         texts = nested if isinstance(nested, Mapping) else row
         source, target = (_text(texts, key, place) for key in (source_lang, target_lang))
         yield TextPair(source, target)
-
-
-def _labelled(rows: Iterable[tuple[int, Any]], column: str) -> Iterator[tuple[int, Any]]:
-    """Writes whole numbers in a column as text."""
-    for number, row in rows:
-        if isinstance(row, Mapping) and type(row.get(column)) is int:
-            row = {**row, column: str(row[column])}
-        yield number, row
 
 
 def _text(texts: Mapping[str, Any], key: str, place: str) -> str:

@@ -6,6 +6,7 @@ A head's task has its words in `WORDS`, by the head's pipeline tag. Another task
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -36,7 +37,7 @@ print(model(**inputs))"""
     speed: str = "characters"
     results: str = ""
     validations: str = "Minutes of training alone."
-    limits: tuple[str, ...] | list[str] = ()
+    limits: Sequence[str] = ()
 
 
 WORDS = {
@@ -78,7 +79,7 @@ and a character too. Perplexities can be compared only where the tokens are the 
         usage="""\
 inputs = tokenizer(["{sentence}"], return_tensors="pt")
 shares = model(**inputs).logits.softmax(-1)[0].tolist()
-print({{model.config.id2label[index]: share for index, share in enumerate(shares)}})""",
+print({model.config.id2label[index]: share for index, share in enumerate(shares)})""",
         counted="texts",
         rows="texts",
         loss="nats per text",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,7 +72,7 @@ def model_card(
     auto, pipeline = _head(config)
     words = _words(run, pipeline)
     title = title or options.get("card_title") or f"QRNN {folder.resolve().name}"
-    fields = {
+    content = {
         "card_data": _card_data(pipeline, title, run, test, words).to_yaml(),
         "title": title,
         "words": words,
@@ -93,7 +94,7 @@ def model_card(
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
     )
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(fields)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
     ModelCard(text)  # raises ValueError for front matter that the Hub refuses
     return text
 
@@ -108,7 +109,17 @@ def _head(config: dict[str, Any]) -> tuple[str, str]:
 def _words(run: dict[str, Any], pipeline: str) -> CardWords:
     """Take the words that the run kept, or those of its head."""
     written = run.get("card")
-    return WORDS.get(pipeline, CardWords()) if written is None else CardWords(**written)
+    if written is None:
+        return WORDS.get(pipeline, CardWords())
+    names = {known.name for known in fields(CardWords)}  # a later release may have more
+    return CardWords(**{name: value for name, value in written.items() if name in names})
+
+
+def _filled(text: str, **values: object) -> str:
+    """Put values in place of their names in braces; other braces are text."""
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
 
 
 def example_sentence(folder: Path) -> str:
@@ -206,13 +217,14 @@ def _summary(words: CardWords, options: dict[str, Any]) -> str:
     languages = _languages(options)
     unit = {"char": "characters", "byte": "bytes"}.get(options.get("tokenizer") or "char", "tokens")
     pair = "" if languages is None else f" from {languages[0]} to {languages[1]}"
-    does = words.does.format(pair=pair, unit=unit)
+    does = _filled(words.does, pair=pair, unit=unit)
     paper = "[arXiv 1611.01576](https://arxiv.org/abs/1611.01576)"
     return f"A quasi-recurrent neural network ({paper}) that {does}, made with `hf_qrnn`."
 
 
 def _usage(auto: str, words: CardWords, folder: Path, options: dict[str, Any]) -> str:
-    return (_USAGE + words.usage).format(
+    return _filled(
+        _USAGE + words.usage,
         auto=auto,
         name=options.get("hub_model_id") or options.get("output_dir") or folder.resolve().name,
         sentence=example_sentence(folder),

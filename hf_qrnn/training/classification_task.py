@@ -21,7 +21,8 @@ from hf_qrnn.data.batching import (
     make_loader,
 )
 from hf_qrnn.data.flags import typed
-from hf_qrnn.data.reading import TextPair, read_pairs_file
+from hf_qrnn.data.labels import read_labelled_file
+from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.tokenization import encode_batch
 from hf_qrnn.model.modeling_qrnn import QRNNForSequenceClassification
 
@@ -94,7 +95,7 @@ class ClassificationTask(Task):
     def choose(self, before: str) -> Choice:
         """Choose what `--metric` says."""
         metric = self.given[0].metric
-        return Choice(metric, "asked for", f"{metric}|data:{fingerprint(self.valid)}")
+        return Choice(metric, "by --metric", f"{metric}|data:{fingerprint(self.valid)}")
 
     def batches(self, processes: Processes) -> tuple[EpochPlan, Iterable[Batch]]:
         """Encode the texts, and plan batches of similar lengths."""
@@ -182,8 +183,8 @@ class ClassificationTask(Task):
                 found = output.logits.argmax(-1) == batch.inputs["labels"][:, 0]
                 right, number = right + int(found.sum()), number + len(found)
         model.train(was_training)
-        nats, right, number = processes.sum([nats, right, number])
-        return {"loss": nats / number, "accuracy": right / number}
+        sums = processes.sum([nats, right, number])
+        return {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
 
 
 def _read(options: LabelledOptions, split: str) -> list[TextPair]:
@@ -194,8 +195,8 @@ def _read(options: LabelledOptions, split: str) -> list[TextPair]:
             return []
         raise ValueError(f"`{split}_file` must be a file of labelled texts, but is not given.")
     with typed(path=f"{split}_file"):
-        pairs = read_pairs_file(
-            path, source_lang=options.text_column, target_lang=options.label_column, has_labels=True
+        pairs = read_labelled_file(
+            path, text_column=options.text_column, label_column=options.label_column
         )
     if not pairs:
         raise ValueError(f"`{split}_file` must hold a text, but {path!r} is empty.")

@@ -325,7 +325,7 @@ def _read(texts: TextOptions, split: str) -> list[str]:
 
 def _tensors(state: QRNNCache) -> dict[str, torch.Tensor]:
     """Give what a state holds, by layer, detached from its graph."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for index in range(len(state.layers)):
         layer = state.layer(index).current_state()
         assert layer is not None, "a state after a step"

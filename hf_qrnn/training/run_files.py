@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hf_qrnn.data.json_files import read_json, read_json_lines
 from hf_qrnn.metrics.table import RECORDED
+
+from .card_words import CardWords
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "a text": (str,),
@@ -15,6 +18,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "a whole number": (int,),
     "an object": (dict,),
     "true or false": (bool,),
+    "a list": (list,),
 }
 # What a card needs of each file; the rest may be missing, but not be of another kind.
 _RUN = {"command": "a text", "options": "an object", "date": "a text", "hardware": "an object"}
@@ -22,6 +26,7 @@ _RUN_OPTIONAL = {
     "data": "an object", "versions": "an object", "parameters": "a whole number",
     "metric": "a text", "base": "an object", "card": "an object",
 }  # fmt: skip
+_CARD = {field.name: "a text" for field in fields(CardWords)} | {"limits": "a list"}
 _BASE = {"init_from": "a text", "is_on_hub": "true or false", "new_characters": "a whole number"}
 _HARDWARE = {
     "device": "a text", "machine": "a text", "cpu_capability": "a text",
@@ -59,6 +64,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         options = dict.fromkeys(_TEXT_OPTIONS, "a text")
         _check(path.name, run["options"], {"seed": "a whole number"}, options)
         _check(path.name, run.get("data") or {}, {}, _DATA)
+        _check(path.name, run.get("card") or {}, {}, _CARD)
         if run.get("base") is not None:
             _check(path.name, run["base"], _BASE)
     return run

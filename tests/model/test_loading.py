@@ -67,6 +67,17 @@ def test_reload_is_exact(auto: type, kind: type, tmp_path: Path) -> None:
     }
 
 
+def test_auto_map_is_the_one_of_every_saved_folder() -> None:
+    # It is made from the heads: another one would be another folder on the Hub.
+    assert AUTO_MAP == {
+        "AutoConfig": "configuration_qrnn.QRNNConfig",
+        "AutoModel": "modeling_qrnn.QRNNModel",
+        "AutoModelForSeq2SeqLM": "modeling_qrnn.QRNNForConditionalGeneration",
+        "AutoModelForCausalLM": "modeling_qrnn.QRNNForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_qrnn.QRNNForSequenceClassification",
+    }
+
+
 def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     endings = {path.suffix for path in folder.iterdir()}
     assert endings == {".safetensors", ".json", ".py"}

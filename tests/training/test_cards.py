@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForSequenceClassification
 from hf_qrnn.cli.main import main
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.hub.client import HubError
+from hf_qrnn.training.card_words import CardWords
 from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
 from hf_qrnn.training.options import PublishOptions, parse_options
 from hf_qrnn.training.publish import check_publishing, draw_attention, publish_run, write_card
@@ -207,6 +209,30 @@ def test_usage_block_runs(run: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")
+
+
+def test_a_tasks_own_words_are_those_of_its_run(run: Path) -> None:
+    words = CardWords(
+        does="reverses words", usage="print({'a': 1}, '{sentence}')", rows="words",
+        loss="nats per letter", speed="letters", validations="Some words.", limits=["It is slow."],
+    )  # fmt: skip
+    card = {**asdict(words), "of a later release": 1}
+    (run / "run.json").write_text(json.dumps({**RUN, "card": card}))
+    text = model_card(run)
+    for part in (
+        "that reverses words, made with",
+        "print({'a': 1}, 'Der Hund schl\u00e4ft.')\n```",
+        "| split | words |",
+        "| update | minutes | nats per letter | BLEU | chrF |",
+        "- 1,000 letters per second",
+        "- It is slow.\n",
+        "AutoModelForSeq2SeqLM",
+    ):
+        assert part in text
+    assert "translates" not in text
+    (run / "run.json").write_text(json.dumps({**RUN, "card": {"does": 1}}))
+    with pytest.raises(ValueError, match=r"`run\.json` must have a text as 'does'"):
+        model_card(run)
 
 
 def test_template_is_one_and_ships_with_the_package() -> None:
