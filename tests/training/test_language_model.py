@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +141,32 @@ def test_resume_without_the_rows_state_would_differ(
         assert run_task(LanguageModelTask, argv) == 0
         same = ended(tmp_path / f"lost-{lost}")["weights_sha256"] == whole["weights_sha256"]
         assert same is not lost
+
+
+def test_two_processes_share_a_run_and_resume_it_exactly(tmp_path: Path) -> None:
+    options = {"dropout": 0.0, "max_steps": 6, "eval_every": 3}
+    assert run_task(LanguageModelTask, flags(tmp_path, **options)) == 0
+
+    def two(folder: Path, *switches: str) -> None:
+        argv = flags(tmp_path, *switches, output_dir=folder, **options)
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        done = subprocess.run(
+            [sys.executable, *launcher, str(SCRIPT), *argv], capture_output=True, text=True,
+            check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def losses(folder: Path) -> list[float]:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    two(tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "out"), rel=1e-4)
+    shutil.copytree(tmp_path / "two", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/checkpoints/step-00000006")
+    two(tmp_path / "again", "--resume", "auto")
+    hashes = [ended(tmp_path / name)["weights_sha256"] for name in ("two", "again")]
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.filterwarnings(CLIENT_WARNING)
