@@ -14,7 +14,7 @@ def small(**changes: Any) -> QRNNConfig:
 
 
 def small_model(**changes: Any) -> QRNNForConditionalGeneration:
-    """A translation model of one layer on each side, always with the same weights."""
+    """Make a translation model of one layer on each side, always with the same weights."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 12, "embedding_size": 8, "encoder_layers": 1, "decoder_layers": 1}
     return QRNNForConditionalGeneration(small(**{**sizes, **changes}))
