@@ -178,7 +178,7 @@ def test_learning_curve_needs_a_loss() -> None:
 def test_learning_curve_has_a_colour_for_every_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"score{number}" for number in range(7)]
     metrics = tuple(Metric(name, name.upper()) for name in names)
-    monkeypatch.setattr("hf_qrnn.training.learning_curve.VALIDATED", metrics)
+    monkeypatch.setattr("hf_qrnn.training.learning_curve.RECORDED", metrics)
     record = {"kind": "valid", "step": 1, "loss": 1.0, **dict.fromkeys(names, 50.0)}
     figure = learning_curve_figure([record])
     assert set(figure.axes[1].get_legend_handles_labels()[1]) == {name.upper() for name in names}
