@@ -46,8 +46,8 @@ _NVCC = (
 # One source, pool_cpu_kernels.h, compiled for three instruction sets; the CPU chooses when it runs.
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _ISA = {
-    "pool_cpu_avx2.cpp": _AVX2,
-    "pool_cpu_avx512.cpp": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    "cpu_avx2.cpp": _AVX2,
+    "cpu_avx512.cpp": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
 }
 
 

@@ -2,30 +2,19 @@
 //
 // Autograd, shapes for compilers and the choice of a backend are Python's (pooling_qrnn.py).
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
-#include <new>
-#include <optional>
 #include <string>
 #include <tuple>
 
-#include "pool_cpu.h"
+#include "tensors.h"
 
 namespace hf_qrnn {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 // ---------------------------------------------------------------- instruction sets
 
-enum class Isa { baseline, avx2, avx512 };
 constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 bool runs_here(Isa isa) {
@@ -45,7 +34,7 @@ Isa best_isa() {
 }
 
 // A function's static, so that nothing asks the CPU before the first call.
-Isa& current_isa() {
+Isa& isa_in_use() {
   static Isa isa = best_isa();
   return isa;
 }
@@ -53,14 +42,14 @@ Isa& current_isa() {
 // The name of the instruction set in use, after changing to `wanted` ("" leaves it, "best" is the
 // default): tests run every one that the CPU has.
 std::string simd(std::string wanted) {
-  if (wanted == "best") current_isa() = best_isa();
+  if (wanted == "best") isa_in_use() = best_isa();
   if (!wanted.empty() && wanted != "best") {
     const auto* found = std::find(std::begin(kIsaNames), std::end(kIsaNames), wanted);
     STD_TORCH_CHECK(found != std::end(kIsaNames),
                     "`wanted` must be baseline, avx2, avx512 or best, but is ", wanted, ".");
     const Isa isa = static_cast<Isa>(found - std::begin(kIsaNames));
     STD_TORCH_CHECK(runs_here(isa), "`wanted` must be one the CPU has, but is ", wanted, ".");
-    current_isa() = isa;
+    isa_in_use() = isa;
   }
   return kIsaNames[static_cast<int>(current_isa())];
 }
@@ -84,48 +73,6 @@ BackwardFunction<T, S> backward_function() {
 }
 
 // ---------------------------------------------------------------- arguments
-
-template <typename T>
-constexpr ScalarType type_of();
-template <>
-constexpr ScalarType type_of<float>() {
-  return ScalarType::Float;
-}
-template <>
-constexpr ScalarType type_of<double>() {
-  return ScalarType::Double;
-}
-template <>
-constexpr ScalarType type_of<Half>() {
-  return ScalarType::Half;
-}
-template <>
-constexpr ScalarType type_of<BFloat16>() {
-  return ScalarType::BFloat16;
-}
-
-void check(const Tensor& tensor, const char* name, ScalarType type,
-           std::initializer_list<int64_t> shape) {
-  STD_TORCH_CHECK(tensor.is_cpu(), "`", name, "` must be on the CPU, but is not.");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, "`", name, "` has the wrong dtype.");
-  bool same = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t i = 0; same && i < tensor.dim(); ++i) same = tensor.size(i) == shape.begin()[i];
-  STD_TORCH_CHECK(same, "`", name, "` has the wrong shape.");
-}
-
-// Memory of one thread for a while, in whole cache lines; none for no numbers.
-template <typename S>
-struct Scratch {
-  static constexpr std::align_val_t kLine{64};
-  S* data = nullptr;
-
-  explicit Scratch(int64_t count) {
-    if (count > 0) data = static_cast<S*>(::operator new(count * sizeof(S), kLine));
-  }
-  ~Scratch() { ::operator delete(data, kLine); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
 
 // The tensors behind PoolInputs' pointers, contiguous where they must be.
 struct Inputs {
@@ -174,8 +121,7 @@ struct Inputs {
   }
 
   Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) const {
-    return torch::stable::new_empty(
-        gates, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
+    return empty_like(gates, shape, type);
   }
 
   int64_t num_tiles() const { return (length + kTile - 1) / kTile; }
@@ -282,11 +228,6 @@ OptionalTensor checked_grad(const OptionalTensor& grad, const char* name, Scalar
   return torch::stable::contiguous(*grad);
 }
 
-template <typename P>
-const P* pointer(const OptionalTensor& tensor) {
-  return tensor ? static_cast<const P*>(tensor->const_data_ptr()) : nullptr;
-}
-
 std::tuple<Tensor, Tensor, Tensor> pool_backward(
     const OptionalTensor& grad_h, const OptionalTensor& grad_c, const OptionalTensor& grad_state,
     const Tensor& gates, const OptionalTensor& bias, const OptionalTensor& initial_state,
@@ -323,6 +264,9 @@ std::tuple<Tensor, Tensor, Tensor> pool_backward(
 }
 
 }  // namespace
+
+Isa current_isa() { return isa_in_use(); }
+
 }  // namespace hf_qrnn
 
 STABLE_TORCH_LIBRARY(hf_qrnn_kernels, m) {
