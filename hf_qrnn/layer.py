@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
+from hf_qrnn.model.connect_qrnn import drop
 from hf_qrnn.model.internals_qrnn import is_transformed, is_watched
 from hf_qrnn.model.layers_qrnn import LayerState, QRNNLayer
 from hf_qrnn.model.padding_qrnn import last_step
@@ -247,7 +248,7 @@ class QRNN(nn.Module):
                     inputs.append(result.state.inputs.transpose(0, 1))  # (K-1, B, width)
             h = torch.cat(outputs, dim=-1)  # (B, T, D*H)
             if index < self.num_layers - 1:
-                h = nn.functional.dropout(h, self.dropout, self.training)
+                h = drop(h, self.dropout, self.training)
                 x = torch.cat([x, h], dim=-1) if self.dense else h
         return h, QRNNState(torch.stack(last_h), torch.stack(last_c), tuple(inputs))
 

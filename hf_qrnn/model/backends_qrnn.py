@@ -210,3 +210,31 @@ def _native_backward(*arguments: Any) -> Any:
     module = _kernels()
     number = module.POOLING_NUMBERS[pooling]
     return module.operation("pool_backward")(*tensors, number, zoneout, reverse)
+
+
+# ------------------------------------------------------------------ the connection around a layer
+
+
+class ConnectionKernels(NamedTuple):
+    """The operations `connect_forward` and `connect_backward` of the native library."""
+
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def connection_kernels(device: torch.device) -> ConnectionKernels | None:
+    """Return the kernels of `connect_qrnn.py` for `device`; None where the definition serves."""
+    name = os.environ.get(VARIABLE) or "auto"
+    _check_name(VARIABLE, name)
+    return None if ALIASES.get(name, name) not in ("auto", "native") else _connection(device)
+
+
+@functools.cache
+def _connection(device: torch.device) -> ConnectionKernels | None:
+    if device.type != "cpu" or unavailable("native", device) is not None:
+        return None
+    try:
+        names = ("connect_forward", "connect_backward")
+        return ConnectionKernels(*(_kernels().operation(name) for name in names))
+    except AttributeError:  # the library is of a release that has none
+        return None

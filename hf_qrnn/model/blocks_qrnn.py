@@ -10,6 +10,8 @@ from torch import nn
 
 from .attention_qrnn import RMS_NORM_EPS
 from .configuration_qrnn import QRNNConfig
+from .connect_qrnn import Connected, Dropout, join, normalize
+from .products_qrnn import apply_linear
 
 
 class FeedForward(nn.Module):
@@ -20,12 +22,13 @@ class FeedForward(nn.Module):
         self.norm = nn.RMSNorm(hidden_size, eps=RMS_NORM_EPS)
         self.gate_and_in = nn.Linear(hidden_size, 2 * inner_size, bias=False)
         self.out = nn.Linear(inner_size, hidden_size, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, T, H) to (B, T, H)."""
-        gate, inner = self.gate_and_in(self.norm(x)).chunk(2, dim=-1)
-        return x + self.dropout(self.out(nn.functional.silu(gate) * inner))
+        gate, inner = apply_linear(self.gate_and_in, normalize(self.norm, x)).chunk(2, dim=-1)
+        h = apply_linear(self.out, nn.functional.silu(gate) * inner)
+        return join(x, h, self.dropout).out
 
 
 class Connection(nn.Module):
@@ -39,18 +42,22 @@ class Connection(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(input_size, eps=RMS_NORM_EPS) if rms_norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.residual = residual and input_size == hidden_size
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, T, E) to (B, T, E)."""
-        normed: torch.Tensor = self.norm(x)
-        return normed
+        return normalize(self.norm, x)
 
-    def after(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """Join the layer's input (B, T, E) and own output (B, T, H) to (B, T, H)."""
-        h = self.dropout(h)
-        return x + h if self.residual else h
+    def after(self, x: torch.Tensor, h: torch.Tensor, norm: nn.Module | None = None) -> Connected:
+        """Join the layer's input (B, T, E) and own output (B, T, H) to (B, T, H).
+
+        `norm` is that of the block behind it, which saves a pass over the sum.
+        """
+        if self.residual:
+            return join(x, h, self.dropout, norm)
+        out = self.dropout(h)
+        return Connected(out, None if norm is None else normalize(norm, out))
 
 
 def embedding_dropout(config: QRNNConfig) -> float:

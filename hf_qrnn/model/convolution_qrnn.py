@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .internals_qrnn import in_forward_mode, is_hooked, is_transformed, is_watched
 from .padding_qrnn import windows
 from .paired_convolution_qrnn import PairConvolution, goes_by_pairs
+from .products_qrnn import apply_linear, is_open, linear, prefers_onednn
 
 # With fewer steps a row, a decoder's one above all, a bias of every row is as large as the gates.
 LEAST_STEPS = 8
@@ -50,38 +50,15 @@ def convolve(
         (B, T, G*H), contiguous in its last dimension, and a bias (G*H) or None. Pooling adds it for
         less than a pass over all gates, and sums its gradient for less than another.
     """
-    if not _is_open(convolution, padded, kernel_size):
-        return convolution(windows(padded, kernel_size, reverse=reverse)), None
+    # First of all: to a compiler a size is not a number to compare.
+    few = not torch.compiler.is_compiling() and padded.shape[1] - kernel_size + 1 < LEAST_STEPS
+    if few or not is_open(convolution, padded):
+        return apply_linear(convolution, windows(padded, kernel_size, reverse=reverse)), None
     assert isinstance(convolution, nn.Linear)
     weight, bias = convolution.weight, convolution.bias
-    if goes_by_pairs(padded, weight, kernel_size):
+    # Where oneDNN multiplies, the additions of the pairs take what they save.
+    if not prefers_onednn() and goes_by_pairs(padded, weight, kernel_size):
         gates = PairConvolution.apply(padded, weight, kernel_size, reverse)
     else:
-        gates = nn.functional.linear(windows(padded, kernel_size, reverse=reverse), weight)
+        gates = linear(windows(padded, kernel_size, reverse=reverse), weight)
     return gates, None if bias is None else bias.to(gates.dtype)
-
-
-def _is_open(convolution: nn.Module, padded: torch.Tensor, kernel_size: int) -> bool:
-    """Tell whether its product may be computed without calling it, and is worth it: on a CPU.
-
-    A GPU's product adds the bias for nothing. Whatever looks at operations, a compiler, a tracer, a
-    transform of torch.func, forward-mode derivatives, a dispatch mode or a tensor of another type,
-    sees one product.
-    """
-    return (
-        # First of all: to a compiler a size is not a number to compare.
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-        # Then what is asked fastest and ends it for a GPU and for a decoding step.
-        and type(padded) is torch.Tensor
-        and padded.device.type == "cpu"
-        and padded.shape[1] - kernel_size + 1 >= LEAST_STEPS
-        and not is_transformed()
-        and not in_forward_mode()
-        and not is_watched()
-        # Else an adapter or a quantised layer took its place, or somebody listens.
-        and type(convolution) is nn.Linear
-        and type(convolution.weight) is nn.Parameter
-        and "forward" not in convolution.__dict__
-        and not is_hooked(convolution)
-    )

@@ -24,9 +24,11 @@ from .blocks_qrnn import (
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
 from .checks_qrnn import check_rows
 from .configuration_qrnn import QRNNConfig
+from .connect_qrnn import Dropout, normalize
 from .encoder_qrnn import QRNNEncoderOutput
 from .layers_qrnn import LayerPast, LayerState, QRNNLayer
 from .padding_qrnn import hide_pads, real_steps
+from .products_qrnn import apply_linear
 
 
 class DecoderLayerOutput(NamedTuple):
@@ -73,7 +75,9 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
     def remember(self, encoder_states: torch.Tensor, h_tilde: torch.Tensor) -> Memory:
         """Compute `V h~`, keys and values from encoder states (B, S, H) and h~ (B, H)."""
         # V h~ is the same at every step: it is multiplied once a source, not once a step.
-        gate_bias = None if self.layer.encoding is None else self.layer.encoding(h_tilde)
+        gate_bias = (
+            None if self.layer.encoding is None else apply_linear(self.layer.encoding, h_tilde)
+        )
         if self.attention is None:
             return Memory(gate_bias)
         return Memory(gate_bias, *self.attention.keys_values(encoder_states))
@@ -114,9 +118,13 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
             h, weights = attention(c, o, memory, source_mask, want_weights, explicit)
             # A pad attends too, and the next convolution would read what it found.
             h = hide_pads(h, mask)
-        out = self.connection.after(hidden_states, h)  # (B, T, H)
+        # A wrapper around the block is called as one without its norm.
+        is_block = type(attention) is AttentionBlock
+        norm = attention.norm if is_block else None
+        out, normed = self.connection.after(hidden_states, h, norm)  # (B, T, H)
         if attention is not None and not self.attends_inside:
-            out, weights = attention(out, memory, source_mask, want_weights, explicit)
+            more = {"normed": normed} if is_block else {}
+            out, weights = attention(out, memory, source_mask, want_weights, explicit, **more)
             out = hide_pads(out, mask)
         if self.feed_forward is not None:
             out = self.feed_forward(out)
@@ -132,7 +140,7 @@ class QRNNDecoder(nn.Module):
     def __init__(self, config: QRNNConfig, *, reads_source: bool) -> None:
         super().__init__()
         self.reads_source = reads_source
-        self.dropout = nn.Dropout(embedding_dropout(config))
+        self.dropout = Dropout(embedding_dropout(config))
         self.layers = nn.ModuleList()
         width, hidden = config.embedding_size, config.hidden_size
         kernel_sizes = config.kernel_sizes("decoder")
@@ -210,7 +218,8 @@ class QRNNDecoder(nn.Module):
             if output.weights is not None:
                 attentions.append(output.weights)
         # As in all of transformers, the last of the collected states is the normed one.
-        hidden_states = collected[-1] = self.norm(hidden_states)
+        hidden_states = normalize(self.norm, hidden_states, for_products=False)
+        collected[-1] = hidden_states
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values,

@@ -21,6 +21,7 @@ from .blocks_qrnn import (
     make_final_norm,
 )
 from .configuration_qrnn import QRNNConfig
+from .connect_qrnn import Dropout, normalize
 from .layers_qrnn import QRNNLayer
 from .padding_qrnn import hide_pads, last_step, real_steps
 
@@ -63,7 +64,7 @@ class QRNNEncoderLayer(GradientCheckpointingLayer):
             h = layer(x, mask).h
             outputs.append(h)
             final.append(last_step(h, mask, reverse=reverse))
-        out = self.connection.after(hidden_states, torch.cat(outputs, dim=-1))  # (B, S, H)
+        out, _ = self.connection.after(hidden_states, torch.cat(outputs, dim=-1))  # (B, S, H)
         if self.feed_forward is not None:
             out = self.feed_forward(out)
         if self.dense:
@@ -90,7 +91,7 @@ class QRNNEncoder(nn.Module):
     def __init__(self, config: QRNNConfig) -> None:
         super().__init__()
         self.reverse = config.reverse_source
-        self.dropout = nn.Dropout(embedding_dropout(config))
+        self.dropout = Dropout(embedding_dropout(config))
         self.layers = nn.ModuleList()
         width = config.embedding_size
         kernel_sizes = config.kernel_sizes("encoder")
@@ -136,7 +137,8 @@ class QRNNEncoder(nn.Module):
             hidden_states, h_tilde = layer(hidden_states, mask)
             collected.append(hidden_states)
             finals.append(h_tilde)
-        hidden_states = collected[-1] = self.norm(hidden_states)
+        hidden_states = normalize(self.norm, hidden_states, for_products=False)
+        collected[-1] = hidden_states
         return QRNNEncoderOutput(
             last_hidden_state=hidden_states,
             hidden_states=tuple(collected) if output_hidden_states else None,

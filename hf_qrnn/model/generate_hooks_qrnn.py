@@ -16,6 +16,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from .cache_qrnn import QRNNCache
 from .configuration_qrnn import QRNNConfig
 from .limits_qrnn import DEFAULT_MAX_LENGTH, length_rule, target_limits
+from .products_qrnn import apply_linear
 
 CACHE_KINDS = (None, "dynamic", "static")
 
@@ -127,9 +128,8 @@ class LanguageModelHead(GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = hidden_states[:, kept]
         if self.output_projection is not None:
-            hidden_states = self.output_projection(hidden_states)
-        logits: torch.Tensor = self.lm_head(hidden_states)
-        return logits
+            hidden_states = apply_linear(self.output_projection, hidden_states)
+        return apply_linear(self.lm_head, hidden_states)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -7,6 +7,7 @@ slower; nobody else in a travelling file uses a private name of torch's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,6 +51,55 @@ def is_hooked(module: nn.Module) -> bool:
     if _global_hooks is None or _global_hooks():
         return True
     return any(getattr(module, name, True) for name in _HOOKS)
+
+
+def runs_eagerly(*tensors: torch.Tensor) -> bool:
+    """Tell whether nobody looks at the operations on these tensors.
+
+    A compiler, a tracer, a transform of torch.func, forward-mode derivatives, a dispatch mode or a
+    tensor of another type must see operations of torch.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and all(type(x) is torch.Tensor or type(x) is nn.Parameter for x in tensors)
+        and not is_transformed()
+        and not in_forward_mode()
+        and not is_watched()
+    )
+
+
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Tell whether `module` is a plain `kind` whose work may be done without calling it.
+
+    Else an adapter or a quantised layer took its place, or somebody listens.
+    """
+    return (
+        type(module) is kind
+        and type(getattr(module, "weight", None)) in (nn.Parameter, type(None))
+        and "forward" not in module.__dict__
+        and not is_hooked(module)
+    )
+
+
+@functools.cache
+def onednn_linear() -> Callable[..., torch.Tensor] | None:
+    """Return the linear layer of oneDNN, `(x, weight, bias)`; None where torch has it no more."""
+    packet = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
+    operation = getattr(packet, "default", None)
+    if operation is None:
+        return None
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        result: torch.Tensor = operation(x, weight, bias, "none", [], None)
+        return result
+
+    x = torch.arange(6.0).view(2, 3)
+    try:
+        right = torch.equal(linear(x, x, x[0, :2]), x @ x.t() + x[0, :2])
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+    return linear if right else None
 
 
 def mark_static_address(tensor: torch.Tensor) -> None:

@@ -78,6 +78,19 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
+def counter_key(seed: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+    """Return SplitMix64 at every (b, t), (B, T, 1): the key of the draws of a step."""
+    b = torch.arange(batch, dtype=torch.int64, device=seed.device)[:, None, None]
+    t = torch.arange(length, dtype=torch.int64, device=seed.device)[None, :, None]
+    return _mix(seed + ((b << 32) + t + 1) * _GOLDEN)
+
+
+def words_at(key: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the first `number` draws of 64 bits at `key` (B, T, 1): (B, T, `number`)."""
+    counter = torch.arange(1, number + 1, dtype=torch.int64, device=key.device)
+    return _mix(key + counter * _GOLDEN)
+
+
 def zoneout_keep(
     seed: torch.Tensor, batch: int, length: int, channels: int, probability: float
 ) -> torch.Tensor:
@@ -92,11 +105,7 @@ def zoneout_keep(
         batch, length, channels: B, T and H.
         probability: Of a forget gate being set to 1, in [0, 1).
     """
-    b = torch.arange(batch, dtype=torch.int64, device=seed.device)[:, None, None]
-    t = torch.arange(length, dtype=torch.int64, device=seed.device)[None, :, None]
-    channel = torch.arange(channels, dtype=torch.int64, device=seed.device)
-    key = _mix(seed + ((b << 32) + t + 1) * _GOLDEN)  # (B, T, 1)
-    bits = (_mix(key + (channel + 1) * _GOLDEN) >> 40) & 0xFFFFFF  # (B, T, H)
+    bits = (words_at(counter_key(seed, batch, length), channels) >> 40) & 0xFFFFFF  # (B, T, H)
     return bits >= round(probability * (1 << 24))
 
 
