@@ -126,6 +126,8 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         shuffle: False = one pool in order of length, the same in every epoch.
         world_size: Number of ranks.
         rank: This rank, from 0.
+        pad_to_multiple_of: As in `collate_pairs`; a batch of at least as many rows has a multiple
+            of it too. Few shapes are what keeps memory flat: products keep code for each shape.
 
     Raises:
         ValueError: If a number is out of its range, or there are no examples.
@@ -141,10 +143,12 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         shuffle: bool = True,
         world_size: int = 1,
         rank: int = 0,
+        pad_to_multiple_of: int = 1,
     ) -> None:
         for name, value in (
             ("max_tokens", max_tokens),
             ("pool_size", pool_size),
+            ("pad_to_multiple_of", pad_to_multiple_of),
             ("world_size", world_size),
         ):
             if value < 1:
@@ -162,6 +166,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         self._max_tokens, self._pool_size = max_tokens, pool_size
         self._seed, self._shuffle = seed, shuffle
         self._world_size, self._rank = world_size, rank
+        self._multiple = pad_to_multiple_of
         self._epoch = self._start = 0
         self._plans: list[BatchPlan] | None = None
 
@@ -233,17 +238,21 @@ class BucketBatchSampler(Sampler[BatchPlan]):
     def _cut(self, order: Iterator[int]) -> list[list[int]]:
         """Cut the sorted examples where one more row would pass `max_tokens` on a side."""
         batches: list[list[int]] = []
+        batch: list[int] = []
         longest = 0
         for index in order:
-            length = max(self._lengths[index])
-            # Neither side is sorted exactly, so the longest row need not be the last.
+            length = padded_length(max(self._lengths[index]), self._multiple)
+            # Once more where the rows left over are too many for one of this length. Neither side
+            # is sorted exactly, so the longest row need not be the last.
+            while batch and (len(batch) + 1) * max(longest, length) > self._max_tokens:
+                kept = len(batch) // self._multiple * self._multiple or len(batch)
+                batches.append(batch[:kept])
+                batch = batch[kept:]
+                sides = [side for left in batch for side in self._lengths[left]]
+                longest = padded_length(max(sides, default=0), self._multiple)
+            batch.append(index)
             longest = max(longest, length)
-            if batches and (len(batches[-1]) + 1) * longest <= self._max_tokens:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-                longest = length
-        return batches
+        return [*batches, batch] if batch else batches
 
     def _grouped(self, batches: list[list[int]]) -> list[list[BatchPlan]]:
         """Put neighbouring batches in groups of one for each rank, and fill up the last."""
@@ -257,12 +266,20 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         return groups
 
 
-def collate_pairs(pairs: Sequence[EncodedPair], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+def padded_length(length: int, multiple: int) -> int:
+    """Return the least multiple of `multiple` that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
+def collate_pairs(
+    pairs: Sequence[EncodedPair], *, pad_token_id: int, pad_to_multiple_of: int = 1
+) -> dict[str, torch.Tensor]:
     """Pad pairs on the right to the longest of the batch.
 
     Args:
         pairs: At least one pair.
         pad_token_id: Id of the padding token.
+        pad_to_multiple_of: S and T are multiples of it.
 
     Returns:
         `input_ids` (B, S), `attention_mask` (B, S; 1 = real, 0 = padding) and `labels` (B, T;
@@ -275,9 +292,9 @@ def collate_pairs(pairs: Sequence[EncodedPair], *, pad_token_id: int) -> dict[st
         raise ValueError("`pairs` must hold at least one pair, but is empty.")
     sources = [pair.source_ids for pair in pairs]
     return {
-        "input_ids": _pad(sources, pad_token_id),
-        "attention_mask": _pad([[1] * len(row) for row in sources], 0),
-        "labels": _pad([pair.target_ids for pair in pairs], IGNORED_LABEL),
+        "input_ids": _pad(sources, pad_token_id, pad_to_multiple_of),
+        "attention_mask": _pad([[1] * len(row) for row in sources], 0, pad_to_multiple_of),
+        "labels": _pad([pair.target_ids for pair in pairs], IGNORED_LABEL, pad_to_multiple_of),
     }
 
 
@@ -286,6 +303,7 @@ def make_loader(
     sampler: Iterable[BatchPlan],
     *,
     pad_token_id: int,
+    pad_to_multiple_of: int = 1,
     num_workers: int = 0,
 ) -> "DataLoader[Batch]":
     """Make the loader of the batches that `sampler` plans, in its order.
@@ -296,13 +314,14 @@ def make_loader(
         pairs: The data set.
         sampler: Plans the batches, usually a `BucketBatchSampler`.
         pad_token_id: Id of the padding token.
+        pad_to_multiple_of: As in `collate_pairs`.
         num_workers: Processes that pad batches; 0 = this one.
 
     Returns:
         A `DataLoader` that yields `Batch`.
     """
     return DataLoader(
-        _PlannedBatches(pairs, pad_token_id),
+        _PlannedBatches(pairs, pad_token_id, pad_to_multiple_of),
         sampler=sampler,
         # A position of the data set is a whole batch: nothing is left to be batched.
         batch_size=None,
@@ -318,14 +337,16 @@ def make_loader(
 class _PlannedBatches(Dataset[Batch]):
     """A data set whose positions are plans and whose items are whole batches."""
 
-    def __init__(self, pairs: Sequence[EncodedPair], pad_token_id: int) -> None:
+    def __init__(self, pairs: Sequence[EncodedPair], pad_token_id: int, multiple: int) -> None:
         self._pairs = pairs
-        self._pad_token_id = pad_token_id
+        self._pad_token_id, self._multiple = pad_token_id, multiple
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         pairs = [self._pairs[index] for index in plan.indices]
         return Batch(
-            inputs=collate_pairs(pairs, pad_token_id=self._pad_token_id),
+            inputs=collate_pairs(
+                pairs, pad_token_id=self._pad_token_id, pad_to_multiple_of=self._multiple
+            ),
             is_filler=plan.is_filler,
             num_source_tokens=sum(len(pair.source_ids) for pair in pairs),
             num_target_tokens=sum(len(pair.target_ids) for pair in pairs),
@@ -346,9 +367,9 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Make rows of ids one tensor (B, longest), filled up with `value` on the right."""
-    width = max(map(len, rows))
+def _pad(rows: Sequence[Sequence[int]], value: int, multiple: int) -> torch.Tensor:
+    """Make rows of ids one tensor (B, width), filled up with `value` on the right."""
+    width = padded_length(max(map(len, rows)), multiple)
     # One flat list and one tensor: a tensor for each row takes two to three times as long.
     flat = chain.from_iterable([*row, *[value] * (width - len(row))] for row in rows)
-    return torch.tensor(list(flat), dtype=torch.int64).reshape(len(rows), width)  # (B, longest)
+    return torch.tensor(list(flat), dtype=torch.int64).reshape(len(rows), width)  # (B, width)

@@ -35,6 +35,7 @@ class StreamBatches:
         pool_size: Pairs of a pool.
         world_size: Number of processes.
         rank: This process, from 0.
+        pad_to_multiple_of: As in `BucketBatchSampler`.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class StreamBatches:
         pool_size: int = 8192,
         world_size: int = 1,
         rank: int = 0,
+        pad_to_multiple_of: int = 1,
     ) -> None:
         self._pairs, self._tokenizer = pairs, tokenizer
         self._pool_size, self._seed = pool_size, seed
         self._max_tokens, self._world_size, self._rank = max_tokens, world_size, rank
+        self._multiple = pad_to_multiple_of
         self._epoch = self._start = 0
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
@@ -79,11 +82,14 @@ class StreamBatches:
                 seed=seed,
                 world_size=self._world_size,
                 rank=self._rank,
+                pad_to_multiple_of=self._multiple,
             )
             sampler.set_epoch(self._epoch)
             plans: list[BatchPlan] = list(sampler)
             # Batches that a resumed run has seen are planned, so as to be counted, but not made.
-            yield from make_loader(encoded, plans[left_out:], pad_token_id=pad)
+            yield from make_loader(
+                encoded, plans[left_out:], pad_token_id=pad, pad_to_multiple_of=self._multiple
+            )
             left_out = max(0, left_out - len(plans))
             number += 1
 

@@ -107,9 +107,16 @@ class ClassificationTask(Task):
             seed=self.options.seed,
             world_size=processes.count,
             rank=processes.rank,
+            pad_to_multiple_of=self.loop.pad_to_multiple_of,
         )
-        workers, pad = self.options.num_workers, self.tokenizer.pad_token_id
-        return sampler, make_loader(self.encoded, sampler, pad_token_id=pad, num_workers=workers)
+        loader = make_loader(
+            self.encoded,
+            sampler,
+            pad_token_id=self.tokenizer.pad_token_id,
+            pad_to_multiple_of=self.loop.pad_to_multiple_of,
+            num_workers=self.options.num_workers,
+        )
+        return sampler, loader
 
     def chars_per_token(self) -> tuple[float, float]:
         """Count the characters of the training texts per token; a label has none."""
@@ -160,8 +167,14 @@ class ClassificationTask(Task):
             shuffle=False,
             world_size=processes.count,
             rank=processes.rank,
+            pad_to_multiple_of=self.loop.pad_to_multiple_of,
         )
-        return make_loader(encoded, sampler, pad_token_id=self.tokenizer.pad_token_id)
+        return make_loader(
+            encoded,
+            sampler,
+            pad_token_id=self.tokenizer.pad_token_id,
+            pad_to_multiple_of=self.loop.pad_to_multiple_of,
+        )
 
     @torch.no_grad()
     def _measure(

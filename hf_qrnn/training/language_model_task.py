@@ -171,7 +171,9 @@ class LanguageModelTask(Task):
     """A language model of one text, measured by the perplexity of another."""
 
     kinds: ClassVar[tuple[type, ...]] = (TextOptions, TextTokenizerOptions, LanguageModelOptions)
-    without: ClassVar[frozenset[str]] = frozenset({"init_from", "max_tokens", "num_workers"})
+    without: ClassVar[frozenset[str]] = frozenset(
+        {"init_from", "max_tokens", "num_workers", "pad_to_multiple_of"}
+    )
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/language_model"}
 
     def load(self, processes: Processes) -> None:

@@ -61,6 +61,9 @@ class LoopOptions:
         0.0, "stop after N minutes of training, when the decay ends too; 0 = no limit"
     )
     max_tokens: int = option(4096, "most tokens of a batch on each side, padding included")
+    pad_to_multiple_of: int = option(
+        4, "lengths of a batch, and its number of rows, are multiples of N: few shapes"
+    )
     gradient_accumulation_steps: int = option(1, "batches per update")
     optimizer: str = option("adamw", "adamw or adam")
     learning_rate: float = option(1e-3, "learning rate after the warm-up, before the decay")
@@ -94,7 +97,8 @@ class LoopOptions:
     def __post_init__(self) -> None:
         least = {
             "max_steps": 0, "epochs": 0, "max_minutes": 0, "max_tokens": 1, "warmup_steps": 0,
-            "gradient_accumulation_steps": 1, "learning_rate": 0, "weight_decay": 0,
+            "pad_to_multiple_of": 1, "gradient_accumulation_steps": 1, "learning_rate": 0,
+            "weight_decay": 0,
             "adam_epsilon": 0, "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0,
             "loss_limit": 0, "save_every": 0, "keep_last": 1, "keep_best": 0,
         }  # fmt: skip
@@ -240,7 +244,9 @@ class Trainer:
         self._found: Standing | None = None  # of the weights as they are now, if validated
         # An older version wrote no values of options that it did not have: they were the defaults.
         config: Any = type(model.config)()
-        self._defaults = {**LoopOptions().shaping(), "model": config.to_diff_dict()}
+        # What releases did that did not have an option: 0.1.0 padded to the longest.
+        before = {**LoopOptions().shaping(), "pad_to_multiple_of": 1}
+        self._defaults = {**before, "model": config.to_diff_dict()}
         optimizer = make_optimizer(model, options)
         # The loader is not prepared: the sampler has already split its batches by rank.
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

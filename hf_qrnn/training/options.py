@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
 
-_PRECISIONS = ("no", "bf16")
+_PRECISIONS = ("no", "bf16", "auto")
 Options = TypeVar("Options")
 
 
@@ -129,7 +129,10 @@ class RunOptions:
     cpu: bool = field(
         default=False, metadata={"help": "train on the CPU even where there is a GPU"}
     )
-    mixed_precision: str = field(default="no", metadata={"help": "no (float32) or bf16"})
+    mixed_precision: str = field(
+        default="no",
+        metadata={"help": "no (float32), bf16, or auto: bf16 where the machine is fast at it"},
+    )
     num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 = torch's choice"})
     num_workers: int = field(default=0, metadata={"help": "processes that pad batches; 0 = none"})
     resume: str = field(

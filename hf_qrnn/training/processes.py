@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -101,7 +102,7 @@ def make_accelerator(options: RunOptions) -> Accelerator:
     compiled = {"dynamo_plugin": TorchDynamoPlugin(backend="inductor", dynamic=True)}
     accelerator = Accelerator(
         cpu=options.cpu,
-        mixed_precision=options.mixed_precision,
+        mixed_precision=choose_precision(options.mixed_precision, cpu=options.cpu),
         log_with=names or None,
         project_dir=f"{options.output_dir}/trackers" if names else None,
         **(compiled if options.compile else {}),
@@ -114,6 +115,30 @@ def make_accelerator(options: RunOptions) -> Accelerator:
             "--multi_gpu (docs/training.md)."
         )
     return accelerator
+
+
+def choose_precision(wanted: str, *, cpu: bool) -> str:
+    """Return `wanted`, "no" or "bf16"; for "auto" the one that trains faster here.
+
+    That is bf16 on a GPU of compute capability 8.0 or more, and on a processor that multiplies
+    bfloat16 itself (AMX, AVX-512 BF16).
+    """
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available() and not cpu:
+        fast = torch.cuda.get_device_capability()[0] >= 8
+    else:
+        fast = not {"amx_bf16", "avx512_bf16"}.isdisjoint(processor_flags())
+    return "bf16" if fast else "no"
+
+
+def processor_flags() -> set[str]:
+    """Return what Linux says the processor can do; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def _make_trainer(
         identity={
             **task.identity(),
             "seed": task.options.seed,
-            "mixed_precision": task.options.mixed_precision,
+            "mixed_precision": accelerator.mixed_precision,
             # As a checkpoint has it: JSON knows no numbers as keys, which labels have.
             "model": {**json.loads(json.dumps(config)), "transformers_version": None},
             **task.loop.shaping(),

@@ -234,19 +234,31 @@ class PairTask(Task):
         pad: int = self.tokenizer.pad_token_id
         valid = encode_pairs(self.tokenizer, self.valid)
         self.sources = [pair.source_ids for pair in valid]
+        multiple = {"pad_to_multiple_of": self.loop.pad_to_multiple_of}
         in_order = BucketBatchSampler(
-            valid, max_tokens=self.loop.max_tokens, shuffle=False, **share
+            valid, max_tokens=self.loop.max_tokens, shuffle=False, **share, **multiple
         )
-        self._valid_loader = make_loader(valid, in_order, pad_token_id=pad)
+        self._valid_loader = make_loader(valid, in_order, pad_token_id=pad, **multiple)
         return self.plan(share)
 
     def plan(self, share: Mapping[str, Any]) -> tuple[EpochPlan, Iterable[Batch]]:
         """Plan the training batches of this process, by its `rank` and the `world_size`."""
+        size, multiple = self.loop.max_tokens, self.loop.pad_to_multiple_of
         sampler = BucketBatchSampler(
-            self.encoded, max_tokens=self.loop.max_tokens, seed=self.options.seed, **share
+            self.encoded,
+            max_tokens=size,
+            seed=self.options.seed,
+            pad_to_multiple_of=multiple,
+            **share,
         )
-        workers, pad = self.options.num_workers, self.tokenizer.pad_token_id
-        return sampler, make_loader(self.encoded, sampler, pad_token_id=pad, num_workers=workers)
+        loader = make_loader(
+            self.encoded,
+            sampler,
+            pad_token_id=self.tokenizer.pad_token_id,
+            pad_to_multiple_of=multiple,
+            num_workers=self.options.num_workers,
+        )
+        return sampler, loader
 
     def chars_per_token(self) -> tuple[float, float]:
         """Count the characters of the training pairs per token."""

@@ -140,7 +140,12 @@ class TranslationTask(PairTask):
             return super().plan(share)
         size, seed = self.loop.max_tokens, self.options.seed
         stream = StreamBatches(
-            self.data.stream, self.tokenizer, max_tokens=size, seed=seed, **share
+            self.data.stream,
+            self.tokenizer,
+            max_tokens=size,
+            seed=seed,
+            pad_to_multiple_of=self.loop.pad_to_multiple_of,
+            **share,
         )
         return stream, stream
 

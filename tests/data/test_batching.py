@@ -15,6 +15,7 @@ from hf_qrnn.data.batching import (
     collate_pairs,
     encode_pairs,
     make_loader,
+    padded_length,
 )
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
@@ -38,6 +39,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, 
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 5),
     shuffle=st.booleans(),
+    multiple=st.sampled_from([1, 2, 4, 8]),
 )
 def test_every_promise_of_the_sampler(
     lengths: list[tuple[int, int]],
@@ -47,6 +49,7 @@ def test_every_promise_of_the_sampler(
     seed: int,
     epoch: int,
     shuffle: bool,
+    multiple: int,
 ) -> None:
     ranks = []
     for rank in range(world_size):
@@ -58,6 +61,7 @@ def test_every_promise_of_the_sampler(
             shuffle=shuffle,
             world_size=world_size,
             rank=rank,
+            pad_to_multiple_of=multiple,
         )
         sampler.set_epoch(epoch)
         plans = list(sampler)
@@ -69,12 +73,41 @@ def test_every_promise_of_the_sampler(
     assert sorted(index for plan in counted for index in plan.indices) == list(range(len(lengths)))
     for plan in counted:
         for side in (0, 1):
-            padded = len(plan.indices) * max(lengths[index][side] for index in plan.indices)
+            longest = max(lengths[index][side] for index in plan.indices)
+            padded = len(plan.indices) * padded_length(longest, multiple)
             assert padded <= max_tokens or len(plan.indices) == 1
     fillers = [plan for plans in ranks for plan in plans if plan.is_filler]
     assert len(fillers) < world_size
     assert all(any(plan.indices == real.indices for real in counted) for plan in fillers)
     assert not any(plans[step].is_filler for plans in ranks[:1] for step in range(len(plans)))
+
+
+def test_batches_have_few_shapes() -> None:
+    """Rows and lengths in fours: half the shapes, for little more padding."""
+
+    def batches(multiple: int) -> list[torch.Tensor]:
+        options = {"pad_to_multiple_of": multiple}
+        sampler = BucketBatchSampler(PAIRS * 4, max_tokens=480, **options)
+        loader = make_loader(PAIRS * 4, sampler, pad_token_id=0, **options)
+        return [batch.inputs["input_ids"] for batch in loader]
+
+    whole, few = batches(1), batches(4)
+    assert all(ids.shape[1] % 4 == 0 for ids in few)
+    assert sum(ids.shape[0] % 4 > 0 for ids in few) <= 1  # the last of the sorted examples
+    assert len({ids.shape for ids in few}) < 0.6 * len({ids.shape for ids in whole})
+    assert sum(ids.numel() for ids in few) < 1.1 * sum(ids.numel() for ids in whole)
+
+
+def test_padding_to_a_multiple_is_padding() -> None:
+    batch = collate_pairs(pairs_of([(3, 5), (6, 2)]), pad_token_id=9, pad_to_multiple_of=4)
+    assert {name: tuple(ids.shape) for name, ids in batch.items()} == {
+        "input_ids": (2, 8),
+        "attention_mask": (2, 8),
+        "labels": (2, 8),
+    }
+    assert batch["input_ids"][0].tolist() == [4] * 3 + [9] * 5
+    assert batch["attention_mask"].sum(1).tolist() == [3, 6]
+    assert batch["labels"][1].tolist() == [5] * 2 + [-100] * 6
 
 
 def test_an_example_longer_than_the_limit_is_alone() -> None:
