@@ -1,226 +1,447 @@
 #!/usr/bin/env python
-"""Measure what the training loop adds to the model's time, a checkpoint's time, and tokens/s.
+"""Time whole updates of training against their bare matrix products and against other models.
 
-    python benchmarks/bench_training.py --out benchmarks/results/training.json
+    python benchmarks/bench_training.py --check                 # one thread, float32 and bfloat16
+    python benchmarks/bench_training.py --baseline ../before    # against another checkout too
 
-Rounds of updates by a bare loop (forward, backward, optimiser step on batches already padded) take
-turns with rounds by `Trainer` (loader, sharing, clipping, watching, logging) on the same batches.
-Seconds are wall-clock time and this process's CPU time; the latter is more reliable on a machine
-that does other work too.
+An update is forward, backward and AdamW on one batch with right pads, dropout 0.1 and label
+smoothing 0.1. Whoever is compared takes turns with ours, on the same batch, in the same dtype
+(bfloat16 by autocast).
+
+- products: one `torch.mm` for each matrix product of forward and of both gradients, of the same
+  shapes and in the same dtype. No pairs of steps, and MKL or oneDNN as torch chooses.
+- baseline: the same update by the package in another folder, in a process of its own, as ours is.
+- Marian: `MarianMTModel` of transformers with as many parameters, layers of the same width.
+- nn.LSTM: the paper's preset against the same translator with LSTM layers (benchmarks/controls.py).
+- memory: resident memory over updates whose batches have all lengths and the rows that fit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
+import random
+import statistics
+import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from accelerate import Accelerator
+from controls import LSTMTranslator
+from results import Record, versus
+from running import add_options, run
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import MarianConfig, MarianMTModel
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.data.batching import Batch, BucketBatchSampler, encode_pairs, make_loader
-from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.tokenization import encode_batch, train_character_tokenizer
-from hf_qrnn.training.checkpoint import CheckpointFolder
-from hf_qrnn.training.loop import LoopOptions, Trainer, make_optimizer
-from hf_qrnn.training.run_folder import RunFolder, write_lines
+from hf_qrnn.speed.paper_table import DTYPES
+from hf_qrnn.speed.timing import Call, Timing, environment, interleave, using_threads
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY = 200
 
 
-@dataclass
-class Clock:
-    """Seconds of the clock and of this process."""
+@dataclass(frozen=True)
+class Sizes:
+    """A model and a batch: layers of each side, width, rows, characters a side."""
 
-    wall: float = 0.0
-    process: float = 0.0
+    layers: int = 4
+    hidden: int = 256
+    rows: int = 20
+    source: int = 76
+    target: int = 66
 
-    @contextmanager
-    def running(self, device: torch.device) -> Iterator[None]:
-        """Add the seconds of the block, work queued on a GPU included."""
-        started = time.perf_counter(), time.process_time()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.wall += time.perf_counter() - started[0]
-        self.process += time.process_time() - started[1]
+    @property
+    def characters(self) -> int:
+        """Characters of an update, padding included."""
+        return self.rows * (self.source + self.target)
 
 
-def make_pairs(count: int) -> list[TextPair]:
-    """Generate sentences, three joined to a line of about 100 characters a side."""
-    sys.path.append(str(Path(__file__).parents[1]))  # the demo is no part of the package
-    from demo.corpus.corpus import make_corpus
+@dataclass(frozen=True)
+class Plan:
+    """What one run measures."""
 
-    corpus = make_corpus(num_train=3 * count, seed=0).train
-    groups = zip(corpus[::3], corpus[1::3], corpus[2::3], strict=True)
-    return [
-        TextPair(" ".join(x.source for x in group), " ".join(x.target for x in group))
-        for group in groups
-    ]
+    update: Sizes = Sizes()
+    lengths: tuple[int, ...] = (100, 300, 1000)
+    tokens: int = 3000  # a side, in the comparison by length
+    paper: Sizes = Sizes(layers=4, hidden=320, rows=16, source=103, target=93)
+    memory_updates: int = 1000
 
 
-def make_trainer(options: argparse.Namespace, pairs: list[TextPair], folder: Path) -> Trainer:
-    """Make the trainer of the script, on the paper's 4 x 320 unless told otherwise."""
-    tokenizer = train_character_tokenizer(text for x in pairs for text in (x.source, x.target))
-    encoded = encode_pairs(tokenizer, pairs)
-    torch.manual_seed(0)
-    config = QRNNConfig(
-        vocab_size=len(tokenizer),
-        embedding_size=options.hidden_size,
-        hidden_size=options.hidden_size,
-        encoder_layers=options.layers,
-        decoder_layers=options.layers,
-    )
-    accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
-    sampler = BucketBatchSampler(encoded, max_tokens=options.max_tokens)
-    run_folder = RunFolder(folder, is_main_process=True, draw_curve=lambda records, path: None)
-    run_folder.begin()
-    return Trainer(
-        QRNNForConditionalGeneration(config),
-        make_loader(encoded, sampler, pad_token_id=0),
-        sampler,
-        # Neither validation nor saves: those have their own figures.
-        LoopOptions(max_steps=1, max_tokens=options.max_tokens, eval_every=10**9, save_every=0),
-        accelerator,
-        chars_per_token=(1.0, 1.0),
-        log=run_folder.log,
-        validate=lambda step: (0.0, {}),
-        save_best=lambda: None,
+PLANS = {
+    "goals": Plan(),
+    "smoke": Plan(Sizes(1, 16, 4, 6, 5), (8,), 16, Sizes(1, 16, 2, 6, 5), 20),
+}
+
+
+# ------------------------------------------------------------------ models and updates
+
+
+def modern(sizes: Sizes) -> nn.Module:
+    """Make the modern preset (scripts/configs/translation_modern.yaml) in these sizes."""
+    return QRNNForConditionalGeneration(
+        QRNNConfig(
+            vocab_size=VOCABULARY,
+            embedding_size=sizes.hidden,
+            hidden_size=sizes.hidden,
+            encoder_layers=sizes.layers,
+            decoder_layers=sizes.layers,
+            encoder_kernel_sizes=[4, *[2] * (sizes.layers - 1)],
+            encoder_bidirectional=True,
+            reverse_source=False,
+            residual=True,
+            rms_norm=True,
+            attention_layers="all",
+            num_attention_heads=4,
+            attention_scaling=True,
+            dropout=0.1,
+        )
     )
 
 
-def bare_updates(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: list[Batch],
-    accelerator: Accelerator,
-) -> None:
-    """Run forward, backward and step, and nothing else."""
+def paper(sizes: Sizes) -> nn.Module:
+    """Make the paper's translation model in these sizes."""
+    return QRNNForConditionalGeneration(
+        QRNNConfig(
+            vocab_size=VOCABULARY,
+            embedding_size=sizes.hidden,
+            hidden_size=sizes.hidden,
+            encoder_layers=sizes.layers,
+            decoder_layers=sizes.layers,
+        )
+    )
+
+
+def marian(sizes: Sizes, parameters: int) -> nn.Module:
+    """Make a Transformer of the same width and number of layers, and of `parameters` about.
+
+    The width of its feed-forward layers is what the number of parameters decides.
+    """
+
+    def of(width: int) -> MarianMTModel:
+        config = MarianConfig(
+            vocab_size=VOCABULARY,
+            d_model=sizes.hidden,
+            encoder_layers=sizes.layers,
+            decoder_layers=sizes.layers,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=width,
+            decoder_ffn_dim=width,
+            max_position_embeddings=2048,
+            dropout=0.1,
+            attention_dropout=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+            forced_eos_token_id=None,
+            scale_embedding=True,
+        )
+        return MarianMTModel(config)
+
+    least, more = (sum(p.numel() for p in of(width).parameters()) for width in (16, 32))
+    each = (more - least) / 16
+    return of(max(16, 16 + round((parameters - least) / each / 16) * 16))
+
+
+def make_batch(sizes: Sizes, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Make random ids, the rows a little shorter than the batch, as sorted lengths leave them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> torch.Tensor:
+        return torch.randint(4, VOCABULARY, (sizes.rows, length), generator=generator)
+
+    batch = {"input_ids": ids(sizes.source), "labels": ids(sizes.target)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    for row in range(0, sizes.rows, 2):
+        batch["attention_mask"][row, -max(1, sizes.source // 20) :] = 0
+        batch["labels"][row, -max(1, sizes.target // 20) :] = -100
+    return batch
+
+
+def update(model: nn.Module, batch: dict[str, torch.Tensor], dtype: str) -> Call:
+    """Make the call of one update."""
     model.train()
-    for batch in batches:
-        inputs = {name: x.to(accelerator.device) for name, x in batch.inputs.items()}
-        with accelerator.autocast():
-            loss = model(**inputs, num_items_in_batch=batch.num_target_tokens).loss
-        accelerator.backward(loss)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    ours = isinstance(model, QRNNForConditionalGeneration)
+
+    def step() -> None:
+        with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
+            if ours:
+                loss = model(**batch, smoothing=0.1).loss
+            else:
+                logits = model(**batch).logits
+                labels = batch["labels"]
+                if logits.shape[0] != labels.shape[0]:  # time first
+                    labels = labels.t()
+                loss = nn.functional.cross_entropy(
+                    logits.flatten(0, 1).float(), labels.flatten(), label_smoothing=0.1
+                )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
+    return step
 
-def bench_loop(trainer: Trainer, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the steps a second of both loops over the same batches."""
-    count, device = options.updates, trainer.accelerator.device
-    batches = list(trainer.loader)[: count * (options.rounds + 1)]
-    if len(batches) < count * (options.rounds + 1):
-        raise ValueError(f"`pairs` must give more batches than {len(batches)}.")
-    optimizer = make_optimizer(trainer.model, trainer.options)
-    bare, whole = Clock(), Clock()
-    for number in range(options.rounds + 1):
-        clocks = (bare, whole) if number > 0 else (Clock(), Clock())  # the first warms up
-        own = batches[number * count : (number + 1) * count]
-        with clocks[0].running(device):
-            bare_updates(trainer.model, optimizer, own, trainer.accelerator)
-        trainer.max_steps = (number + 1) * count
-        with clocks[1].running(device):
-            trainer.train()
-    steps = count * options.rounds
-    chars = sum(x.num_source_tokens + x.num_target_tokens for x in batches[count:]) / steps
+
+# ------------------------------------------------------------------ bare products
+
+
+class _Products(TorchDispatchMode):
+    """Collects the shapes of all matrix products, (batch, M, K, N)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, int, int, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        pair = {"mm": args[:2], "addmm": args[1:3], "bmm": args[:2], "baddbmm": args[1:3]}.get(name)
+        if pair is not None:
+            a, b = pair
+            batch = a.shape[0] if a.dim() == 3 else 1
+            self.shapes.append((batch, a.shape[-2], a.shape[-1], b.shape[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def bare_products(model: nn.Module, batch: dict[str, torch.Tensor], dtype: str) -> Call:
+    """Make the call that computes nothing but an update's products; attention's are explicit."""
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    mode = _Products()
+    with mode:
+        update(model, batch, "float32")()
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    made = []
+    for number, m, k, n in mode.shapes:
+        sizes = ((number, m, k), (number, k, n)) if number > 1 else ((m, k), (k, n))
+        a, b = (torch.randn(size).to(DTYPES[dtype]) for size in sizes)
+        made.append((torch.bmm if number > 1 else torch.mm, a, b))
+
+    def call() -> None:
+        for multiply, a, b in made:
+            multiply(a, b)
+
+    return call
+
+
+# ------------------------------------------------------------------ comparisons in this process
+
+
+def _fields(bench: str, peer: str, dtype: str, sizes: Sizes) -> Record:
+    about = {"bench": bench, "peer": peer, "device": "cpu", "dtype": dtype}
+    return {**about, "threads": torch.get_num_threads(), **asdict(sizes)}
+
+
+def _speeds(sizes: Sizes, ours: Timing, theirs: Timing) -> Record:
     return {
-        "updates": steps,
-        "characters_per_update": round(chars),
-        "model_steps_per_second": {k: round(steps / v, 4) for k, v in vars(bare).items()},
-        "script_steps_per_second": {k: round(steps / v, 4) for k, v in vars(whole).items()},
-        "loop_cost_percent": {
-            k: round(100 * (1 - vars(bare)[k] / vars(whole)[k]), 2) for k in vars(bare)
-        },
+        "characters_per_second": round(sizes.characters / ours.median),
+        "peer_characters_per_second": round(sizes.characters / theirs.median),
+        **versus(ours, theirs),
     }
 
 
-def bench_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Measure seconds and megabytes of one checkpoint, checksums and disk flushes included."""
-    trainer.checkpoints = CheckpointFolder(folder / "checkpoints")
-    started = time.perf_counter()
-    trainer._save(None)
-    seconds = time.perf_counter() - started
-    files = (folder / "checkpoints").rglob("*.*")
+def against_products(sizes: Sizes, dtype: str, seconds: float) -> Record:
+    """Time an update over its bare products; `over` is what the goal bounds."""
+    torch.manual_seed(0)
+    model, batch = modern(sizes), make_batch(sizes)
+    calls = {"products": bare_products(model, batch, dtype), "qrnn": update(model, batch, dtype)}
+    found = interleave(calls, seconds=seconds)
+    figures = versus(found["qrnn"], found["products"])
+    over = {"over": round(1 / figures["ratio"], 3)}
+    return {**_fields("update", "products", dtype, sizes), **figures, **over}
+
+
+def against_marian(sizes: Sizes, dtype: str, seconds: float) -> Record:
+    """Time an update against that of a Transformer of as many parameters."""
+    torch.manual_seed(0)
+    ours, batch = modern(sizes), make_batch(sizes)
+    number = sum(p.numel() for p in ours.parameters())
+    theirs = marian(sizes, number)
+    calls = {"qrnn": update(ours, batch, dtype), "marian": update(theirs, batch, dtype)}
+    found = interleave(calls, seconds=seconds)
+    counts = {"parameters": number, "peer_parameters": sum(p.numel() for p in theirs.parameters())}
+    about = _fields("training", "Marian", dtype, sizes)
+    return {**about, **counts, **_speeds(sizes, found["qrnn"], found["marian"])}
+
+
+def against_lstm(sizes: Sizes, dtype: str, seconds: float) -> Record:
+    """Time an update of the paper's model against the same with LSTM layers."""
+    torch.manual_seed(0)
+    batch = make_batch(sizes)
+    control = LSTMTranslator(VOCABULARY, sizes.hidden, sizes.layers)
+    # It knows neither pads nor ignored labels.
+    batch = {"input_ids": batch["input_ids"], "labels": batch["labels"].clamp(min=0)}
+    calls = {
+        "qrnn": update(paper(sizes), batch, dtype),
+        "lstm": update(control, batch, dtype),
+    }
+    found = interleave(calls, seconds=seconds)
+    about = _fields("training", "nn.LSTM", dtype, sizes)
+    return {**about, **_speeds(sizes, found["qrnn"], found["lstm"])}
+
+
+# ------------------------------------------------------------------ processes of their own
+
+
+class Worker:
+    """A process that makes updates by the package in `folder`, when it is told to."""
+
+    def __init__(self, folder: Path, sizes: Sizes, dtype: str) -> None:
+        threads = str(torch.get_num_threads())
+        words = [sys.executable, str(Path(__file__).resolve()), "--worker", dtype, threads]
+        path = os.pathsep.join([str(folder.resolve()), str(ROOT / "benchmarks")])
+        self.process = subprocess.Popen(
+            [*words, json.dumps(asdict(sizes))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        )
+
+    def ask(self, words: str) -> Any:
+        """Send one line, and return the JSON of the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(words + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process of the benchmark ended with {self.process.wait()}.")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate("")
+
+
+def work(dtype: str, threads: str, sizes: str) -> None:
+    """Do what a `Worker` asks for, until its lines end: an update, or one of any shape."""
+    import time
+
+    torch.set_num_threads(int(threads))
+    own = Sizes(**json.loads(sizes))
+    torch.manual_seed(0)
+    model = modern(own)
+    step = update(model, make_batch(own), dtype)
+    optimizer_step: dict[str, Call] = {"update": step}
+    for line in sys.stdin:
+        name = line.strip()
+        if name.startswith("shape "):
+            rows, source, target = map(int, name.split()[1:])
+            shape = replace(own, rows=rows, source=source, target=target)
+            update(model, make_batch(shape), dtype)()
+            print(json.dumps(resident_megabytes()), flush=True)
+            continue
+        started, began = time.perf_counter(), time.process_time()
+        optimizer_step[name]()
+        seconds = time.perf_counter() - started, time.process_time() - began
+        print(json.dumps(seconds), flush=True)
+
+
+def resident_megabytes() -> float:
+    """Return this process's memory in MB."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def against_baseline(
+    folder: Path, sizes: Sizes, dtype: str, baseline_dtype: str, rounds: int
+) -> Record:
+    """Time an update by this checkout against one by another, each in its process."""
+    workers = [Worker(ROOT, sizes, dtype), Worker(folder, sizes, baseline_dtype)]
+    times: list[list[tuple[float, float]]] = [[], []]
+    try:
+        for number in range(rounds + 2):
+            for worker, own in zip(workers, times, strict=True):
+                seconds = worker.ask("update")
+                if number > 1:
+                    own.append(seconds)
+    finally:
+        for worker in workers:
+            worker.close()
+    ours, theirs = (Timing(*zip(*own, strict=True)) for own in times)
+    about = _fields("training", f"before, {baseline_dtype}", dtype, sizes)
+    return {**about, **_speeds(sizes, ours, theirs)}
+
+
+def memory(sizes: Sizes, dtype: str, updates: int) -> Record:
+    """Watch memory over updates of random lengths, padded as training pads them."""
+    worker, draw = Worker(ROOT, sizes, dtype), random.Random(0)
+    most, seen = sizes.rows * max(sizes.source, sizes.target), []
+    try:
+        for _ in range(updates):
+            source, target = (4 * draw.randint(1, sizes.source // 3) for _ in range(2))
+            rows = max(1, most // max(source, target))
+            rows = rows // 4 * 4 or rows
+            seen.append(worker.ask(f"shape {rows} {source} {target}"))
+    finally:
+        worker.close()
+    tenth = max(1, len(seen) // 10)
+    first, last = statistics.mean(seen[:tenth]), statistics.mean(seen[-tenth:])
     return {
-        "seconds": round(seconds, 3),
-        "megabytes": round(sum(path.stat().st_size for path in files if path.is_file()) / 1e6, 1),
+        **_fields("memory", "its first tenth", dtype, sizes),
+        **{"updates": updates, "first_mb": round(first), "last_mb": round(last)},
+        **{"peak_mb": round(max(seen)), "growth": round(last / first, 3)},
     }
 
 
-def bench_tokenization(pairs: list[TextPair]) -> dict[str, Any]:
-    """Count the characters that a core turns into ids in a second."""
-    texts = [text for pair in pairs for text in (pair.source, pair.target)]
-    tokenizer = train_character_tokenizer(texts)
-    repeated = texts * (1 + 2_000_000 // sum(map(len, texts)))
-    encode_batch(tokenizer, texts[:1000])
-    started = time.process_time()
-    encode_batch(tokenizer, repeated)
-    used = time.process_time() - started
-    characters = sum(map(len, repeated))
-    return {"characters": characters, "characters_per_core_second": round(characters / used)}
+# ------------------------------------------------------------------ running
 
 
-def command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """Write the command of the same measurement: every flag that is not at its default."""
-    words = ["python benchmarks/bench_training.py"]
-    for name, value in vars(options).items():
-        if value != parser.get_default(name) and name != "out":
-            words.append(f"--{name}" if value is True else f"--{name} {value}")
-    return " ".join(words)
+def measure(options: argparse.Namespace) -> Iterator[Record]:
+    """Measure everything that the options ask for."""
+    plan = PLANS[options.plan]
+    yield {"bench": "environment", **environment("cpu"), "command": sys.argv[1:]}
+    dtypes = options.dtypes or ["float32", "bfloat16"]
+    for threads in options.threads:
+        with using_threads(threads):
+            for dtype in dtypes:
+                yield from measure_dtype(plan, dtype, options)
 
 
-def main() -> int:
-    """Measure, print and write."""
+def measure_dtype(plan: Plan, dtype: str, options: argparse.Namespace) -> Iterator[Record]:
+    """Measure all comparisons in one dtype."""
+    yield against_products(plan.update, dtype, options.seconds)
+    if options.baseline is not None:
+        rounds = max(5, int(options.seconds))
+        for before in dict.fromkeys(("float32", dtype)):
+            yield against_baseline(options.baseline, plan.update, dtype, before, rounds)
+    for length in plan.lengths:
+        rows = max(1, plan.tokens // length)
+        sizes = replace(plan.update, rows=rows, source=length, target=length)
+        yield against_marian(sizes, dtype, options.seconds)
+    yield against_lstm(plan.paper, dtype, options.seconds)
+    if options.memory:
+        yield memory(plan.update, dtype, plan.memory_updates)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hidden_size", type=int, default=320, help="units (320)")
-    parser.add_argument(
-        "--layers", type=int, default=4, help="layers of encoder and decoder each (4)"
-    )
-    parser.add_argument(
-        "--max_tokens",
-        type=int,
-        default=1600,
-        help="padded tokens of a batch, on either side (1600)",
-    )
-    parser.add_argument(
-        "--mixed_precision", default="no", choices=["no", "bf16"], help="bf16 for autocast (no)"
-    )
-    parser.add_argument("--cpu", action="store_true", help="use the CPU, though there is a GPU")
-    parser.add_argument("--pairs", type=int, default=2000, help="number of random pairs (2000)")
-    parser.add_argument("--updates", type=int, default=4, help="updates of a round (4)")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of each loop, in turns (4)")
-    parser.add_argument("--out", type=Path, help="JSON file of the results")
-    options = parser.parse_args()
-    pairs = make_pairs(options.pairs)
-    with tempfile.TemporaryDirectory() as name:
-        trainer = make_trainer(options, pairs, Path(name))
-        device = trainer.accelerator.device
-        report = {
-            "command": command(options, parser),
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-            "threads": torch.get_num_threads(),
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
-            "loop": bench_loop(trainer, options),
-            "checkpoint": bench_checkpoint(trainer, Path(name)),
-            "tokenization": bench_tokenization(pairs),
-        }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out is not None:
-        write_lines(options.out, [text])
-    return 0
+    add_options(parser, "bench_training", threads=[1])
+    add = parser.add_argument
+    add("--plan", default="goals", choices=PLANS, help="sizes: the goals', or tiny ones (goals)")
+    add("--baseline", type=Path, help="another checkout of hf_qrnn to compare with")
+    add("--memory", action="store_true", help="watch memory over updates of random lengths too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and judge; return the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["--worker"]:
+        work(*words[1:])
+        return 0
+    parser = make_parser()
+    return run(parser, parser.parse_args(argv), measure)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,30 @@ def _cpu_goals() -> Iterator[Goal]:
     yield Goal("CPU translation characters per second", training, "ratio", 1.4)
 
 
+def _training_goals() -> Iterator[Goal]:
+    model = {"device": "cpu", "threads": 1, "layers": 4, "hidden": 256}
+    for dtype, most in (("float32", 1.25), ("bfloat16", 3.3)):
+        update = {**model, "bench": "update", "peer": "products", "dtype": dtype}
+        name = f"CPU update over its bare products, {dtype}"
+        yield Goal(name, update, "over", most, at_most=True)
+    training = {**model, "bench": "training"}
+    for dtype, before, least in (("float32", "float32", 1.35), ("bfloat16", "float32", 2.5)):
+        peer = f"before, {before}"
+        name = f"CPU training against release 0.1.0 in {before}, {dtype}"
+        yield Goal(name, {**training, "peer": peer, "dtype": dtype}, "ratio", least)
+    for dtype in ("float32", "bfloat16"):
+        for length, least in ((100, 1.5), (300, 2.5)):
+            peer = {**training, "peer": "Marian", "dtype": dtype, "source": length}
+            yield Goal(f"CPU training against Marian, {dtype}, {length}", peer, "ratio", least)
+    paper = {"bench": "training", "device": "cpu", "threads": 1, "layers": 4, "hidden": 320}
+    lstm = {**paper, "peer": "nn.LSTM", "dtype": "float32"}
+    yield Goal("CPU training of the paper's model against nn.LSTM", lstm, "ratio", 1.6)
+    for dtype in ("float32", "bfloat16"):
+        memory = {**model, "bench": "memory", "dtype": dtype}
+        name = f"CPU memory of training, last tenth over first, {dtype}"
+        yield Goal(name, memory, "growth", 1.05, at_most=True)
+
+
 def _gpu_goals() -> Iterator[Goal]:
     compiled = {"bench": "pooling", "device": "cuda", "dtype": "bfloat16", "backend": "compiled"}
     for mode, least in ((FORWARD, 0.9), ("backward", 0.85)):
@@ -173,7 +197,7 @@ def _gpu_goals() -> Iterator[Goal]:
     yield Goal("GPU training, Triton over compiled", triton, "ratio", 0.7)
 
 
-GOALS: tuple[Goal, ...] = (*_cpu_goals(), *_gpu_goals())
+GOALS: tuple[Goal, ...] = (*_cpu_goals(), *_training_goals(), *_gpu_goals())
 
 
 class Judgement(NamedTuple):

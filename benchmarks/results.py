@@ -121,6 +121,12 @@ def markdown(records: list[Record]) -> str:
         names = ("device", "dtype", "threads", "peer", "characters_per_second")
         names += ("peer_characters_per_second", "ratio")
         parts.append(_rows(models, {name: name.replace("_", " ") for name in names}))
+    trainings = [x for x in measured if x["bench"] in ("update", "training", "memory")]
+    if trainings:
+        rows = [{**x, "rows": f"{x['rows']} x ({x['source']} + {x['target']})"} for x in trainings]
+        names = ("bench", "dtype", "threads", "rows", "peer", "ms", "peer_ms", "ratio", "over")
+        names += ("characters_per_second", "first_mb", "last_mb", "growth")
+        parts.append(_rows(rows, {name: name.replace("_", " ") for name in names}))
     missing = [f"- {sentence(x)}" for x in records if "skipped" in x]
     kernels = [
         f"- {x['peer']}: {', '.join(x['kernels']) or 'the profiler saw no kernel'}"

@@ -1,0 +1,69 @@
+"""benchmarks/bench_training.py: end to end on tiny sizes, and what its peers are."""
+
+from pathlib import Path
+
+import bench_training
+import goals
+import pytest
+import results
+import torch
+from bench_training import Sizes, bare_products, make_batch, marian, modern, update
+from benching import make_brief
+from goals import Goal
+
+ROOT = Path(__file__).parents[2]
+TINY = Sizes(layers=1, hidden=16, rows=4, source=6, target=5)
+EASY = Goal("easy", {"bench": "update", "dtype": "bfloat16"}, "over", 1e9, at_most=True)
+
+
+def test_every_comparison_end_to_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_brief(bench_training, monkeypatch)
+    monkeypatch.setattr(goals, "GOALS", (EASY,))
+    path, misses = tmp_path / "out.jsonl", tmp_path / "misses.md"
+    misses.write_text("")
+    words = ["--plan", "smoke", "--output", str(path), "--seconds", "0"]
+    more = ["--baseline", str(ROOT), "--memory", "--dtypes", "float32"]
+    assert bench_training.main([*words, *more]) == 0
+    found = [(x["bench"], x.get("peer")) for x in results.read(path)]
+    assert found[0][0] == "environment"
+    peers = ["products", "before, float32", "Marian", "nn.LSTM", "its first tenth"]
+    assert [peer for _, peer in found[1:]] == peers
+    words += ["--dtypes", "bfloat16", "--check", "--misses", str(misses)]
+    assert bench_training.main(words) == 0
+    assert "| update | bfloat16 | 1 |" in capsys.readouterr().out
+    assert [x["peer"] for x in results.read(path)[1:]] == ["products", "Marian", "nn.LSTM"]
+
+
+def test_bare_products_are_those_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three for each matrix that is multiplied, but for those whose input wants no gradient."""
+    shapes = []
+    mm, bmm = torch.mm, torch.bmm
+    monkeypatch.setattr(torch, "mm", lambda a, b: shapes.append((*a.shape, b.shape[1])))
+    monkeypatch.setattr(torch, "bmm", lambda a, b: shapes.append((*a.shape, b.shape[2])))
+    bare_products(modern(TINY), make_batch(TINY), "float32")()
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "bmm", bmm)
+    multiplied = sum(len(shape) == 3 for shape in shapes)
+    # Gates of two directions and of the decoder, V h~, keys and values, query, out, vocabulary.
+    assert multiplied == 3 * 8
+    # Scores and context of four heads: one product forward and two backward each.
+    assert sum(len(shape) == 4 for shape in shapes) == 3 * 2
+
+
+def test_the_transformer_has_as_many_parameters() -> None:
+    number = sum(p.numel() for p in modern(Sizes()).parameters())
+    theirs = sum(p.numel() for p in marian(Sizes(), number).parameters())
+    assert abs(theirs / number - 1) < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_update_learns(dtype: str) -> None:
+    torch.manual_seed(0)
+    model, batch = modern(TINY), make_batch(TINY)
+    before = model(**batch).loss.item()
+    step = update(model, batch, dtype)
+    for _ in range(30):
+        step()
+    assert model.eval()(**batch).loss.item() < before
