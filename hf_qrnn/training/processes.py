@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +116,21 @@ def make_accelerator(options: RunOptions) -> Accelerator:
             "--multi_gpu (docs/training.md)."
         )
     return accelerator
+
+
+def advise_processes(accelerator: Accelerator) -> str | None:
+    """Return how a run of one process with several CPU threads would be faster; else None.
+
+    Two threads share products only; two processes share all of an update but its one sum.
+    """
+    threads = torch.get_num_threads()
+    if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or threads < 2:
+        return None
+    script = sys.argv[0] if sys.argv[0].endswith(".py") else "SCRIPT.py"
+    return (
+        f"{threads} processes of one thread each are faster than one of {threads} threads: "
+        f"torchrun --standalone --nproc_per_node {threads} {script} --cpu --num_threads 1 ..."
+    )
 
 
 def choose_precision(wanted: str, *, cpu: bool) -> str:

@@ -29,7 +29,13 @@ from .fine_tuning import Base, has_base
 from .learning_curve import learning_curve_figure
 from .loop import LoopOptions, Trainer
 from .options import PublishOptions, RunOptions, flag_names, parse_options
-from .processes import Processes, describe_processes, make_accelerator, start_trackers
+from .processes import (
+    Processes,
+    advise_processes,
+    describe_processes,
+    make_accelerator,
+    start_trackers,
+)
 from .publish import check_publishing, publish_run
 from .run_folder import RunFolder
 from .run_state import full_weights
@@ -78,6 +84,8 @@ def _run(task: Task, publish: PublishOptions) -> None:
         logging.getLogger(__package__).setLevel(logging.WARNING)
     about = describe_processes(accelerator)
     logger.info(about)
+    if advice := advise_processes(accelerator):
+        logger.info(advice)
     # All is read and compared before anything is written.
     folder, checkpoints, resumed = _open_folder(options, loop, processes)
     set_seed(options.seed)

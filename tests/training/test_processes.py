@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from accelerate.state import AcceleratorState
 from training_script import flags, load_script
 
 from hf_qrnn.training import processes
-from hf_qrnn.training.processes import choose_precision, processor_flags
+from hf_qrnn.training.processes import advise_processes, choose_precision, processor_flags
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,19 @@ def test_a_run_records_what_auto_chose_and_goes_on_with_it_only(
     assert script.main(argv) == 2
     assert "`--mixed_precision` must be 'bf16', as in" in capsys.readouterr().err
     AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "threads", "said"),
+    [("cpu", 1, 4, True), ("cpu", 2, 4, False), ("cpu", 1, 1, False), ("cuda", 1, 4, False)],
+)
+def test_threads_that_processes_would_use_better_are_spoken_of(
+    kind: str, count: int, threads: int, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    accelerator = SimpleNamespace(device=torch.device(kind), num_processes=count)
+    advice = advise_processes(accelerator)
+    assert (advice is not None) == said
+    if advice is not None:
+        assert "torchrun --standalone --nproc_per_node 4 " in advice
+        assert "--cpu --num_threads 1" in advice
