@@ -71,12 +71,14 @@ class _Product(torch.autograd.Function):
         """Compute the gradients, which are products too."""
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
+        rows = _rows(grad)
         of_x = of_weight = of_bias = None
+        # A backward pass may be watched where the forward pass was not.
+        product = linear if runs_eagerly(grad) else nn.functional.linear
         if ctx.needs_input_grad[0]:
-            of_x = linear(grad, weight.t())
+            of_x = product(grad, weight.t())
         if ctx.needs_input_grad[1]:
-            of_weight = linear(rows.t(), x.flatten(0, -2).t())
+            of_weight = product(rows.t(), _rows(x).t())
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_x, of_weight, of_bias
@@ -85,8 +87,16 @@ class _Product(torch.autograd.Function):
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     function = onednn_linear()
     assert function is not None, "asked for where it is not there"
-    rows = function(_dense(x.flatten(0, -2)), _dense(weight), bias)
-    return rows.unflatten(0, x.shape[:-1])
+    rows = function(_dense(_rows(x)), _dense(weight), bias)
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Return `x` (..., K), of at least one number, as a matrix.
+
+    By `reshape`, which many gradients at once (`is_grads_batched`) have where they lack `flatten`.
+    """
+    return x.reshape(-1, x.shape[-1])
 
 
 def _dense(matrix: torch.Tensor) -> torch.Tensor:

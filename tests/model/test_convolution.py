@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_qrnn.model import convolution_qrnn, products_qrnn
 from hf_qrnn.model.convolution_qrnn import LEAST_STEPS, convolve, gate_convolution
 from hf_qrnn.model.padding_qrnn import windows
 from hf_qrnn.model.paired_convolution_qrnn import (
@@ -128,10 +129,17 @@ def test_pairs_do_not_look_ahead_and_keep_what_is_no_number_where_it_is(step: in
 # ------------------------------------------------------------------ the choice
 
 
+def choose_library(monkeypatch: pytest.MonkeyPatch, *, onednn: bool) -> None:
+    """Multiply as a processor does for which oneDNN is the faster library, or MKL."""
+    for module in (convolution_qrnn, products_qrnn):
+        monkeypatch.setattr(module, "prefers_onednn", lambda: onednn)
+
+
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the ways that were gone."""
+    """The names of the ways that were gone, on a processor for which MKL is the faster library."""
     gone: list[str] = []
+    choose_library(monkeypatch, onednn=False)
 
     def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -163,18 +171,29 @@ UNITS = -(-LEAST_OUTPUTS // 3)
 LONG = 2 * LEAST_PAIRS
 
 
-def test_many_steps_go_by_pairs_and_few_by_a_call(ways: list[str]) -> None:
+def test_many_steps_go_by_pairs_and_few_with_their_bias(ways: list[str]) -> None:
     convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
-    for steps, way in (
-        (LONG, "pairs"),
-        (LONG - 2, "product"),
-        (LEAST_STEPS, "product"),
-        (LEAST_STEPS - 1, "call"),
-        (1, "call"),
+    for steps, way, leaves_bias in (
+        (LONG, "pairs", True),
+        (LONG - 2, "product", True),
+        (LEAST_STEPS, "product", True),
+        (LEAST_STEPS - 1, "product", False),
+        (1, "product", False),
     ):
         ways.clear()
         gates_of(convolution, steps)
         assert ways[0] == way, steps
+        padded = torch.randn(1, steps + 1, LEAST_INPUTS)
+        assert (convolve(convolution, padded, 2)[1] is not None) == leaves_bias, steps
+
+
+def test_no_pairs_are_made_where_onednn_multiplies(
+    ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose_library(monkeypatch, onednn=True)
+    for steps in (LONG, LEAST_STEPS, 1):
+        gates_of(gate_convolution(LEAST_INPUTS, UNITS, 2, 3), steps)
+    assert "pairs" not in ways
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
@@ -193,10 +212,10 @@ def test_infinite_inputs_give_what_one_product_gives(
     torch.testing.assert_close(gates, wanted, equal_nan=True)
 
 
-def test_a_step_of_many_rows_is_a_call(ways: list[str]) -> None:
+def test_a_step_of_many_rows_is_a_product_with_its_bias(ways: list[str]) -> None:
     convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     gates, bias = convolve(convolution, torch.randn(LONG, 2, LEAST_INPUTS), 2)
-    assert ways[0] == "call"
+    assert ways == ["product"]
     assert gates.shape == (LONG, 1, 3 * UNITS)
     assert bias is None
 
@@ -221,7 +240,7 @@ def test_other_layers_go_by_one_product(
 def test_no_bias_stays_none(ways: list[str]) -> None:
     convolution = gate_convolution(LEAST_INPUTS, UNITS, 2, 3)
     convolution.register_parameter("bias", None)
-    for steps, way in ((LONG, "pairs"), (LONG - 2, "product"), (1, "call")):
+    for steps, way in ((LONG, "pairs"), (LONG - 2, "product"), (1, "product")):
         ways.clear()
         gates_of(convolution, steps)
         assert ways[0] == way

@@ -14,7 +14,7 @@ from sources import MODULES, TRAVELLERS, imports, relative, tree
 from transformers import PreTrainedModel
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
-from hf_qrnn.model import internals_qrnn
+from hf_qrnn.model import convolution_qrnn, internals_qrnn
 
 LOOKED_UP = ("_transforms_at_work", "_num_dispatch_modes", "_global_hooks")
 
@@ -92,6 +92,7 @@ def trained_and_generated(kind: Any) -> list[Any]:
 @pytest.mark.parametrize("kind", [QRNNForCausalLM, QRNNForConditionalGeneration])
 @pytest.mark.parametrize("name", [*LOOKED_UP, "_pytree", "_FORWARD_AD"])
 def test_one_name_is_gone(monkeypatch: pytest.MonkeyPatch, kind: Any, name: str) -> None:
+    monkeypatch.setattr(convolution_qrnn, "prefers_onednn", lambda: False)
     expected = trained_and_generated(kind)
     monkeypatch.setattr(internals_qrnn, name, None)
     got = trained_and_generated(kind)
@@ -118,7 +119,7 @@ from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 for owner, name, value in kept:  # torch itself needs them
     if name != "mark_static_address":
         setattr(owner, name, value)
-from hf_qrnn.model import internals_qrnn
+from hf_qrnn.model import convolution_qrnn, internals_qrnn
 assert internals_qrnn.is_transformed() and internals_qrnn.is_watched()
 sizes = {"vocab_size": 20, "embedding_size": 6, "hidden_size": 8}
 model = QRNNForConditionalGeneration(QRNNConfig(**sizes, encoder_layers=1, decoder_layers=1))
