@@ -195,16 +195,15 @@ class _Connect(torch.autograd.Function):
         if grad_out is None and grad_normed is None:
             return (None, None, None, *unused)
         out, weight, seed, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            like = grad_out if out is None else out
+        given = [x for x in grads if x is not None]
+        # A backward pass may be watched, or on another backend, where the forward pass was not.
+        kernels = connection_kernels(given[0].device) if runs_eagerly(*given) else None
+        if kernels is None or torch.is_grad_enabled():
+            like = given[0] if out is None else out
             results = _definition_backward(
                 grad_out, grad_normed, (like, weight, seed), ctx.options, ctx.dtypes
             )
             return (*results, *unused)
-        given = grad_normed if grad_normed is not None else grad_out
-        assert given is not None, "one of them is there"
-        kernels = connection_kernels(given.device)
-        assert kernels is not None, "there were some in the forward pass"
         wanted = [
             _name(dtype) if dtype is not None and needed else ""
             for dtype, needed in zip(ctx.dtypes, ctx.needs_input_grad[:2], strict=True)
@@ -263,7 +262,10 @@ def drop(x: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
     """Zero numbers of `x` (B, ..., H) with a probability, in training only."""
     if not training or probability == 0.0:
         return x
-    rows = x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)  # (B, T, H)
+    if x.dim() < 2:
+        rows = x.reshape(1, 1, x.numel())
+    else:
+        rows = x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)  # (B, T, H)
     return connect(rows, dropout=probability).out.view(x.shape)
 
 
@@ -272,12 +274,12 @@ def normalize(norm: nn.Module, x: torch.Tensor, *, for_products: bool = True) ->
 
     For products the result has, under autocast, the dtype that they would turn it into.
     """
-    if not (is_untouched(norm, nn.RMSNorm) and runs_eagerly(x)):
+    if not runs_eagerly(x) or not _is_plain(norm):
         called: torch.Tensor = norm(x)
         return called
     dtype = _for_products(x) if for_products else None
     normed = connect(x, None, norm.weight, eps=norm.eps, normed_dtype=dtype).normed  # type: ignore[arg-type]
-    assert normed is not None, "a norm has a weight"
+    assert normed is not None, "a plain norm has a weight"
     return normed
 
 
@@ -286,9 +288,8 @@ def join(
 ) -> Connected:
     """Add `h` (B, T, H), after dropout, to `x` (B, T, H), and normalise the sum for products."""
     together = (
-        is_untouched(dropout, Dropout)
-        and (norm is None or is_untouched(norm, nn.RMSNorm))
-        and runs_eagerly(x, h)
+        # First of all: a compiler sees the modules called.
+        runs_eagerly(x, h) and is_untouched(dropout, Dropout) and (norm is None or _is_plain(norm))
     )
     if not together:
         out = x + dropout(h)
@@ -303,6 +304,16 @@ def join(
         dropout=probability,
         eps=norm.eps,
         normed_dtype=_for_products(x),  # type: ignore[arg-type]
+    )
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Tell whether `norm` is an `nn.RMSNorm` over the last dimension whose call does no more."""
+    return (
+        is_untouched(norm, nn.RMSNorm)
+        and norm.weight is not None
+        and norm.weight.dim() == 1  # type: ignore[operator]
+        and norm.eps is not None
     )
 
 

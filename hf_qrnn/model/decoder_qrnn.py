@@ -26,6 +26,7 @@ from .checks_qrnn import check_rows
 from .configuration_qrnn import QRNNConfig
 from .connect_qrnn import Dropout, normalize
 from .encoder_qrnn import QRNNEncoderOutput
+from .internals_qrnn import is_untouched, runs_eagerly
 from .layers_qrnn import LayerPast, LayerState, QRNNLayer
 from .padding_qrnn import hide_pads, real_steps
 from .products_qrnn import apply_linear
@@ -118,12 +119,13 @@ class QRNNDecoderLayer(GradientCheckpointingLayer):
             h, weights = attention(c, o, memory, source_mask, want_weights, explicit)
             # A pad attends too, and the next convolution would read what it found.
             h = hide_pads(h, mask)
-        # A wrapper around the block is called as one without its norm.
-        is_block = type(attention) is AttentionBlock
-        norm = attention.norm if is_block else None
+        # A wrapper or a hook around the block gets what the block gets: its input, not yet normed.
+        norm = None
+        if attention is not None and runs_eagerly(hidden_states):
+            norm = attention.norm if is_untouched(attention, AttentionBlock) else None
         out, normed = self.connection.after(hidden_states, h, norm)  # (B, T, H)
         if attention is not None and not self.attends_inside:
-            more = {"normed": normed} if is_block else {}
+            more = {} if norm is None else {"normed": normed}
             out, weights = attention(out, memory, source_mask, want_weights, explicit, **more)
             out = hide_pads(out, mask)
         if self.feed_forward is not None:

@@ -32,6 +32,7 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         least = 1 if request.param else 2**62
         patch.setattr(convolution_qrnn, "LEAST_STEPS", least)
+        patch.setattr(convolution_qrnn, "prefers_onednn", lambda: False)
         for name in ("LEAST_PAIRS", "LEAST_INPUTS", "LEAST_OUTPUTS"):
             patch.setattr(paired_convolution_qrnn, name, least)
         yield
@@ -408,10 +409,10 @@ def test_feed_forward_is_gated_prenorm_and_residual() -> None:
 def test_connection_adds_the_input_where_widths_agree() -> None:
     x, h = torch.randn(2, 3, H), torch.randn(2, 3, H)
     options = {"dropout": 0.0, "rms_norm": False}
-    assert torch.equal(Connection(H, H, residual=True, **options).after(x, h), x + h)
-    assert torch.equal(Connection(H, H, residual=False, **options).after(x, h), h)
+    assert torch.equal(Connection(H, H, residual=True, **options).after(x, h).out, x + h)
+    assert torch.equal(Connection(H, H, residual=False, **options).after(x, h).out, h)
     narrow = torch.randn(2, 3, E)
-    assert torch.equal(Connection(E, H, residual=True, **options).after(narrow, h), h)
+    assert torch.equal(Connection(E, H, residual=True, **options).after(narrow, h).out, h)
     assert torch.equal(Connection(H, H, residual=True, **options).before(x), x)
 
 
@@ -421,15 +422,28 @@ def test_connection_norms_the_layers_input_only() -> None:
     wanted = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(connection.before(x), wanted)
     h = torch.randn(2, 3, H)
-    assert torch.equal(connection.after(x, h), h)
+    got = connection.after(x, h)
+    assert torch.equal(got.out, h)
+    assert got.normed is None
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+def test_connection_norms_its_sum_for_the_block_behind_it(residual: bool) -> None:
+    connection = Connection(H, H, dropout=0.5, residual=residual, rms_norm=False).train()
+    norm = nn.RMSNorm(H, eps=1e-6)
+    norm.weight.data.uniform_(0.5, 2.0)
+    out, normed = connection.after(torch.randn(2, 3, H), torch.randn(2, 3, H), norm)
+    assert normed is not None
+    wanted = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+    torch.testing.assert_close(normed, wanted)
 
 
 def test_connection_drops_out_once_and_spares_the_residual() -> None:
     connection = Connection(H, H, dropout=0.5, residual=True, rms_norm=False).train()
     x, h = torch.full((50, 20, H), 10.0), torch.ones(50, 20, H)
-    own = connection.after(x, h) - x
+    own = connection.after(x, h).out - x
     # Once: zero or 1/(1 - p); twice would give 4 in places and zero three times in four.
     assert set(own.unique().tolist()) == {0.0, 2.0}
     assert (own == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert torch.equal(connection.before(x), x)
-    assert torch.equal(connection.eval().after(x, h), x + h)
+    assert torch.equal(connection.eval().after(x, h).out, x + h)

@@ -82,9 +82,9 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     endings = {path.suffix for path in folder.iterdir()}
     assert endings == {".safetensors", ".json", ".py"}
     names = {path.name for path in folder.glob("*.py")}
-    parts = "attention backends blocks cache checks configuration convolution decoder encoder "
-    parts += "generate_hooks internals keywords layers limits losses modeling padding "
-    parts += "paired_convolution pool_equations pool_kinds pooling quantization triton"
+    parts = "attention backends blocks cache checks configuration connect convolution decoder "
+    parts += "encoder generate_hooks internals keywords layers limits losses modeling padding "
+    parts += "paired_convolution pool_equations pool_kinds pooling products quantization triton"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 

@@ -161,11 +161,12 @@ template <typename S>
 void run_backward(ConnectBackward<S> in, const OptionalTensor& inverse, Tensor& parts,
                   Tensor& grad_weight) {
   in.inverse = pointer<S>(inverse);
-  if (in.grad_normed.data) in.grad_weight = static_cast<S*>(parts.mutable_data_ptr());
+  if (inverse) in.grad_weight = static_cast<S*>(parts.mutable_data_ptr());
   const auto run = backward_function<S>();
   for_each_part<S>(in.batch * in.length, in.hidden,
                    [&](int64_t part, S* scratch) { run(in, part, scratch); });
-  if (in.grad_normed.data) sum_parts<S>(parts, grad_weight);
+  // Not by a pointer: of no rows there is none, but a sum.
+  if (inverse) sum_parts<S>(parts, grad_weight);
 }
 
 // `grad_h` and `grad_residual` are empty where they are not wanted: `h_dtype` or
