@@ -237,11 +237,10 @@ def _check(
         raise ValueError(
             f"`h` must be floating point (batch, time, hidden), but is {h.dtype} {tuple(h.shape)}."
         )
-    for name, tensor, shape in (
-        ("residual", residual, tuple(h.shape)),
-        ("weight", weight, (h.shape[2],)),
-    ):
-        if tensor is not None and tuple(tensor.shape) != shape:
+    # A trace would write the comparison down.
+    of_h = () if torch.jit.is_tracing() else tuple(h.shape)  # type: ignore[attr-defined]
+    for name, tensor, shape in (("residual", residual, of_h), ("weight", weight, of_h[2:])):
+        if of_h and tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"`{name}` must have shape {shape}, but has {tuple(tensor.shape)}.")
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"`dropout` must be in [0, 1], but is {dropout}.")

@@ -88,7 +88,10 @@ def counter_key(seed: torch.Tensor, batch: int, length: int) -> torch.Tensor:
 def words_at(key: torch.Tensor, number: int) -> torch.Tensor:
     """Return the first `number` draws of 64 bits at `key` (B, T, 1): (B, T, `number`)."""
     counter = torch.arange(1, number + 1, dtype=torch.int64, device=key.device)
-    return _mix(key + counter * _GOLDEN)
+    # By halves: of a range a compiler makes an index, whose products it takes for numbers that do
+    # not wrap around (inductor's C++ then has other bits).
+    high, low = _GOLDEN >> 32, _GOLDEN & 0xFFFFFFFF
+    return _mix(key + (((counter * high) << 32) + counter * low))
 
 
 def zoneout_keep(
