@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-import hf_qrnn  # noqa: F401  (registers the Auto classes)
+import hf_qrnn
 
 FOLDERS = Path(__file__).parents[1] / "saved_by_0_1_0"
 AUTO = {"language_model": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
@@ -43,6 +43,18 @@ def test_folder_gives_the_same_logits(name: str) -> None:
         logits = model.double().eval()(**inputs_of(name)).logits
     expected = load_file(FOLDERS / name / "expected_logits.safetensors")["logits"]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("name", NAMES)
+def test_folder_gives_the_same_logits_in_float32(name: str, backend: str) -> None:
+    auto = AUTO.get(name, AutoModelForSeq2SeqLM)
+    model = auto.from_pretrained(FOLDERS / name).eval()
+    assert model.dtype == torch.float32
+    with torch.no_grad(), hf_qrnn.use_backend(backend):
+        logits = model(**inputs_of(name)).logits
+    expected = load_file(FOLDERS / name / "expected_logits.safetensors")["logits"]
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-6)
 
 
 # A process that cannot import the package runs the code of 0.1.0 itself.

@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from training_script import flags, load_script
 
-from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, use_backend
 from hf_qrnn.data.batching import BucketBatchSampler, EncodedPair, make_loader
-from hf_qrnn.model import convolution_qrnn
+from hf_qrnn.model import convolution_qrnn, products_qrnn
+from hf_qrnn.model.backends_qrnn import unavailable
 from hf_qrnn.training import checkpoint as checkpoint_module
 from hf_qrnn.training import processes, run_state
 from hf_qrnn.training.checkpoint import (
@@ -57,13 +60,15 @@ class Run:
         scores: list[float] | None = None,
         seed: int = 0,
         keep: tuple[int, int] = (99, 0),
+        fields: dict[str, Any] | None = None,
+        precision: str = "no",
         **options: object,
     ) -> None:
         torch.manual_seed(0)
         model = QRNNForConditionalGeneration(
             QRNNConfig(
                 vocab_size=12, embedding_size=8, hidden_size=8, encoder_layers=1, decoder_layers=1,
-                dropout=0.3, zoneout=0.2, tie_word_embeddings=tied,
+                dropout=0.3, zoneout=0.2, tie_word_embeddings=tied, **(fields or {}),
             )
         )  # fmt: skip
         given = {"max_steps": 9, "max_tokens": 24, "gradient_accumulation_steps": 2}
@@ -80,7 +85,7 @@ class Run:
             make_loader(data, sampler, pad_token_id=0, num_workers=num_workers),
             sampler,
             self.options,
-            Accelerator(cpu=True),
+            Accelerator(cpu=True, mixed_precision=precision),
             chars_per_token=(1.0, 1.0),
             log=self.log,
             validate=lambda step: ((scores or [0.0] * 99)[step // 3 - 1], {"loss": 0.0}),
@@ -120,6 +125,50 @@ def test_every_checkpoint_of_a_run_resumes_to_the_same_end(
         resumed.trainer.train()
         assert resumed.losses() == whole.losses(after=step)
         assert resumed.trainer.weights_hash() == whole.trainer.weights_hash()
+
+
+@pytest.fixture
+def _another_precision() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("_another_precision")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_model_with_residuals_and_norms_resumes_exactly_on_each_backend(
+    tmp_path: Path, backend: str, precision: str
+) -> None:
+    # All that dropout's bits are drawn for: embeddings, connections, attention, feed-forward.
+    reason = unavailable(backend, torch.device("cpu"))
+    if reason is not None:
+        pytest.skip(reason)
+    fields = {
+        "residual": True,
+        "rms_norm": True,
+        "feed_forward_size": 8,
+        "attention_layers": "all",
+        "num_attention_heads": 2,
+    }
+    with use_backend(backend):
+        whole = Run(tmp_path, fields=fields, precision=precision)
+        whole.trainer.train()
+        for path in whole.checkpoints.complete()[2:8:4]:
+            torch.manual_seed(99)
+            resumed = Run(tmp_path / "other", fields=fields, precision=precision)
+            resumed.trainer.restore(path)
+            step = resumed.trainer.state.step
+            resumed.trainer.train()
+            assert resumed.losses() == whole.losses(after=step)
+            assert resumed.trainer.weights_hash() == whole.trainer.weights_hash()
+        # Dropout is on: another seed ends elsewhere.
+        other = Run(tmp_path / "another", fields=fields, precision=precision)
+        other.trainer.restore(whole.checkpoints.complete()[2])
+        torch.manual_seed(99)
+        other.trainer.train()
+        assert other.trainer.weights_hash() != whole.trainer.weights_hash()
 
 
 def test_resuming_without_the_random_states_would_differ(tmp_path: Path) -> None:
@@ -472,6 +521,8 @@ def test_a_compiled_model_learns_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     script, hashes = load_script(), []
     # A compiled model convolves by one product with its bias: here, to the last bit, both do.
     monkeypatch.setattr(convolution_qrnn, "LEAST_STEPS", 2**62)
+    # To a compiler products are torch's.
+    monkeypatch.setattr(products_qrnn, "prefers_onednn", lambda: False)
     plugin = processes.TorchDynamoPlugin
     monkeypatch.setattr(processes, "TorchDynamoPlugin", lambda backend, dynamic: plugin("eager"))
     for name in ("plain", "compiled"):
