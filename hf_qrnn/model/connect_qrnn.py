@@ -276,8 +276,11 @@ def normalize(norm: nn.Module, x: torch.Tensor, *, for_products: bool = True) ->
     if not runs_eagerly(x) or not _is_plain(norm):
         called: torch.Tensor = norm(x)
         return called
+    assert isinstance(norm, nn.RMSNorm)
     dtype = _for_products(x) if for_products else None
-    normed = connect(x, None, norm.weight, eps=norm.eps, normed_dtype=dtype).normed  # type: ignore[arg-type]
+    eps = norm.eps
+    assert eps is not None, "a plain norm has one"
+    normed = connect(x, None, norm.weight, eps=eps, normed_dtype=dtype).normed
     assert normed is not None, "a plain norm has a weight"
     return normed
 
@@ -293,17 +296,15 @@ def join(
     if not together:
         out = x + dropout(h)
         return Connected(out, None if norm is None else norm(out))
+    assert isinstance(dropout, Dropout)
     probability = dropout.p if dropout.training else 0.0
     if norm is None:
-        return connect(h, x, dropout=probability)  # type: ignore[arg-type]
-    return connect(
-        h,
-        x,
-        norm.weight,
-        dropout=probability,
-        eps=norm.eps,
-        normed_dtype=_for_products(x),  # type: ignore[arg-type]
-    )
+        return connect(h, x, dropout=probability)
+    assert isinstance(norm, nn.RMSNorm)
+    eps = norm.eps
+    assert eps is not None, "a plain norm has one"
+    options: dict[str, Any] = {"eps": eps, "normed_dtype": _for_products(x)}
+    return connect(h, x, norm.weight, dropout=probability, **options)
 
 
 def _is_plain(norm: nn.Module) -> bool:

@@ -119,7 +119,7 @@ def _is_faster_by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.numel() * weight.shape[0] >= LEAST_WORK
         # As what torch chooses, the product would be in fewer digits.
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and prefers_onednn()
     )
 
