@@ -44,15 +44,18 @@ class Case:
     processes: int = 1
     precision: str = "no"
     workers: int = 0
+    blocks: bool = False  # residuals, norms, attention everywhere, feed-forward blocks
 
     def __str__(self) -> str:
-        return f"{self.processes} process(es), {self.precision}, {self.workers} worker(s)"
+        text = f"{self.processes} process(es), {self.precision}, {self.workers} worker(s)"
+        return text + (", blocks" if self.blocks else "")
 
 
-# The first four see every value of every field.
-CASES = [Case(1, "no", 2), Case(2, "bf16", 2), Case(1, "bf16", 0), Case(2, "no", 0)]
-CASES += [Case(3, "no", 0), Case(1, "no", 0), Case(2, "bf16", 0), Case(1, "bf16", 2)]
+# The first four see every value of every field, and blocks in either precision.
+CASES = [Case(1, "no", 2), Case(2, "bf16", 2, True), Case(1, "bf16", 0), Case(2, "no", 0, True)]
+CASES += [Case(3, "no", 0), Case(1, "no", 0, True), Case(2, "bf16", 0), Case(1, "bf16", 2, True)]
 CASES += [Case(2, "no", 2)]
+BLOCKS = {"residual": True, "rms_norm": True, "attention_layers": "all", "feed_forward_size": 32}
 
 
 def load_script() -> Callable[[list[str]], int]:
@@ -91,6 +94,7 @@ def flags(data: Path, out: Path, case: Case, steps: int) -> list[str]:
         **{"output_dir": out, "seed": 3, "num_threads": 1, "resume": "auto"},
         **{"mixed_precision": case.precision, "num_workers": case.workers},
         "expect_world_size": case.processes,
+        **(BLOCKS if case.blocks else {}),
     }
     return ["--cpu", *(text for k, v in options.items() for text in (f"--{k}", str(v)))]
 
@@ -187,7 +191,7 @@ def trial(
 ) -> dict[str, Any]:
     """Kill and resume one run, and compare it with the run of its case that was left alone."""
     steps, data, out = 24, folder / "data", folder / "killed"
-    alone = folder / f"alone-{case.processes}-{case.precision}-{case.workers}"
+    alone = folder / f"alone-{case.processes}-{case.precision}-{case.workers}-{case.blocks}"
     log = folder / "log"
     if not (alone / "training.json").exists():
         finish(fork_run(main, flags(data, alone, case, steps), case, log), log)

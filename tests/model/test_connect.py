@@ -185,6 +185,21 @@ def test_backend_matches_the_loop(backend: str, case: Case, dtype: torch.dtype) 
         assert_near(ours, exact, 8 * rounding(dtype))
 
 
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda dtype: str(dtype)[6:])
+def test_every_width_is_that_of_the_definition(backend: str, dtype: torch.dtype) -> None:
+    for hidden in range(1, 71):
+        case = Case((2, 2, hidden), dropout=0.4)
+        given = case.given(dtype)
+        got, grads = run(case, given)
+        with use_backend("torch"):
+            wanted, wanted_grads = run(case, given)
+        for ours, theirs in zip((*got, *grads), (*wanted, *wanted_grads), strict=True):
+            assert ours is not None
+            assert theirs is not None
+            assert_near(ours, theirs.detach(), 4 * ROUNDING[dtype])
+
+
 @all_backends
 @pytest.mark.parametrize("of_residual", HALVES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("of_h", HALVES, ids=lambda dtype: str(dtype)[6:])

@@ -552,4 +552,5 @@ def test_kills_at_random_moments_in_every_kind_of_run(tmp_path: Path) -> None:
     assert {trial["processes"] for trial in trials} == {1, 2}
     assert {trial["precision"] for trial in trials} == {"no", "bf16"}
     assert {trial["workers"] for trial in trials} == {0, 2}
+    assert {trial["precision"] for trial in trials if trial["blocks"]} == {"no", "bf16"}
     assert all(trial["equal"] for trial in trials)
