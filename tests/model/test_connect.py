@@ -12,7 +12,7 @@ from pooling_loop import in_double, largest_difference, split_mix, weighted
 
 from hf_qrnn import use_backend
 from hf_qrnn.model import backends_qrnn
-from hf_qrnn.model.backends_qrnn import connection_kernels, unavailable
+from hf_qrnn.model.backends_qrnn import ConnectionKernels, connection_kernels, unavailable
 from hf_qrnn.model.connect_qrnn import Connected, connect, dropout_keep
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -72,6 +72,13 @@ compiled = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 needs_native = pytest.mark.skipif(
     unavailable("native", CPU) is not None, reason="the library is not built"
 )
+
+
+def native() -> ConnectionKernels:
+    with use_backend("native"):
+        kernels = connection_kernels(CPU)
+    assert kernels is not None
+    return kernels
 
 
 def leaves_of(given: dict[str, torch.Tensor | None]) -> list[torch.Tensor]:
@@ -232,10 +239,8 @@ def test_float64_mixes_with_no_other_in_the_kernels_and_does_in_the_definition()
     assert got.out.dtype == torch.float64
     assert_near(got.out, expected(case, torch.float32, torch.float64, torch.float32)[0], 1e-6)
     assert [x.dtype for x in grads] == [torch.float32, torch.float64, torch.float32]
-    forward = connection_kernels(CPU)
-    assert forward is not None
     with pytest.raises(RuntimeError, match="`residual` must be float64 where the others are"):
-        forward.forward(given["h"], given["residual"], None, None, 0.0, 1e-6, "float32")
+        native().forward(given["h"], given["residual"], None, None, 0.0, 1e-6, "float32")
 
 
 # ------------------------------------------------------------------ gradients
@@ -505,8 +510,7 @@ FORWARD = (torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.ones(5), torch.tensor
     ],
 )
 def test_kernels_check_what_they_get(place: int, value: Any, sentence: str) -> None:
-    kernels = connection_kernels(CPU)
-    assert kernels is not None
+    kernels = native()
     arguments: list[Any] = [*FORWARD, "float32"]
     kernels.forward(*arguments)
     arguments[place] = value
