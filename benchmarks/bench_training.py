@@ -64,7 +64,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run measures."""
+    """The sizes that one run measures."""
 
     update: Sizes = Sizes()
     lengths: tuple[int, ...] = (100, 300, 1000)

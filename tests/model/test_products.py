@@ -42,6 +42,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     for module in (products_qrnn, convolution_qrnn):
         monkeypatch.setattr(module, "prefers_onednn", lambda: True)
     monkeypatch.setattr(products_qrnn, "_by_onednn", noted)
+    monkeypatch.setattr(products_qrnn, "LEAST_WORK", 1)  # of small matrices, as tests have
     return shapes
 
 
@@ -75,6 +76,17 @@ def assert_near(ours: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 # ------------------------------------------------------------------ the product
+
+
+def test_small_products_are_torchs(
+    onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call itself takes longer than they do; the gradient of a weight is as much work."""
+    monkeypatch.setattr(products_qrnn, "LEAST_WORK", 16 * 8 * 32)
+    for rows, times in ((15, 0), (16, 3)):
+        onednn.clear()
+        linear(normal(rows, 8), normal(32, 8)).sum().backward()
+        assert len(onednn) == times
 
 
 @pytest.mark.parametrize("has_bias", [False, True], ids=["", "bias"])
