@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -29,13 +30,33 @@ struct dim3 {
 
 namespace cuda_on_cpu {
 
+// The threads of a warp, at most 32, and what each shows the others.
+struct Warp {
+  explicit Warp(unsigned size) : barrier(static_cast<std::ptrdiff_t>(size)) {}
+  std::barrier<> barrier;
+  double shown[32] = {};
+};
+
 inline thread_local std::barrier<>* block_barrier = nullptr;
+inline thread_local Warp* warp = nullptr;
+inline thread_local unsigned lane = 0;
 
 }  // namespace cuda_on_cpu
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { cuda_on_cpu::block_barrier->arrive_and_wait(); }
+
+// Of whole warps alone: every thread must come. A double holds any float.
+template <typename S>
+S __shfl_xor_sync(unsigned, S x, int distance) {
+  cuda_on_cpu::Warp& warp = *cuda_on_cpu::warp;
+  warp.shown[cuda_on_cpu::lane] = x;
+  warp.barrier.arrive_and_wait();
+  const S other = static_cast<S>(warp.shown[cuda_on_cpu::lane ^ static_cast<unsigned>(distance)]);
+  warp.barrier.arrive_and_wait();
+  return other;
+}
 
 namespace cuda_on_cpu {
 
@@ -46,8 +67,14 @@ void launch(const dim3& grid, const dim3& block, const Kernel& kernel) {
   const unsigned count = block.x * block.y * block.z;
   std::barrier<> inside(static_cast<std::ptrdiff_t>(count));
   std::barrier<> between(static_cast<std::ptrdiff_t>(count));
+  std::deque<Warp> warps;  // barriers cannot move
+  for (unsigned first = 0; first < count; first += 32) {
+    warps.emplace_back(std::min(32u, count - first));
+  }
   const auto work = [&](unsigned index) {
     block_barrier = &inside;
+    warp = &warps[index / 32];
+    lane = index % 32;
     blockDim = block;
     gridDim = grid;
     threadIdx = dim3(index % block.x, index / block.x % block.y, index / (block.x * block.y));
@@ -75,6 +102,7 @@ inline float __fdividef(float x, float y) { return x / y; }
 using std::copysign;
 using std::exp;
 using std::fabs;
+using std::sqrt;
 using std::tanh;
 
 inline float __uint_as_float(uint32_t bits) {

@@ -93,9 +93,10 @@ FAT_BINARY = struct.pack("<IH", 0xBA55ED50, 1)
 
 
 @needs_nvcc
-def test_nvcc_compiles_every_architecture_without_a_warning(tmp_path: Path) -> None:
-    target = tmp_path / "pool_cuda.o"
-    done = run(nvcc_command(target), timeout=900)
+@pytest.mark.parametrize("source", ["pool_cuda.cu", "connect_cuda.cu"])
+def test_nvcc_compiles_every_architecture_without_a_warning(source: str, tmp_path: Path) -> None:
+    target = tmp_path / "object.o"
+    done = run(nvcc_command(source, target), timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     wanted = {("cubin", architecture) for architecture in ARCHITECTURES}
     # PTX of the lowest: an architecture that is yet to come can translate it.

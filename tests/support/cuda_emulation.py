@@ -33,6 +33,11 @@ SCHEMAS = [
     "pool_backward(Tensor? grad_h, Tensor? grad_c, Tensor? grad_state, Tensor gates, Tensor? bias, "
     "Tensor? initial_state, Tensor? mask, Tensor? seed, Tensor tiles, int pooling, float zoneout, "
     "bool reverse) -> (Tensor, Tensor, Tensor)",
+    "connect_forward(Tensor h, Tensor? residual, Tensor? weight, Tensor? seed, float dropout, "
+    "float eps, str normed_dtype) -> (Tensor, Tensor, Tensor)",
+    "connect_backward(Tensor? grad_out, Tensor? grad_normed, Tensor? out, Tensor? weight, "
+    "Tensor? inverse, Tensor? seed, float dropout, str h_dtype, str residual_dtype) "
+    "-> (Tensor, Tensor, Tensor)",
 ]
 
 
@@ -45,14 +50,14 @@ class Call(ctypes.Structure):
 
 
 def compile_with_gxx(
-    source: str, target: Path, *options: str, libraries: Sequence[str] = ()
+    sources: str, target: Path, *options: str, libraries: Sequence[str] = ()
 ) -> Path:
-    """Compile a file of `cuda_emulation/`; any warning is an error."""
+    """Compile files of `cuda_emulation/`, by their names; any warning is an error."""
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     # As in CUDA: a word is read where two 16-bit numbers were written.
-    flags += ["-fno-strict-aliasing", "-DQRNN_EMULATE_CUDA"]
+    flags += ["-fno-strict-aliasing", "-DQRNN_EMULATE_CUDA", "-DQRNN_MAX_PARTS=3"]
     command = ["g++", *flags, f"-I{EMULATION}", f"-I{CSRC / 'cuda'}", *options]
-    command.append(str(EMULATION / source))
+    command += [str(EMULATION / source) for source in sources.split()]
     done = subprocess.run(
         [*command, *libraries, "-o", str(target)], capture_output=True, text=True, check=False
     )
@@ -75,18 +80,19 @@ def compile_emulated(folder: Path) -> Path:
     with (folder / "emulated.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            compile_with_gxx("emulated.cpp", target, *options, libraries=link)
+            sources = "emulated.cpp emulated_connect.cpp"
+            compile_with_gxx(sources, target, *options, libraries=link)
     return target
 
 
-def nvcc_command(target: Path) -> list[str]:
+def nvcc_command(source: str, target: Path) -> list[str]:
     """Write the command for every architecture, and PTX of the lowest; warnings are errors."""
     nvcc = shutil.which("nvcc")
     assert nvcc is not None
     return [
         *[nvcc, "-O3", "-std=c++17", "-Werror", "all-warnings", "--threads", "2"],
         *["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"],
-        *[*STABLE_ABI, "-DUSE_CUDA", "-c", str(CSRC / "cuda" / "pool_cuda.cu")],
+        *[*STABLE_ABI, "-DUSE_CUDA", "-c", str(CSRC / "cuda" / source)],
         *[f"-gencode=arch=compute_{n},code=sm_{n}" for n in ARCHITECTURES],
         "-gencode=arch=compute_75,code=compute_75",
         *["-o", str(target)],

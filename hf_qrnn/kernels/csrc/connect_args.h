@@ -60,9 +60,13 @@ constexpr int64_t kPartRows = 64;
 
 // Four channels share a draw of 64 bits: SplitMix64 at counter channel / 4, keyed by `zoneout_key`
 // of (seed, b, t); channel c has its bits 16 (c % 4) to 16 (c % 4) + 15.
-QRNN_HOST_DEVICE bool dropout_keeps(uint64_t key, int64_t channel, uint32_t threshold) {
-  const uint64_t draw = mix(key + (static_cast<uint64_t>(channel / 4) + 1) * kGolden);
-  return ((draw >> (16 * (channel % 4))) & 0xFFFF) >= threshold;
+QRNN_HOST_DEVICE uint64_t dropout_draw(uint64_t key, int64_t four) {
+  return mix(key + (static_cast<uint64_t>(four) + 1) * kGolden);
+}
+
+// Whether number `k`, 0 to 3, of a draw's channels is left alone.
+QRNN_HOST_DEVICE bool dropout_keeps(uint64_t draw, int k, uint32_t threshold) {
+  return ((draw >> (16 * k)) & 0xFFFF) >= threshold;
 }
 
 }  // namespace hf_qrnn

@@ -4,37 +4,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <tuple>
 
 #include "connect_cpu.h"
-#include "tensors.h"
+#include "connect_tensors.h"
 
 namespace hf_qrnn {
 namespace {
-
-Number number_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Number::float64;
-    case ScalarType::Float:
-      return Number::float32;
-    case ScalarType::Half:
-      return Number::float16;
-    case ScalarType::BFloat16:
-      return Number::bfloat16;
-    default:
-      STD_TORCH_CHECK(false, "numbers must be float64, float32, float16 or bfloat16.");
-  }
-}
-
-ConstRows rows_of(const OptionalTensor& tensor) {
-  if (!tensor) return {};
-  return {tensor->const_data_ptr(), number_of(*tensor)};
-}
-
-Rows writable(Tensor& tensor) { return {tensor.mutable_data_ptr(), number_of(tensor)}; }
 
 // `tensor` contiguous; it must be on the CPU and have these sizes.
 OptionalTensor checked(const OptionalTensor& tensor, const char* name,
@@ -47,17 +24,8 @@ OptionalTensor checked(const OptionalTensor& tensor, const char* name,
 }
 
 Dropout dropout_of(const OptionalTensor& seed, double probability) {
-  STD_TORCH_CHECK(probability >= 0 && probability <= 1, "`dropout` must be in [0, 1], but is ",
-                  probability, ".");
-  Dropout dropout = {};
-  if (!seed) return dropout;
-  check(*seed, "seed", ScalarType::Long, {});
-  dropout.seed = static_cast<const int64_t*>(seed->const_data_ptr());
-  // Ties to even, as Python's round.
-  dropout.threshold = static_cast<uint32_t>(std::nearbyint(probability * (1 << 16)));
-  const uint32_t kept = (1 << 16) - dropout.threshold;
-  dropout.scale = kept ? static_cast<double>(1 << 16) / kept : 0;
-  return dropout;
+  if (seed) check(*seed, "seed", ScalarType::Long, {});
+  return make_dropout(seed, probability);
 }
 
 // Calls body(part, scratch) for every part of the rows, on torch's threads.
@@ -91,15 +59,6 @@ Backward<S> backward_function() {
   if (current_isa() == Isa::avx2) return &avx2::connect_backward<S>;
 #endif
   return &baseline::connect_backward<S>;
-}
-
-// The number with the name that Python's side gives to a dtype.
-ScalarType type_named(const std::string& name) {
-  if (name == "float64") return ScalarType::Double;
-  if (name == "float32") return ScalarType::Float;
-  if (name == "float16") return ScalarType::Half;
-  STD_TORCH_CHECK(name == "bfloat16", "`normed_dtype` must be a floating dtype, but is ", name);
-  return ScalarType::BFloat16;
 }
 
 template <typename S>

@@ -1,10 +1,6 @@
 // The pooling operations on CUDA tensors. libtorch's stable ABI: one binary for every torch since
 // 2.10, CPU-only builds of it included.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
 #include <optional>
@@ -12,19 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include "device_tensors.cuh"
 #include "pool_launch.cuh"
-
-// A build for the CPU runs these very wrappers on CPU tensors, under a name of its own.
-#if defined(QRNN_EMULATE_CUDA)
-#define QRNN_NAMESPACE hf_qrnn_emulated
-#define QRNN_DISPATCH_KEY CPU
-#else
-#define QRNN_NAMESPACE hf_qrnn_kernels
-#define QRNN_DISPATCH_KEY CUDA
-// The one symbol of libtorch_cuda in this library: weak, so that a CPU-only torch can load it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
-    int32_t device_index, void** stream);
-#endif
 
 namespace {
 
@@ -34,54 +19,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-// ------------------------------------------------------------------ the device
-
-#if defined(QRNN_EMULATE_CUDA)
-
-bool is_ours(const Tensor& tensor) { return tensor.is_cpu(); }
-
-struct DeviceGuard {
-  explicit DeviceGuard(int32_t) {}
-};
-
-void* current_stream(int32_t) { return nullptr; }
-
-void check_launch(const char*) {}
-
-#else
-
-bool is_ours(const Tensor& tensor) { return tensor.is_cuda(); }
-
-using torch::stable::accelerator::DeviceGuard;
-
-cudaStream_t current_stream(int32_t device) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "the CUDA kernels need a torch that is built with CUDA, but this one is not.");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-// cudart is linked statically and keeps its own last error, so it is asked right behind the launch.
-void check_launch(const char* name) {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, name, " could not be launched: ", cudaGetErrorString(error),
-                  ".");
-}
-
-#endif
-
 // ------------------------------------------------------------------ checks
-
-std::string text_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  std::string text = "(";
-  for (size_t k = 0; k < sizes.size(); ++k) text += (k > 0 ? ", " : "") + std::to_string(sizes[k]);
-  return text + ")";
-}
-
-std::string text_of(const std::vector<int64_t>& sizes) {
-  return text_of(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
-}
 
 ScalarType state_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -115,10 +53,7 @@ Sizes sizes_of(const Tensor& gates, int64_t pooling) {
 
 void check(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape,
            ScalarType type, const Sizes& sizes) {
-  const auto found = tensor.sizes();
-  const bool fits = std::vector<int64_t>(found.begin(), found.end()) == shape;
-  STD_TORCH_CHECK(fits, "`", name, "` must have shape ", text_of(shape), ", but has ",
-                  text_of(found), ".");
+  check_shape(name, tensor, shape);
   STD_TORCH_CHECK(tensor.scalar_type() == type, "`", name,
                   "` must have the dtype that belongs to that of the gates, but has another.");
   STD_TORCH_CHECK(is_ours(tensor) && tensor.get_device_index() == sizes.device, "`", name,
@@ -172,10 +107,6 @@ PoolInputs<T, State<T>> inputs_of(const Tensor& gates, Optional& bias, Optional&
 }
 
 // ------------------------------------------------------------------ the operations
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
-}
 
 // Calls `use(number)` with a value of the kernels' type for `type`.
 template <typename Use>

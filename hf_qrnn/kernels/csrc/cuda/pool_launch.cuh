@@ -1,21 +1,13 @@
 // From arguments to launched kernels, without torch. The host code of both builds.
 #pragma once
 
+#include "launch.cuh"
 #include "pool_kernels.cuh"
 #include "pool_plan.h"
 
 #include <type_traits>
 
-#if !defined(QRNN_EMULATE_CUDA)
-#define QRNN_LAUNCH(kernel, blocks, threads, stream, ...) \
-  kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
-#endif
-
 namespace hf_qrnn::gpu {
-
-inline bool is_aligned(const void* address, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
-}
 
 // Whether every pack of V channels, in every tensor, lies on a multiple of its size, as null does.
 template <typename T>
