@@ -120,6 +120,7 @@ def test_arrows_are_seen() -> None:
         "kernels",
         "model.pool_equations_qrnn",
         "model.pool_kinds_qrnn",
+        "model.triton_connect_qrnn",
         "model.triton_qrnn",
     }
     assert "data.tokenization" in imports_of_ours("data.batching")

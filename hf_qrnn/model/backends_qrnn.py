@@ -10,7 +10,8 @@ its own rounding. The first that works on the device is taken:
 One of them is forced by `use_backend`, else by the environment variable HF_QRNN_BACKEND, else by a
 config's `pool_backend`. A forced one that does not work is an error.
 
-`triton_qrnn.py` is imported where it is first wanted: importing Triton takes half a second.
+`triton_qrnn.py` and `triton_connect_qrnn.py` are imported where they are first wanted: importing
+Triton takes half a second.
 """
 
 from __future__ import annotations
@@ -216,25 +217,53 @@ def _native_backward(*arguments: Any) -> Any:
 
 
 class ConnectionKernels(NamedTuple):
-    """The operations `connect_forward` and `connect_backward` of the native library."""
+    """The operations `connect_forward` and `connect_backward` of the native library or Triton."""
 
     forward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def connection_kernels(device: torch.device) -> ConnectionKernels | None:
-    """Return the kernels of `connect_qrnn.py` for `device`; None where the definition serves."""
-    name = os.environ.get(VARIABLE) or "auto"
-    _check_name(VARIABLE, name)
-    return None if ALIASES.get(name, name) not in ("auto", "native") else _connection(device)
+    """Return the kernels of `connect_qrnn.py` for `device`; None where the definition serves.
+
+    Raises:
+        ValueError: If the environment variable names no backend.
+        RuntimeError: If a backend that it forces does not work there; the sentence says why.
+    """
+    return _connection(os.environ.get(VARIABLE) or "auto", device)
 
 
 @functools.cache
-def _connection(device: torch.device) -> ConnectionKernels | None:
-    if device.type != "cpu" or unavailable("native", device) is not None:
+def _connection(name: str, device: torch.device) -> ConnectionKernels | None:
+    _check_name(VARIABLE, name)
+    ladder = _LADDERS.get(device.type, ("torch",))
+    if name == "auto":
+        found = (_connection_by(step, device) for step in ladder if step != "torch")
+        # Silent where there is none: pooling says what is slow, and why.
+        return next((kernels for kernels in found if not isinstance(kernels, str)), None)
+    name = ALIASES.get(name, name)
+    # A device without kernels at all, like "meta", has the definition alone.
+    if name == "torch" or ladder == ("torch",):
         return None
+    kernels = _connection_by(name, device)
+    if isinstance(kernels, str):
+        raise RuntimeError(
+            f"`{VARIABLE}` must be available on {device.type}, but {name!r} is not: {kernels}."
+        )
+    return kernels
+
+
+def _connection_by(name: str, device: torch.device) -> ConnectionKernels | str:
+    """Return the kernels of one backend, or why it has none on `device`."""
+    reason = unavailable(name, device)
+    if reason is not None:
+        return reason
+    if name == "triton":
+        from .triton_connect_qrnn import connect_backward, connect_forward
+
+        return ConnectionKernels(connect_forward, connect_backward)
     try:
-        names = ("connect_forward", "connect_backward")
-        return ConnectionKernels(*(_kernels().operation(name) for name in names))
+        forward, backward = map(_kernels().operation, ("connect_forward", "connect_backward"))
     except AttributeError:  # the library is of a release that has none
-        return None
+        return "it has no kernels of the connection around a layer"
+    return ConnectionKernels(forward, backward)

@@ -34,9 +34,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No backend forced from outside, nothing remembered of an earlier test."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    backends_qrnn._choose.cache_clear()
+    caches = (backends_qrnn._choose, backends_qrnn._connection)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    backends_qrnn._choose.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

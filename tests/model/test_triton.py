@@ -1,58 +1,23 @@
 """hf_qrnn.model.triton_qrnn: the kernels run in the interpreter and compile for GPUs."""
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from triton_runs import need_triton, run_in_the_interpreter, run_python
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, pool
 from hf_qrnn.model import triton_qrnn
 from hf_qrnn.model.backends_qrnn import VARIABLE
 from hf_qrnn.model.pool_kinds_qrnn import NUM_GATES, POOL_KINDS
 
-SUPPORT = Path(__file__).parents[1] / "support"
 KERNELS = {"forward": triton_qrnn._forward_kernel, "backward": triton_qrnn._backward_kernel}
 KINDS = {name: NUM_GATES[name] for name, kind in POOL_KINDS.items() if kind.in_triton}
 
 
-def _need_triton() -> None:
-    """Fail without Triton where CUDA is developed, skip elsewhere."""
-    if importlib.util.find_spec("triton") is None:
-        reason = "Triton is not installed (pip install -c constraints.txt triton)"
-        if shutil.which("nvcc"):
-            pytest.fail(f"nvcc is here, but {reason}")
-        pytest.skip(reason)
-
-
-def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # A parent's -p and -n options and its coverage are not the child's.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_kernels_match_the_loop_in_the_interpreter() -> None:
-    # A process of its own: Triton decides at its import whether it interprets.
-    _need_triton()
-    done = _run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUPPORT / "triton_interpreter.py"),
-        TRITON_INTERPRET="1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    summary = done.stdout.strip().splitlines()[-1]
-    assert " passed" in summary, summary
-    assert "skipped" not in summary, summary
+    run_in_the_interpreter("triton_interpreter.py")
 
 
 def _compile(kernel: Any, gates: str, num_gates: int, capability: int, plain: bool) -> Any:
@@ -102,7 +67,7 @@ def test_kernel_compiles_for_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The interpreter is Python: it accepts what the compiler would not.
-    _need_triton()
+    need_triton()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     done = _compile(KERNELS[direction], gates, KINDS[pooling], capability, plain)
     assert len(done.asm["cubin"]) > 1000
@@ -110,7 +75,7 @@ def test_kernel_compiles_for_gpus(
 
 
 def test_why_unavailable_names_the_reason() -> None:
-    _need_triton()
+    need_triton()
     reason = triton_qrnn.why_unavailable(torch.device("cpu"))
     assert reason is not None
     assert "'cpu'" in reason
@@ -119,7 +84,7 @@ def test_why_unavailable_names_the_reason() -> None:
 
 
 def test_forced_without_a_gpu_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    _need_triton()
+    need_triton()
     monkeypatch.delenv(VARIABLE, raising=False)  # it is stronger than the argument
     with pytest.raises(RuntimeError, match="'triton' is not: Triton has no kernels for device"):
         pool(torch.zeros(1, 2, 6), pooling="fo", backend="triton")
@@ -139,7 +104,7 @@ def test_module_without_triton_imports_and_says_so() -> None:
         "from hf_qrnn.model import triton_qrnn\n"
         "print(triton_qrnn.why_unavailable(torch.device('cuda')))\n"
     )
-    done = _run("-W", "error", "-c", script)
+    done = run_python("-W", "error", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         "Triton is not installed (pip install triton)\n",
