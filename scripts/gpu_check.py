@@ -35,7 +35,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from hf_qrnn.kernels import POOLING_NUMBERS  # noqa: E402
-from hf_qrnn.model.backends_qrnn import backend_named, unavailable  # noqa: E402
+from hf_qrnn.model.backends_qrnn import (  # noqa: E402
+    backend_named,
+    connection_kernels,
+    unavailable,
+    use_backend,
+)
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, pool, state_dtype  # noqa: E402
 
 Record = dict[str, Any]
@@ -224,6 +229,34 @@ def values(
         }
 
 
+def connections(
+    backends: tuple[str, ...] = ("native", "triton"), device: str = "cuda"
+) -> Iterator[Record]:
+    """Values and gradients of the connection around a layer; a record for each backend."""
+    cases = _module("tests/support", "connecting")
+    for backend in backends:
+        reason = unavailable(backend, torch.device(device))
+        if reason is not None:
+            yield {"status": "skipped", "reason": reason, "backend": backend}
+            continue
+        with use_backend(backend):
+            kernels = connection_kernels(torch.device(device))
+        wrong, worst = [], 0.0
+        for case in cases.FEW:
+            errors = cases.errors(case, *kernels, device=device)
+            worst = max(worst, *errors.values())
+            off = {name: error for name, error in errors.items() if error > 1}
+            if off:
+                wrong.append({"case": str(case), **off})
+        yield {
+            "status": "failed" if wrong else "passed",
+            "reason": f"off by more than the tolerance: {wrong[:5]}" if wrong else None,
+            "backend": backend,
+            "checked": len(cases.FEW),
+            "worst_over_tolerance": worst,
+        }
+
+
 def hard_cases(forward: Operation, backward: Operation) -> Iterator[Record]:
     """Check what a CPU cannot show: large sizes, streams, graphs, bit-equal repetition."""
     for name, case in {
@@ -315,9 +348,10 @@ def _tail(forward: Operation, backward: Operation, shape: tuple[int, int, int]) 
 
 
 def smoke(forward: Operation, backward: Operation) -> Iterator[Record]:
-    """Small cases of both forms, for the sanitizers to watch."""
+    """Small cases of all kernels, for the sanitizers to watch."""
     shapes = [(3, 37, 5), (2, 140, 66), (1, 33, 1)]
     yield from values(forward, backward, shapes=shapes)
+    yield from connections(("native",))
 
 
 def sanitizer(tool: str) -> Iterator[Record]:
@@ -396,9 +430,13 @@ def goals(folder: Path) -> Iterator[Record]:
 
 
 def _benchmarks(name: str) -> Any:
-    folder = str(ROOT / "benchmarks")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    return _module("benchmarks", name)
+
+
+def _module(folder: str, name: str) -> Any:
+    path = str(ROOT / folder)
+    if path not in sys.path:
+        sys.path.insert(0, path)
     return importlib.import_module(name)
 
 
@@ -435,11 +473,12 @@ def triton_operations() -> tuple[Operation, Operation]:
 
 # Seconds each may take; under ten minutes in all.
 STEPS = {
-    "environment": 15,
+    "environment": 10,
     "library": 20,
     "build": 70,
-    "values": 50,
+    "values": 45,
     "triton": 30,
+    "connect": 20,
     "hard_cases": 40,
     "pytest": 80,
     "memcheck": 30,
@@ -465,6 +504,7 @@ def records_of(step: str, folder: Path) -> Iterator[Record]:
         "environment": environment,
         "library": library,
         "profile": profile,
+        "connect": connections,
         "pytest": gpu_tests,
         "pooling": functools.partial(benchmark, "bench_pooling", *brief),
         "layer": functools.partial(benchmark, "bench_layer", *brief, "--grid", "goals"),

@@ -1,4 +1,4 @@
-"""Tests on a GPU: torch's contracts of `pool`, layer and generation beside a CPU, benchmarks."""
+"""Tests on a GPU: contracts of `pool`, layer, connection, models and generation, benchmarks."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import torch
 from pooling_loop import inputs
 
 from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, pool, use_backend
-from hf_qrnn.model.backends_qrnn import unavailable
+from hf_qrnn.model.backends_qrnn import connection_kernels, unavailable
+from hf_qrnn.model.connect_qrnn import connect, dropout_keep
 from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
 
 pytestmark = [
@@ -87,6 +88,52 @@ def test_layer_and_its_gradients_match_the_cpu(backend: str) -> None:
         grads = [p.grad.cpu().clone() for p in layer.parameters()]
         found.append([output.detach().cpu(), *grads])
     torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+
+
+def test_connection_and_its_gradients_match_the_cpu(backend: str) -> None:
+    leaves = [
+        torch.randn(shape, dtype=torch.float64) for shape in ((3, 70, 37), (3, 70, 37), (37,))
+    ]
+    found = []
+    for device in ("cpu", "cuda"):
+        given = [x.to(device).requires_grad_() for x in leaves]
+        with use_backend(backend if device == "cuda" else "torch"):
+            out, normed = connect(*given, dropout=0.3, seed=torch.tensor(7, device=device))
+            (out.square().sum() + normed.sin().sum()).backward()
+        found.append([x.detach().cpu() for x in (out, normed, *(x.grad for x in given))])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+
+
+def test_connection_in_a_graph_reads_its_seed_at_every_replay(backend: str) -> None:
+    h, seed = torch.ones(2, 5, 64, device="cuda"), torch.tensor(1, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with use_backend(backend):
+        connect(h, dropout=0.5, seed=seed)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            out = connect(h, dropout=0.5, seed=seed).out
+    for number in (1, 2):
+        seed.fill_(number)
+        graph.replay()
+        assert torch.equal(out != 0, dropout_keep(seed, 2, 5, 64, 0.5))
+
+
+def test_connection_of_more_than_2_to_the_31_numbers(backend: str) -> None:
+    with use_backend(backend):
+        kernels = connection_kernels(torch.device("cuda"))
+    if kernels is None:
+        pytest.skip("the definition needs many times the memory")
+    batch, length, hidden = 33_000, 64, 1024
+    if torch.cuda.mem_get_info()[0] < 10 * batch * length * hidden:
+        pytest.skip("not enough GPU memory is free")
+    h = torch.empty(batch, length, hidden, device="cuda", dtype=torch.bfloat16).normal_()
+    weight = torch.ones(hidden, device="cuda")
+    _, normed, inverse = kernels.forward(h, None, weight, None, 0.0, 1e-6, "bfloat16")
+    of_h, *_ = kernels.backward(None, h, h, weight, inverse, None, 0.0, "bfloat16", "")
+    last = h[-1:].clone()
+    _, near, r = kernels.forward(last, None, weight, None, 0.0, 1e-6, "bfloat16")
+    of_last, *_ = kernels.backward(None, last, last, weight, r, None, 0.0, "bfloat16", "")
+    torch.testing.assert_close((normed[-1:], of_h[-1:]), (near, of_last))
 
 
 def test_generated_tokens_match_the_cpu(backend: str) -> None:

@@ -2,17 +2,19 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import connecting
 import pytest
 import torch
 from cuda_emulation import Emulated, missing_tool
 
 from hf_qrnn import kernels
-from hf_qrnn.model.backends_qrnn import Backend
+from hf_qrnn.model.backends_qrnn import VARIABLE, Backend, ConnectionKernels
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
 needs_gxx = pytest.mark.skipif(missing_tool("g++") is not None, reason=str(missing_tool("g++")))
@@ -111,6 +113,43 @@ def test_values_are_compared_and_a_wrong_one_fails(gpu_check: Any, emulated: Emu
         assert "grad_gates" in record["reason"]
 
 
+@needs_gxx
+def test_connections_are_compared_and_a_wrong_one_fails(
+    gpu_check: Any, emulated: Emulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = torch.ops.hf_qrnn_emulated
+    asked: list[str] = []
+
+    def kernels_by(backward: Any) -> Any:
+        def kernels(device: torch.device) -> Any:
+            asked.append(os.environ[VARIABLE])
+            return ConnectionKernels(ops.connect_forward, backward)
+
+        return kernels
+
+    def wrong(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        grads = ops.connect_backward(*arguments)
+        if grads[2].numel():
+            grads[2][0] = float("nan")
+        return grads
+
+    # Those with many rows take their time here.
+    monkeypatch.setattr(connecting, "FEW", [c for c in connecting.FEW if c.shape[1] < 50])
+    reasons = {"native": None, "triton": "no Triton"}
+    monkeypatch.setattr(gpu_check, "unavailable", lambda name, device: reasons[name])
+    monkeypatch.setattr(gpu_check, "connection_kernels", kernels_by(ops.connect_backward))
+    native, triton = gpu_check.connections(device="cpu")
+    assert (native["backend"], native["status"], native["reason"]) == ("native", "passed", None)
+    assert 0.01 < native["worst_over_tolerance"] <= 1
+    skipped = {"status": "skipped", "reason": "no Triton", "backend": "triton"}
+    assert triton == skipped
+    monkeypatch.setattr(gpu_check, "connection_kernels", kernels_by(wrong))
+    (record,) = gpu_check.connections(("native",), "cpu")
+    assert record["status"] == "failed"
+    assert "grad_weight" in record["reason"]
+    assert asked == ["compiled", "compiled"]  # the alias that every release knows
+
+
 def test_every_step_goes_to_its_function(
     gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -119,8 +158,8 @@ def test_every_step_goes_to_its_function(
 
     plain = ["environment", "library", "profile"]
     for name in (
-        *plain, "build", "goals", "gpu_tests", "sanitizer", "benchmark", "values", "hard_cases",
-        "smoke",
+        *plain, "build", "goals", "gpu_tests", "sanitizer", "benchmark", "connections", "values",
+        "hard_cases", "smoke",
     ):  # fmt: skip
         replace(name)
     monkeypatch.setattr(gpu_check, "operations", lambda: ("compiled", "backward"))
@@ -140,6 +179,7 @@ def test_every_step_goes_to_its_function(
         **{step: (step, tmp_path) for step in ("build", "goals")},
         **{step: ("sanitizer", step) for step in tools},
         **{step: (step, "compiled", "backward") for step in ("values", "hard_cases", "smoke")},
+        "connect": ("connections",),
         "pytest": ("gpu_tests",),
         "triton": ("values", "triton", "backward"),
     }

@@ -83,10 +83,11 @@ def exact(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
 
 
 def run(
-    case: Case, given: Tensors, forward: Operation, backward: Operation
+    case: Case, given: Tensors, forward: Operation, backward: Operation, device: str = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """Call both operations; what they leave empty is not among the results."""
-    seed = torch.tensor(SEED) if case.dropout else None
+    """Call both operations on a device; what they leave empty is not among the results."""
+    given = {name: None if x is None else x.to(device) for name, x in given.items()}
+    seed = torch.tensor(SEED, device=device) if case.dropout else None
     causes = [given[name] for name in ("h", "residual", "weight")]
     out, normed, inverse = forward(*causes, seed, case.dropout, EPS, name_of(case.normed))
     kept = out if out.dim() == 3 else given["h"]
@@ -98,18 +99,19 @@ def run(
     back = backward(*grads, kept, given["weight"], inverse, seed, case.dropout, *dtypes)
     names = ["out", "normed", "grad_h", "grad_residual", "grad_weight"]
     results = zip(names, (out, normed, *back), strict=True)
-    return {name: x for name, x in results if x.shape != (0,)}
+    return {name: x.cpu() for name, x in results if x.shape != (0,)}
 
 
-def check(
+def errors(
     case: Case,
     forward: Operation,
     backward: Operation,
     rounding: dict[torch.dtype, float] = ROUNDING,
-) -> None:
-    """Compare values and gradients of operations with the definition's in float64."""
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Compare values and gradients with the definition's in float64: errors over tolerances."""
     given = draw(case)
-    found, wanted = run(case, given, forward, backward), exact(case, given)
+    found, wanted = run(case, given, forward, backward, device), exact(case, given)
     state = F64 if case.h == F64 else F32
     # The norm is of `out` as it was rounded, which its derivative sees.
     coarse = rounding[case.out] if case.out in (BF16, F16) else 0.0
@@ -121,14 +123,38 @@ def check(
         wanted.pop("out")  # it is h itself
     expected = set(wanted) - {f"grad_{n}" for n in ("h", "residual") if n not in case.wanted}
     assert set(found) == expected
+    over = {}
     for name, x in found.items():
         assert x.dtype == dtypes[name], name
         error = (x.double() - wanted[name]).abs() / wanted[name].abs().clamp(min=1)
-        assert not error.isnan().any(), f"{name} is not wholly written"
         tolerance = rounding[x.dtype] + (2 * coarse if name != "out" else 0.0)
         if name == "grad_weight":
             tolerance *= max(1, case.shape[0] * case.shape[1]) ** 0.5
-        assert error.max() <= tolerance, f"{name}: {float(error.max()):.2e} > {tolerance:.2e}"
+        # What is not written is NaN, which must not pass for small.
+        over[name] = float(error.nan_to_num(nan=float("inf")).max()) / tolerance
+    return over
+
+
+def check(
+    case: Case,
+    forward: Operation,
+    backward: Operation,
+    rounding: dict[torch.dtype, float] = ROUNDING,
+) -> None:
+    over = errors(case, forward, backward, rounding)
+    assert max(over.values()) <= 1, over
+
+
+# One of everything, for a device where each mix of dtypes is compiled first: rows of a warp, of a
+# block and wider; more rows than blocks; odd channels; parts that are missing.
+FEW = [
+    Case((3, 7, 5), *[F64] * 4),
+    Case((4, 50, 640), BF16, F32, F32, BF16, 0.1),
+    Case((40, 50, 256), BF16, BF16, BF16, BF16),
+    Case((2, 9, 1501), F16, F32, F32, F16, 0.3),
+    Case((1, 3, 10_000), F32, None, F32, F32, 0.0),
+    Case((70, 3, 12), F32, F32, None, F32, 1.0),
+]
 
 
 def assert_same(results: Sequence[dict[str, torch.Tensor]]) -> None:
