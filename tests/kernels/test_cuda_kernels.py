@@ -50,10 +50,15 @@ FORM_IDS = [f"{str(d).removeprefix('torch.')}-{('stream', 'split')[f]}" for d, f
 
 # ------------------------------------------------------------------ builds, once a session
 
+POOL, CONNECT = "sanitized_main.cpp", "sanitized_connect.cpp"
+THREADS, ADDRESSES = ["-fsanitize=thread"], ["-fsanitize=address,undefined"]
 SANITIZED = {
-    "threads": ["-fsanitize=thread"],
-    "addresses": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "no_barrier": ["-fsanitize=thread", "-DQRNN_WITHOUT_CARRY_BARRIER"],
+    "threads": (POOL, THREADS),
+    "addresses": (POOL, [*ADDRESSES, "-fno-sanitize-recover=all"]),
+    "no_barrier": (POOL, [*THREADS, "-DQRNN_WITHOUT_CARRY_BARRIER"]),
+    "connect_threads": (CONNECT, THREADS),
+    "connect_addresses": (CONNECT, [*ADDRESSES, "-fno-sanitize-recover=all"]),
+    "connect_no_barrier": (CONNECT, [*THREADS, "-DQRNN_WITHOUT_TEAM_BARRIER"]),
 }
 
 
@@ -63,10 +68,8 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
     folder = tmp_path_factory.mktemp("cuda")
     with ThreadPoolExecutor(2) as workers:
         yield {
-            name: workers.submit(
-                compile_with_gxx, "sanitized_main.cpp", folder / name, "-O1", "-g1", *options
-            )
-            for name, options in SANITIZED.items()
+            name: workers.submit(compile_with_gxx, source, folder / name, "-O1", "-g1", *options)
+            for name, (source, options) in SANITIZED.items()
         }
 
 
@@ -533,16 +536,25 @@ OPTIONS = {"TSAN_OPTIONS": "halt_on_error=0", "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 @needs_gxx
-@pytest.mark.parametrize("name", ["threads", "addresses"])
+@pytest.mark.parametrize("name", ["threads", "addresses", "connect_threads", "connect_addresses"])
 def test_kernels_run_clean_under_a_sanitizer(builds: dict[str, Future[Path]], name: str) -> None:
     done = run([str(builds[name].result())], **OPTIONS)
     assert (done.returncode, done.stdout) == (0, "all right\n"), done.stdout + done.stderr
 
 
 @needs_gxx
-def test_a_missing_barrier_is_found(builds: dict[str, Future[Path]]) -> None:
-    done = run([str(builds["no_barrier"].result())], **OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("no_barrier", ("split_forward", "split_backward")),
+        ("connect_no_barrier", ("connect_forward_kernel", "connect_backward_kernel")),
+    ],
+)
+def test_a_missing_barrier_is_found(
+    builds: dict[str, Future[Path]], name: str, kernels: tuple[str, ...]
+) -> None:
+    done = run([str(builds[name].result())], **OPTIONS)
     assert done.returncode != 0
     assert "data race" in done.stderr
-    assert "split_forward" in done.stderr
-    assert "split_backward" in done.stderr
+    for kernel in kernels:
+        assert kernel in done.stderr

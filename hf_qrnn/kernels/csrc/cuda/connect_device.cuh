@@ -15,6 +15,13 @@
 
 #include "../connect_args.h"
 
+// A test builds the kernels without these barriers and must see them fail.
+#if defined(QRNN_WITHOUT_TEAM_BARRIER)
+#define QRNN_TEAM_BARRIER() ((void)0)
+#else
+#define QRNN_TEAM_BARRIER() __syncthreads()
+#endif
+
 namespace hf_qrnn::gpu {
 
 // Teams: a warp, several in a block, or a block of their own for wide rows.
@@ -176,7 +183,7 @@ __device__ __forceinline__ S sum_over_team(S x) {
     __shared__ S sums[W / kWarp];
     __syncthreads();  // the sums of the row before have been read
     if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = x;
-    __syncthreads();
+    QRNN_TEAM_BARRIER();
     x = 0;
 #pragma unroll
     for (int warp = 0; warp < W / kWarp; ++warp) x += sums[warp];

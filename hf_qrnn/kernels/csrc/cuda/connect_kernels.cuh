@@ -97,7 +97,7 @@ __device__ __forceinline__ void write_totals(const ConnectBackward<S>& in, const
         sums[threadIdx.y][4 * (static_cast<int>(threadIdx.x) + n * W) + k] = total[n][k];
       }
     }
-    __syncthreads();
+    QRNN_TEAM_BARRIER();
     const int thread = static_cast<int>(threadIdx.y * W + threadIdx.x);
     for (int channel = thread; channel < in.hidden; channel += kBlockThreads) {
       S sum = 0;
