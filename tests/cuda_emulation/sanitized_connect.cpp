@@ -17,23 +17,22 @@ constexpr Number kNumber<__nv_bfloat16> = Number::bfloat16;
 template <>
 constexpr Number kNumber<__half> = Number::float16;
 
+// Numbers that begin `shift` beyond an aligned address.
 template <typename T>
-std::vector<T> drawn(std::mt19937& random, int64_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<T> x(static_cast<size_t>(count));
-  for (T& number : x) narrow(normal(random), number);
-  return x;
-}
+struct Numbers {
+  Numbers(int64_t count, int64_t shift) : shift(shift), all(static_cast<size_t>(count + shift)) {}
+  Numbers(int64_t count, int64_t shift, std::mt19937& random) : Numbers(count, shift) {
+    std::normal_distribution<float> normal;
+    for (T& number : all) narrow(normal(random), number);
+  }
+  T operator[](int64_t k) const { return all[static_cast<size_t>(k + shift)]; }
+  T* data() { return all.data() + shift; }
+  Rows to() { return {data(), kNumber<T>}; }
+  ConstRows from() { return {data(), kNumber<T>}; }
 
-template <typename T>
-ConstRows from(const std::vector<T>& x) {
-  return {x.data(), kNumber<T>};
-}
-
-template <typename T>
-Rows to(std::vector<T>& x) {
-  return {x.data(), kNumber<T>};
-}
+  int64_t shift;
+  std::vector<T> all;
+};
 
 // `off` becomes the largest difference, in tolerances.
 void expect(double found, double wanted, double tolerance, double& off) {
@@ -43,30 +42,27 @@ void expect(double found, double wanted, double tolerance, double& off) {
 
 // h and its gradient in A, residual and out in float, normed and its gradient in C.
 template <typename A, typename C>
-double check(int64_t batch, int64_t length, int64_t hidden) {
+double check(int64_t batch, int64_t length, int64_t hidden, int64_t shift = 0) {
   const int64_t rows = batch * length, count = rows * hidden;
   const int64_t seed = 11;
   const double eps = 1e-3, fine = 1e-5, coarse = 1e-2;
   const Dropout dropout = {&seed, 20000, 65536.0 / (65536 - 20000)};
   std::mt19937 random(7);
-  const auto h = drawn<A>(random, count);
-  const auto residual = drawn<float>(random, count), weight = drawn<float>(random, hidden);
-  const auto grad_out = drawn<float>(random, count);
-  const auto grad_normed = drawn<C>(random, count);
-  std::vector<float> out(h.size()), inverse(static_cast<size_t>(rows)), grad_residual(h.size());
-  std::vector<float> parts(static_cast<size_t>(parts_of<float>(rows, hidden) * hidden));
-  std::vector<float> grad_weight(weight.size());
-  std::vector<C> normed(h.size());
-  std::vector<A> grad_h(h.size());
+  Numbers<A> h(count, shift, random), grad_h(count, shift);
+  Numbers<C> grad_normed(count, shift, random), normed(count, shift);
+  Numbers<float> residual(count, shift, random), weight(hidden, shift, random);
+  Numbers<float> grad_out(count, shift, random), out(count, shift), grad_residual(count, shift);
+  Numbers<float> inverse(rows, shift), parts(parts_of<float>(rows, hidden) * hidden, shift);
+  Numbers<float> grad_weight(hidden, shift);
   launch_connect_forward<float>(
-      {from(h), from(residual), from(weight), dropout, eps, batch, length, hidden},
-      {to(out), to(normed), inverse.data()}, nullptr);
-  launch_connect_backward<float>({from(grad_out), from(grad_normed), from(out), from(weight),
-                                  inverse.data(), dropout, to(grad_h), to(grad_residual),
-                                  parts.data(), batch, length, hidden},
-                                 grad_weight.data(), nullptr);
+      {h.from(), residual.from(), weight.from(), dropout, eps, batch, length, hidden},
+      {out.to(), normed.to(), inverse.data()}, nullptr);
+  launch_connect_backward<float>(
+      {grad_out.from(), grad_normed.from(), out.from(), weight.from(), inverse.data(), dropout,
+       grad_h.to(), grad_residual.to(), parts.data(), batch, length, hidden},
+      grad_weight.data(), nullptr);
   double off = 0;
-  std::vector<double> totals(weight.size()), sum(weight.size());
+  std::vector<double> totals(weight.all.size()), sum(weight.all.size());
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = row * hidden;
     const uint64_t key = zoneout_key(seed, row / length, row % length);
@@ -110,6 +106,7 @@ int main() {
   right &= report("a block's row", check<float, float>(1, 7, 1100));
 #if !defined(QRNN_WITHOUT_TEAM_BARRIER)
   right &= report("an odd row", check<float, __nv_bfloat16>(3, 1, 7));
+  right &= report("a row off its address", check<float, __nv_bfloat16>(3, 1, 8, 1));
   right &= report("a row in two runs", check<__half, float>(1, 4, 4101));
 #endif
   if (right) std::printf("all right\n");
