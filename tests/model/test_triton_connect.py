@@ -16,13 +16,17 @@ def test_kernels_match_the_definition_in_the_interpreter() -> None:
     run_in_the_interpreter("triton_connect_interpreter.py")
 
 
+SIZES = ("ROWS", "T", "H", "threshold")
+
+
 def compile_for(kernel: Any, capability: int, dtypes: dict[str, str], **constants: Any) -> Any:
     """Compile for a GPU that is not here; arguments of no dtype are integers."""
     from triton import compiler
     from triton.backends.compiler import GPUTarget
 
-    types = dict.fromkeys(("ROWS", "T", "H", "threshold"), "i32") | {"seed": "*i64"} | dtypes
-    constants |= {n: None for n in kernel.arg_names if n not in types and n not in constants}
+    types = dict.fromkeys(SIZES, "i32") | {"seed": "*i64"} | dtypes
+    known = types.keys() | constants.keys()
+    constants |= {n: None for n in kernel.arg_names if n not in known}
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", capability, 32)
@@ -60,7 +64,9 @@ def test_kernel_compiles_for_gpus(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     state = tl.float64 if dtypes is DOUBLE else tl.float32
-    constants = {"STATE": state, "QUADS": 16, "HELD": held}
+    constants: dict[str, Any] = {"STATE": state, "QUADS": 16, "HELD": held}
+    if dtypes is ONLY_DROPOUT:  # a 1 is a constant to Triton
+        constants |= {name: 1 for name in SIZES if name in kernel.arg_names}
     given = {name: dtype for name, dtype in dtypes.items() if name in kernel.arg_names}
     if kernel is FORWARD:
         constants |= {"EPS": 1e-6, "OUT": state}
