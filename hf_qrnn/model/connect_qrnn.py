@@ -72,7 +72,7 @@ def connect(
     dtype = h.dtype if residual is None else residual.dtype
     options = (dropout, eps, normed_dtype or dtype)
     tensors = [x for x in (h, residual, weight, seed) if x is not None]
-    if not runs_eagerly(*tensors) or not _fits(tensors):
+    if not runs_eagerly(*tensors) or not _fits(tensors, options[2]):
         return Connected(*_definition(h, residual, weight, seed, *options))
     kernels = connection_kernels(h.device)
     if kernels is None:
@@ -223,9 +223,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _fits(tensors: list[torch.Tensor]) -> bool:
+def _fits(tensors: list[torch.Tensor], normed: torch.dtype) -> bool:
     """Tell whether kernels know these dtypes together: float64 mixes with no other."""
-    dtypes = {x.dtype for x in tensors if x.is_floating_point()}
+    dtypes = {normed} | {x.dtype for x in tensors if x.is_floating_point()}
     known = {torch.float32, torch.bfloat16, torch.float16}
     return dtypes == {torch.float64} or dtypes <= known
 

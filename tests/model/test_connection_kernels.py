@@ -112,6 +112,21 @@ def test_triton_is_not_imported_where_it_is_not_wanted() -> None:
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
+def test_the_cpus_operations_refuse_results_that_they_cannot_write() -> None:
+    reason = backends_qrnn.unavailable("native", CPU)
+    if reason is not None:
+        pytest.skip(reason)
+    kernels = connection_kernels(CPU)
+    assert kernels is not None
+    for dtype, name in ((torch.float32, "float64"), (torch.float64, "float32")):
+        h, weight = torch.ones(1, 2, 3, dtype=dtype), torch.ones(3, dtype=dtype)
+        with pytest.raises(RuntimeError, match="results must be float64 where the tensors are"):
+            kernels.forward(h, None, weight, None, 0.0, 1e-6, name)
+        for wanted in ((name, ""), ("", name)):
+            with pytest.raises(RuntimeError, match="results must be float64 where the tensors are"):
+                kernels.backward(h, None, None, None, None, None, 0.0, *wanted)
+
+
 # ------------------------------------------------------------------ connect on CUDA's kernels
 
 
@@ -181,3 +196,18 @@ def test_derivatives_of_any_order(cuda_kernels: list[str]) -> None:
     assert torch.autograd.gradcheck(joined, leaves)
     assert "connect_backward" in cuda_kernels
     assert torch.autograd.gradgradcheck(joined, leaves)
+
+
+@needs_gxx
+@pytest.mark.parametrize(
+    ("dtype", "normed"), [(torch.float32, torch.float64), (torch.float64, torch.bfloat16)], ids=str
+)
+def test_a_mix_that_kernels_do_not_know_is_the_definitions(
+    cuda_kernels: list[str], dtype: torch.dtype, normed: torch.dtype
+) -> None:
+    h, _, weight = tensors(dtype)
+    found = connect(h, None, weight, normed_dtype=normed).normed
+    assert found is not None
+    wanted = torch.nn.functional.rms_norm(h, (5,), weight, 1e-6).to(normed)
+    assert cuda_kernels == []
+    torch.testing.assert_close(found, wanted)

@@ -94,7 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> connect_forward(const Tensor& h_, const Optio
   const ScalarType type = residual ? residual->scalar_type() : h.scalar_type();
   const auto none = {int64_t{0}};
   Tensor out = has_out ? empty_like(h, {batch, length, hidden}, type) : empty_like(h, none, type);
-  Tensor normed = weight ? empty_like(h, {batch, length, hidden}, type_named(normed_dtype))
+  Tensor normed = weight ? empty_like(h, {batch, length, hidden},
+                                      result_type(normed_dtype, is_double))
                          : empty_like(h, none, type);
   Tensor inverse = weight ? empty_like(h, {batch, length}, state) : empty_like(h, none, state);
   if (is_double) {
@@ -154,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> connect_backward(
   const auto none = {int64_t{0}};
   const auto grad_named = [&](const std::string& name) {
     return name.empty() ? empty_like(like, none, state)
-                        : empty_like(like, {batch, length, hidden}, type_named(name));
+                        : empty_like(like, {batch, length, hidden}, result_type(name, is_double));
   };
   Tensor grad_h = grad_named(h_dtype), grad_residual = grad_named(residual_dtype);
   const int64_t number = (batch * length + kPartRows - 1) / kPartRows;

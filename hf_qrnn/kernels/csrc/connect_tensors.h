@@ -44,13 +44,23 @@ inline Dropout make_dropout(const OptionalTensor& seed, double probability) {
   return dropout;
 }
 
-// The number with the name that Python's side gives to a dtype.
-inline ScalarType type_named(const std::string& name) {
-  if (name == "float64") return ScalarType::Double;
-  if (name == "float32") return ScalarType::Float;
-  if (name == "float16") return ScalarType::Half;
-  STD_TORCH_CHECK(name == "bfloat16", "`normed_dtype` must be a floating dtype, but is ", name);
-  return ScalarType::BFloat16;
+// The dtype of a result by the name that Python's side gives it; kernels of float64 write nothing
+// else, and others no float64.
+inline ScalarType result_type(const std::string& name, bool is_double) {
+  ScalarType type = ScalarType::BFloat16;
+  if (name == "float64") {
+    type = ScalarType::Double;
+  } else if (name == "float32") {
+    type = ScalarType::Float;
+  } else if (name == "float16") {
+    type = ScalarType::Half;
+  } else {
+    STD_TORCH_CHECK(name == "bfloat16", "a result must have a floating dtype, but is asked for in ",
+                    name, ".");
+  }
+  STD_TORCH_CHECK((type == ScalarType::Double) == is_double,
+                  "results must be float64 where the tensors are, and only there.");
+  return type;
 }
 
 }  // namespace hf_qrnn

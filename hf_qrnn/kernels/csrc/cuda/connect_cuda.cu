@@ -66,14 +66,6 @@ Dropout dropout_of(const OptionalTensor& seed, double probability, const Like& a
   return make_dropout(seed, probability);
 }
 
-// The dtype of a result, by its name.
-ScalarType result_type(const std::string& name, const Like& as) {
-  const ScalarType type = type_named(name);
-  STD_TORCH_CHECK((type == ScalarType::Double) == as.is_double,
-                  "results must be float64 where the tensors are, and only there.");
-  return type;
-}
-
 template <typename S>
 void run_forward(const OptionalTensor& h, const OptionalTensor& residual,
                  const OptionalTensor& weight, const Dropout& dropout, double eps, const Like& as,
@@ -101,7 +93,7 @@ Three connect_forward(const Tensor& h_, const OptionalTensor& residual_,
   const ScalarType type = residual ? residual->scalar_type() : h_.scalar_type();
   const Shape none = {0};
   Tensor out = empty(h_, residual || seed ? as.whole : none, type);
-  Tensor normed = weight ? empty(h_, as.whole, result_type(normed_dtype, as))
+  Tensor normed = weight ? empty(h_, as.whole, result_type(normed_dtype, as.is_double))
                          : empty(h_, none, type);
   Tensor inverse = empty(h_, weight ? Shape{as.whole[0], as.whole[1]} : none, as.state);
   if (as.is_double) {
@@ -164,9 +156,11 @@ Three connect_backward(const OptionalTensor& grad_out, const OptionalTensor& gra
     tensors.weight = checked("weight", weight, {as.whole[2]}, as);
     tensors.inverse = checked("inverse", inverse, {as.whole[0], as.whole[1]}, as);
   }
-  if (!h_dtype.empty()) tensors.grad_h = empty(as.tensor, as.whole, result_type(h_dtype, as));
+  if (!h_dtype.empty()) {
+    tensors.grad_h = empty(as.tensor, as.whole, result_type(h_dtype, as.is_double));
+  }
   if (!residual_dtype.empty()) {
-    tensors.grad_residual = empty(as.tensor, as.whole, result_type(residual_dtype, as));
+    tensors.grad_residual = empty(as.tensor, as.whole, result_type(residual_dtype, as.is_double));
   }
   const Dropout dropout = dropout_of(seed, probability, as);
   const Tensor grad_weight = as.is_double ? run_backward<double>(tensors, dropout, as)
