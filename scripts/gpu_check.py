@@ -480,7 +480,7 @@ STEPS = {
     "triton": 30,
     "connect": 20,
     "hard_cases": 40,
-    "pytest": 80,
+    "pytest": 75,
     "memcheck": 30,
     "racecheck": 30,
     "initcheck": 30,

@@ -506,7 +506,7 @@ FORWARD = (torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.ones(5), torch.tensor
         (3, torch.tensor(1.0), "`seed` has the wrong dtype"),
         (3, torch.tensor([1]), "`seed` has the wrong shape"),
         (4, 1.5, "`dropout` must be in [0, 1], but is 1.5"),
-        (6, "int8", "`normed_dtype` must be a floating dtype, but is int8"),
+        (6, "int8", "a result must have a floating dtype, but is asked for in int8"),
     ],
 )
 def test_kernels_check_what_they_get(place: int, value: Any, sentence: str) -> None:

@@ -84,7 +84,8 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     names = {path.name for path in folder.glob("*.py")}
     parts = "attention backends blocks cache checks configuration connect convolution decoder "
     parts += "encoder generate_hooks internals keywords layers limits losses modeling padding "
-    parts += "paired_convolution pool_equations pool_kinds pooling products quantization triton"
+    parts += "paired_convolution pool_equations pool_kinds pooling products quantization triton "
+    parts += "triton_connect"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 

@@ -18,7 +18,7 @@ ROUNDING = {F64: 1e-13, F32: 4e-6, BF16: 1.01 * 2**-7, F16: 1.01 * 2**-10}
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_interpreter() -> None:
-    """The interpreter patches Triton's language at every call of a device function: once does."""
+    """Patch Triton's language once, and not at every call of a device function."""
     for name, function in list(vars(triton_connect_qrnn).items()):
         if hasattr(function, "rewrite") and not name.endswith("_kernel"):
             setattr(triton_connect_qrnn, name, function.rewrite())
