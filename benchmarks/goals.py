@@ -135,7 +135,7 @@ def _training_goals() -> Iterator[Goal]:
     training = {**model, "bench": "training"}
     for dtype, before, least in (("float32", "float32", 1.35), ("bfloat16", "float32", 2.5)):
         peer = f"before, {before}"
-        name = f"CPU training against release 0.1.0 in {before}, {dtype}"
+        name = f"CPU training against before in {before}, {dtype}"
         yield Goal(name, {**training, "peer": peer, "dtype": dtype}, "ratio", least)
     for dtype in ("float32", "bfloat16"):
         for length, least in ((100, 1.5), (300, 2.5)):
