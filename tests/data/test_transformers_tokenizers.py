@@ -107,8 +107,14 @@ def test_a_number_that_is_missing_or_another_fails(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(upstream_table, "PASSED", {release: {"SomeTests": 2}})
     with pytest.raises(AssertionError, match="1 tests of SomeTests passed, but the table says 2"):
         record.check("SomeTests", session)
-    monkeypatch.setattr(upstream_table, "PASSED", {})
-    with pytest.raises(pytest.fail.Exception, match="no numbers are on record"):
+    for numbers in ({}, {release: {"OtherTests": 1, "some group": 1}}):
+        monkeypatch.setattr(upstream_table, "PASSED", numbers)
+        with pytest.raises(pytest.fail.Exception, match="no number of SomeTests is on record"):
+            record.check("SomeTests", session)
+    record.counted["SomeTests"] = "some group"
+    record.check("SomeTests", session)
+    monkeypatch.setattr(upstream_table, "PASSED", {release: {"SomeTests": 2, "some group": 1}})
+    with pytest.raises(AssertionError, match="1 tests of SomeTests passed, but the table says 2"):
         record.check("SomeTests", session)
 
 

@@ -1,5 +1,6 @@
-"""transformers' own common tests on the config and the four models; see docs/ for the changes."""
+"""transformers' own common tests on the config and all heads; see docs/ for the changes."""
 
+import inspect
 import unittest
 from collections.abc import Iterator
 from typing import Any
@@ -10,29 +11,21 @@ import torch
 import upstream
 import upstream_table
 from transformers.models.auto import modeling_auto
-from upstream_table import MODELS
+from upstream_table import GENERATORS, MODELS, OTHERS
 
-from hf_qrnn import (
-    QRNNConfig,
-    QRNNForCausalLM,
-    QRNNForConditionalGeneration,
-    QRNNForSequenceClassification,
-    QRNNModel,
-)
+from hf_qrnn import QRNNConfig, QRNNForSequenceClassification
+from hf_qrnn.model.modeling_qrnn import HEADS
 
 modeling = upstream.load("test_modeling_common")
 configuration = upstream.load("test_configuration_common")
 
 VOCAB_SIZE = 99
 # Where transformers keeps which class has which task; its tests make labels by that.
-TASKS = {
-    "MODEL_MAPPING_NAMES": QRNNModel,
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": QRNNForConditionalGeneration,
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": QRNNForCausalLM,
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": QRNNForSequenceClassification,
-}
-MODEL_NAMES = [kind.__name__ for kind in TASKS.values()]
-WITH_DECODER_INPUTS = (QRNNModel, QRNNForConditionalGeneration)
+TASKS = {kind.registration.names or "MODEL_MAPPING_NAMES": kind for kind in HEADS}
+MODEL_NAMES = [kind.__name__ for kind in HEADS]
+WITH_DECODER_INPUTS = [
+    kind for kind in HEADS if "decoder_input_ids" in inspect.signature(kind.forward).parameters
+]
 STACKS: dict[str, dict[str, Any]] = {
     "Paper": {},
     "Modern": {
@@ -116,7 +109,7 @@ class ClassifierTests(CommonTests):
 
 def _classes() -> Iterator[tuple[str, type]]:
     """A test class for every model and stack; the modern ones run in `make test-matrix`."""
-    for kind in TASKS.values():
+    for kind in HEADS:
         bases: tuple[type, ...] = (CommonTests, unittest.TestCase)
         if kind is QRNNForSequenceClassification:
             bases = (ClassifierTests, unittest.TestCase)
@@ -130,7 +123,8 @@ def _classes() -> Iterator[tuple[str, type]]:
                 "fields": fields,
                 "__module__": __name__,
             }
-            tests = RECORD.watch(type(name, bases, contents), MODELS)
+            counted = GENERATORS if kind.can_generate() else OTHERS
+            tests = RECORD.watch(type(name, bases, contents), MODELS, counted)
             yield name, tests if stack == "Paper" else pytest.mark.slow(tests)
 
 
