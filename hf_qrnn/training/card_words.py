@@ -17,7 +17,8 @@ class CardWords:
     Attributes:
         does: "a network that ...": `{pair}` is " from de to en" where that is known, `{unit}` what
             a token is.
-        usage: Python that uses `model` and `tokenizer`, with `{sentence}` and `{num_beams}`.
+        usage: Python that uses `model` and `tokenizer`, with `{sentence}` and `{num_beams}`; empty
+            = that of the head.
         counted: The entry of test.json that counts the test set, which it is called by too.
         rows: A name for the rows of data.
         loss: The unit of the loss.
@@ -28,9 +29,7 @@ class CardWords:
     """
 
     does: str = "encodes texts"
-    usage: str = """\
-inputs = tokenizer(["{sentence}"], return_tensors="pt")
-print(model(**inputs))"""
+    usage: str = ""
     counted: str = "sentences"
     rows: str = "rows"
     loss: str = "nats per target"
@@ -92,3 +91,13 @@ print(model.get_encoder()(**inputs).last_hidden_state)""",
     ),
 }
 """The words of each pipeline tag."""
+
+_ANY_USAGE = """\
+inputs = tokenizer(["{sentence}"], return_tensors="pt")
+print(model(**inputs))"""
+
+
+def usage_of(words: CardWords, pipeline: str) -> str:
+    """Return the program of the card: the task's own, else that of the head."""
+    of_head = WORDS.get(pipeline, CardWords()).usage
+    return words.usage or of_head or _ANY_USAGE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,13 +22,17 @@ from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.hub.push import without_folders
 from hf_qrnn.metrics.table import BY_NAME, RECORDED
+from hf_qrnn.model.configuration_qrnn import QRNNConfig
 from hf_qrnn.model.modeling_qrnn import HEADS, QRNNModel
 
-from .card_words import WORDS, CardWords
+from .card_words import WORDS, CardWords, usage_of
 from .options import MODEL_FLAGS
 from .run_files import read_records, read_run, read_test
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+
+OUR_SCRIPTS = ("train_classifier.py", "train_language_model.py", "train_translation.py")
+"""The programs in `scripts/` that train; any other is a user's."""
 
 _NOT_STATED = "not stated"
 _ARCHITECTURE = [name for name in MODEL_FLAGS if name != "embedding_dropout"]
@@ -78,7 +83,7 @@ def model_card(
         "words": words,
         "summary": _summary(words, options),
         "about": about,
-        "usage": _usage(auto, words, folder, options),
+        "usage": _usage(auto, usage_of(words, pipeline), folder, options),
         "results": _results(test, words),
         "model": _model(config, run),
         "data": _data(run.get("data", {}), options, words),
@@ -170,7 +175,7 @@ def _card_data(
     name = options.get("data_name") or options.get("dataset_name") or title
     for metric in RECORDED:
         # Those of the table of results, and the one that the run was about.
-        is_told = metric.rate is None or metric.name == run.get("metric")
+        is_told = not metric.on_card or metric.name == run.get("metric")
         if test.get(metric.name) is None or not is_told:
             continue
         arguments = {"num_beams": test["num_beams"]} if metric.needs_translations else {}
@@ -222,9 +227,9 @@ def _summary(words: CardWords, options: dict[str, Any]) -> str:
     return f"A quasi-recurrent neural network ({paper}) that {does}, made with `hf_qrnn`."
 
 
-def _usage(auto: str, words: CardWords, folder: Path, options: dict[str, Any]) -> str:
+def _usage(auto: str, program: str, folder: Path, options: dict[str, Any]) -> str:
     return _filled(
-        _USAGE + words.usage,
+        _USAGE + program,
         auto=auto,
         name=options.get("hub_model_id") or options.get("output_dir") or folder.resolve().name,
         sentence=example_sentence(folder),
@@ -239,7 +244,7 @@ def _results(test: dict[str, Any], words: CardWords) -> str:
         score = test.get(metric.name)
         if score is None:
             continue
-        if metric.rate is not None:
+        if metric.on_card:
             notes.append(f"- {metric.on_card.format(metric.scale * score)}")
             continue
         margin = (test.get(f"{metric.name}_confidence") or {}).get("margin")
@@ -268,8 +273,20 @@ def _model(config: dict[str, Any], run: dict[str, Any]) -> str:
         rows.append(("parameters", f"{run['parameters']:,}"))
     given = run.get("options", {})
     read = [name for name in _ARCHITECTURE if name in given] or _ARCHITECTURE
-    rows += [(f"`{key}`", str(config[key])) for key in ("vocab_size", *read) if key in config]
+    shown = {**config, **_kernel_sizes(config)}
+    rows += [(f"`{key}`", str(shown[key])) for key in ("vocab_size", *read) if key in shown]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _kernel_sizes(config: dict[str, Any]) -> dict[str, list[int]]:
+    """Write the filter widths out that a config leaves to their defaults."""
+    found = {}
+    for part in ("encoder", "decoder"):
+        name, layers = f"{part}_kernel_sizes", config.get(f"{part}_layers")
+        if config.get(name, 0) is None and isinstance(layers, int):
+            same = QRNNConfig(encoder_layers=layers, decoder_layers=layers)
+            found[name] = same.kernel_sizes(part)
+    return found
 
 
 def _data(data: dict[str, Any], options: dict[str, Any], words: CardWords) -> str:
@@ -356,8 +373,13 @@ def _licences(options: dict[str, Any]) -> str:
 def _command(run: dict[str, Any]) -> str:
     if not run:
         return ""
-    script, _, arguments = str(run["command"]).partition(" ")
-    return f"python scripts/{Path(script).name} {without_folders(arguments)}".rstrip()
+    # The first word, which shlex quotes where a folder's name has a blank.
+    found = re.match(r"'[^']*'|\S*", str(run["command"]))
+    assert found is not None, "it may be empty, and is found even then"
+    script, arguments = Path(found[0].strip("'")), found.string[found.end() :]
+    # Folders say nothing to another reader, but that of our own scripts.
+    name = f"scripts/{script.name}" if script.name in OUR_SCRIPTS else script.name
+    return f"python {shlex.quote(name)}{without_folders(arguments)}".rstrip()
 
 
 def _versions(run: dict[str, Any]) -> str:

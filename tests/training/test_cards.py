@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForSequenceClassification
 from hf_qrnn.cli.main import main
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.hub.client import HubError
+from hf_qrnn.metrics.table import Metric
+from hf_qrnn.model import modeling_qrnn
+from hf_qrnn.training import cards
 from hf_qrnn.training.card_words import CardWords
 from hf_qrnn.training.cards import TEMPLATE, describe_data, model_card
 from hf_qrnn.training.options import PublishOptions, parse_options
@@ -25,7 +29,9 @@ from hf_qrnn.training.publish import check_publishing, draw_attention, publish_r
 from hf_qrnn.translation.translator import load_translator
 
 ROOT = Path(__file__).parents[2]
-COMMAND = "/srv/ann/train_translation.py --train_source /srv/ann/train.de --data_name 'Some data'"
+COMMAND = (
+    "/srv/ann/scripts/train_translation.py --train_source /srv/ann/train.de --data_name 'Some data'"
+)
 RUN = {
     "command": COMMAND,
     "options": {
@@ -233,6 +239,73 @@ def test_a_tasks_own_words_are_those_of_its_run(run: Path) -> None:
     (run / "run.json").write_text(json.dumps({**RUN, "card": {"does": 1}}))
     with pytest.raises(ValueError, match=r"`run\.json` must have a text as 'does'"):
         model_card(run)
+
+
+@pytest.mark.parametrize("head", modeling_qrnn.HEADS, ids=lambda head: head.__name__)
+def test_a_task_that_only_says_what_it_does_has_the_program_of_its_head(
+    head: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    tokens = save_model(folder).config.vocab_size
+    sizes = {"embedding_size": 6, "hidden_size": 8, "encoder_layers": 1, "decoder_layers": 1}
+    ids = {"pad_token_id": 0, "decoder_start_token_id": 3}
+    head(QRNNConfig(vocab_size=tokens, **sizes, **ids)).save_pretrained(folder)
+    (folder / "run.json").write_text(
+        json.dumps({**RUN, "card": asdict(CardWords(does="reverses"))})
+    )
+    text = model_card(folder)
+    assert "that reverses, made with" in text
+    monkeypatch.chdir(tmp_path)
+    exec(usage(text), {})
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("vowels.py --epochs 2", "python vowels.py --epochs 2"),
+        ("/srv/ann/vowels.py", "python vowels.py"),
+        ("'/srv/my work/vowels.py' --data '/srv/ann/a b'", "python vowels.py --data 'a b'"),
+        ("'my vowels.py' --epochs 2", "python 'my vowels.py' --epochs 2"),
+        ("scripts/train_classifier.py -a", "python scripts/train_classifier.py -a"),
+        ("/srv/ann/scripts/train_classifier.py", "python scripts/train_classifier.py"),
+        ("train_language_model.py", "python scripts/train_language_model.py"),
+    ],
+)
+def test_reproduce_names_the_script_where_it_is(run: Path, command: str, shown: str) -> None:
+    (run / "run.json").write_text(json.dumps({**RUN, "command": command}))
+    assert f"\n```\n{shown}\n```\n" in model_card(run)
+
+
+def test_our_scripts_are_those_that_are_there() -> None:
+    assert {path.name for path in (ROOT / "scripts").glob("train_*.py")} == set(cards.OUR_SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(None, "[6, 2, 2]"), (3, "3"), ([5, 4, 3], "[5, 4, 3]")],
+)
+def test_card_writes_default_filters_out(run: Path, given: object, shown: str) -> None:
+    config = json.loads((run / "config.json").read_text())
+    changed = {**config, "encoder_layers": 3, "encoder_kernel_sizes": given}
+    (run / "config.json").write_text(json.dumps(changed))
+    text = model_card(run)
+    assert f"| `encoder_kernel_sizes` | {shown} |" in text
+    assert "| `decoder_kernel_sizes` | [2, 2] |" in text
+
+
+def test_a_rate_without_a_sentence_is_in_the_table_of_results(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        raise AssertionError("a card only shows")
+
+    metric = Metric("same_length", "length", scale=100.0, of="all", hub_name="x", rate=rate)
+    monkeypatch.setattr(cards, "RECORDED", (*cards.RECORDED, metric))
+    (run / "test.json").write_text(json.dumps({**TEST, "same_length": 0.25}))
+    text = model_card(run)
+    assert "| 1,000 sentences | length | 25.00 % | 5 |" in text
+    assert not re.search(r"^- *$", text, flags=re.MULTILINE)
+    assert ModelCard(text).data.metrics == ["bleu", "chrf", "x"]
 
 
 def test_template_is_one_and_ships_with_the_package() -> None:
