@@ -107,7 +107,15 @@ class Choice:
         """Return the score of a validation's record, higher is better.
 
         A metric that the table does not know is better where it is more.
+
+        Raises:
+            ValueError: If the record does not have the metric.
         """
+        if self.metric not in record:
+            raise ValueError(
+                f"`metric` must be one of what the task measures, {', '.join(record)}, "
+                f"but is {self.metric!r}."
+            )
         value: float = record[self.metric]
         return BY_NAME[self.metric].signed(value) if self.metric in BY_NAME else value
 

@@ -172,7 +172,7 @@ class LanguageModelTask(Task):
 
     kinds: ClassVar[tuple[type, ...]] = (TextOptions, TextTokenizerOptions, LanguageModelOptions)
     without: ClassVar[frozenset[str]] = frozenset(
-        {"init_from", "max_tokens", "num_workers", "pad_to_multiple_of"}
+        {"max_tokens", "num_workers", "pad_to_multiple_of"}
     )
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/language_model"}
 

@@ -38,7 +38,7 @@ from .processes import (
 )
 from .publish import check_publishing, publish_run
 from .run_folder import RunFolder
-from .run_state import full_weights
+from .run_state import full_weights, random_state, set_random_state
 from .stopping import exit_status
 from .task import Task, checkpoints_of
 
@@ -58,19 +58,25 @@ def run_task(kind: type[Task], argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         with typed(flag_names(kinds)):
-            defaults = dict(kind.defaults)
-            groups = parse_options(kinds, argv, defaults=defaults, without=kind.without)
+            defaults, without = dict(kind.defaults), _not_offered(kind)
+            groups = parse_options(kinds, argv, defaults=defaults, without=without)
             *_, loop, options, _ = groups
             base = kind.find_base(options, checkpoints_of(options, loop))
             if base is not None:
                 defaults |= base.options()
-                groups = parse_options(kinds, argv, defaults=defaults, without=kind.without)
+                groups = parse_options(kinds, argv, defaults=defaults, without=without)
             *given, loop, options, publish = groups
             task = kind(given, loop, options)
             task.base = base
             _run(task, publish)
 
     return exit_status(work)
+
+
+def _not_offered(kind: type[Task]) -> frozenset[str]:
+    """Name the flags of every run that mean nothing to the task."""
+    begins_anew = kind.find_base.__func__ is Task.find_base.__func__  # type: ignore[attr-defined]
+    return kind.without | ({"init_from"} if begins_anew else set())
 
 
 def _run(task: Task, publish: PublishOptions) -> None:
@@ -94,7 +100,9 @@ def _run(task: Task, publish: PublishOptions) -> None:
     choice = task.choose("" if resumed is None else read_marker(resumed).get("best_by", ""))
     checkpoints.best_by = choice.best_by
     trainer = _make_trainer(task, choice, folder, accelerator, checkpoints)
-    if resumed is not None:
+    if resumed is None:
+        _rehearse(task, choice, processes, accelerator.device)
+    else:
         trainer.restore(resumed)
         logger.info("resumed from %s", resumed)
     is_resumed = resumed is not None
@@ -118,6 +126,13 @@ def _run(task: Task, publish: PublishOptions) -> None:
         logger.info(order_by(trainer.state, choice))
         trainer.train()
         _finish(task, publish, folder, trainer)
+
+
+def _rehearse(task: Task, choice: Choice, processes: Processes, device: torch.device) -> None:
+    """Let the task look for mistakes; the random numbers of the run are what they were."""
+    before = random_state(device)
+    task.rehearse(choice, processes)
+    set_random_state(before, device)
 
 
 def _open_folder(

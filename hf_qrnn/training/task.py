@@ -123,14 +123,11 @@ class Task(ABC):
     def find_base(cls, options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:
         """Find what the run begins with; None = random weights.
 
+        Only a task that has this of its own offers `--init_from`.
+
         Raises:
-            ValueError: If it is not there, or the task always begins with random weights.
+            ValueError: If it is not there.
         """
-        if options.init_from is not None:
-            raise ValueError(
-                "`init_from` must be left out for a task that begins with random weights, but is "
-                f"{options.init_from!r}."
-            )
         return None
 
     @abstractmethod
@@ -159,6 +156,13 @@ class Task(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Give the numbers about the data, for run.json and the card."""
+
+    def rehearse(self, choice: Choice, processes: Processes) -> None:  # noqa: B027
+        """Find mistakes of `validate` before a new run writes anything; nothing by default.
+
+        Raises:
+            ValueError: If the metric chosen would not be measured.
+        """
 
     @abstractmethod
     def validate(
@@ -272,6 +276,11 @@ class PairTask(Task):
     def identity(self) -> dict[str, Any]:
         """Give the hash of the training pairs."""
         return {"training data": hash_pairs(self.encoded)}
+
+    def rehearse(self, choice: Choice, processes: Processes) -> None:
+        """Measure the untrained model once, where the metric is the task's own."""
+        if self.metric != "loss":
+            choice.score({"loss": 0.0, **self.measure(processes)})
 
     def describe(self) -> dict[str, Any]:
         """Count pairs and characters."""

@@ -104,6 +104,11 @@ def test_the_order_names_everything_that_makes_scores_differ() -> None:
     assert by_chrf == orders[-1]  # chrF has no tokens
 
 
+def test_a_record_without_the_metric_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="measures, loss, bleu, but is 'x'"):
+        Choice("x", "the task's own", "x").score({"loss": 1.0, "bleu": 2.0})
+
+
 def test_auto_goes_on_with_what_the_checkpoint_says() -> None:
     before = choose_metric("exact_match", SENTENCES, 2).best_by
     assert choose_metric("auto", SENTENCES, 2, before=before).best_by == before

@@ -53,7 +53,7 @@ def test_task_of_the_docs_learns_and_its_metric_chooses_the_best_model(program: 
     ("flag", "sentence"),
     [
         (["--metric", "bleu"], "unrecognized arguments: --metric bleu (see reversal.py --help)"),
-        (["--init_from", "x"], "`--init_from` must be left out for a task that begins with random"),
+        (["--init_from", "x"], "unrecognized arguments: --init_from x (see reversal.py --help)"),
     ],
 )
 def test_flags_that_the_task_has_no_use_for_are_refused(
@@ -63,3 +63,46 @@ def test_flags_that_the_task_has_no_use_for_are_refused(
     assert done.returncode == 2
     assert sentence in done.stderr
     assert not (program.parent / "out").exists()
+
+
+def test_help_offers_no_base_to_a_task_that_begins_anew(program: Path) -> None:
+    done = run(program, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--init_from" not in done.stdout
+    assert "--hidden_size" in done.stdout
+
+
+def test_a_metric_that_is_not_measured_is_told_before_anything_is_written(program: Path) -> None:
+    text = program.read_text().replace('metric = "reversed"', 'metric = "exactness"')
+    program.write_text(text)
+    done = run(program, *FLAGS)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        "error: `metric` must be one of what the task measures, loss, reversed, but is 'exactness'."
+    )
+    assert "Traceback" not in done.stderr
+    assert not (program.parent / "out").exists()
+
+
+def test_a_task_that_only_says_what_it_does_has_a_card_whose_program_runs(program: Path) -> None:
+    text = program.read_text().replace(
+        '    metric = "reversed"\n',
+        '    metric = "reversed"\n    words = CardWords(does="reverses words")\n',
+    )
+    program.write_text(text.replace(
+        "from hf_qrnn.training.evaluation",
+        "from hf_qrnn.training.card_words import CardWords\nfrom hf_qrnn.training.evaluation",
+    ))  # fmt: skip
+    done = run(program, *FLAGS, "--max_steps", "2", "--eval_every", "2")
+    assert done.returncode == 0, done.stderr
+    card = (program.parent / "out/README.md").read_text()
+    assert "that reverses words, made with" in card
+    assert "\npython reversal.py --cpu" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=program.parent, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['")
