@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from hf_qrnn.data.flags import typed
+from hf_qrnn.metrics.table import TABLE
 
 from .decoding import add_decoding, check_decoding, load, progress_bar, tell_cut, throughput
 
-_SCORE_TEXT = """\
-Print BLEU, chrF and TER of translations with sacrebleu's signatures, the same digits as sacrebleu's
-command; edits per character (CER) and per token between blanks (TokER) of the references; and the
-share of lines that equal a reference. The translations come from a file (--hypotheses), or a model
-makes them (--model and --source). --bleu_tokenize zh, char, ja-mecab ... is for languages without
-blanks. --confidence adds 95 % intervals by bootstrap; --compare tests whether another system's
-translations differ by more than chance. Files may be .gz or .xz."""
+_SIGNED = ", ".join(metric.label for metric in TABLE if metric.scorer is not None)
+_RATES = ", ".join(
+    f"{metric.label} in per cent of {metric.of.format(lines='the')}"
+    for metric in TABLE
+    if metric.rate is not None
+)
+_SCORE_TEXT = textwrap.fill(
+    f"Print {_SIGNED} of translations with sacrebleu's signatures, the same digits as sacrebleu's "
+    f"command; {_RATES}. The translations come from a file (--hypotheses), or a model makes them "
+    "(--model and --source). --bleu_tokenize zh, char, ja-mecab ... is for languages without "
+    "blanks. --confidence adds 95 % intervals by bootstrap; --compare tests whether another "
+    "system's translations differ by more than chance. Files may be .gz or .xz.",
+    100,
+)
 
 
 class _Once(argparse.Action):

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
 
-from .table import BY_NAME, TABLE, check_bleu_tokenizer
+from .table import BY_NAME, TABLE, Metric, check_bleu_tokenizer
 
 SACREBLEU_METRICS = tuple(metric.name for metric in TABLE if metric.scorer is not None)
 """The metrics that sacrebleu computes, with signatures and intervals, in the order of printing."""
 
-METRICS = (*SACREBLEU_METRICS, "char_error_rate", "token_error_rate")
+METRICS = tuple(
+    metric.name for metric in TABLE if metric.needs_translations and metric.name != "exact_match"
+)
 """The metrics to ask for, in the order of printing; exact matches always come with them."""
 
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -91,11 +93,11 @@ class TranslationScores:
         for metric in TABLE:
             found: Score | float | None = getattr(self, metric.name, None)
             if isinstance(found, Score):
-                lines.append(f"{metric.label:<5} {found}")
+                lines.append(f"{_column(metric)} {found}")
             elif found is not None:
                 of = metric.of.format(lines=self.num_translations)
                 unit = f"  % of {of}" if of else ""
-                lines.append(f"{metric.label:<5} {metric.scale * found:6.2f}{unit}")
+                lines.append(f"{_column(metric)} {metric.scale * found:6.2f}{unit}")
         return "\n".join(lines)
 
 
@@ -171,7 +173,7 @@ class Comparison:
         """Write two lines for each metric, the baseline first, and what was drawn."""
         lines = []
         for metric, pair in self.scores.items():
-            name = f"{BY_NAME[metric].label:<5}"
+            name = _column(BY_NAME[metric])
             lines.append(f"{name} baseline {pair.baseline}")
             lines.append(f"{name} system   {pair.system}  p = {pair.p_value:.4f}")
         lines.append(
@@ -234,6 +236,11 @@ def compare_translations(
         ]
         scores[metric] = PairedScore(both[0], both[1], float(results[1].p_value))
     return Comparison(len(right), num_resamples, scores)
+
+
+def _column(metric: Metric) -> str:
+    """Return the label of a metric, as wide as the widest of the table."""
+    return metric.label.ljust(max(len(other.label) for other in TABLE))
 
 
 def _plain(scores: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
 from hf_qrnn.translation.translator import one_line
 
-from .best import Choice, check_metric, choose_metric
+from .best import METRIC_CHOICES, Choice, check_metric, choose_metric
 from .checkpoint import CheckpointFolder
 from .evaluation import score_pairs
 from .fine_tuning import Base, begin, find_base
@@ -40,9 +40,8 @@ class TranslationOptions:
     metric: str = field(
         default="auto",
         metadata={
-            "help": "what chooses the best model: bleu, chrf, exact_match, char_error_rate, "
-            "token_error_rate, loss, or auto (BLEU where references are long enough, else chrF; "
-            "the loss without translations)"
+            "help": f"what chooses the best model: {', '.join(METRIC_CHOICES[1:])}, or auto (BLEU "
+            "where references are long enough, else chrF; the loss without translations)"
         },
     )
     bleu_tokenize: str = field(

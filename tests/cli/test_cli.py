@@ -15,6 +15,7 @@ from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels
 from hf_qrnn.cli.main import main
 from hf_qrnn.data.tokenization import train_character_tokenizer
 from hf_qrnn.metrics.scoring import score_translations
+from hf_qrnn.metrics.table import TABLE
 from hf_qrnn.translation.translator import load_translator
 
 Capture = pytest.CaptureFixture[bytes]
@@ -253,6 +254,13 @@ def test_loading_changes_no_global_switch(model: str, monkeypatch: pytest.Monkey
     _feed(monkeypatch, b"a\n")
     main(["translate", model, "-o", os.devnull])
     assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == before
+
+
+def test_help_of_score_names_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    text = capsys.readouterr().out
+    assert [m.label for m in TABLE if m.needs_translations and m.label not in text] == []
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])

@@ -15,7 +15,7 @@ from hf_qrnn.metrics.scoring import (
     compare_translations,
     score_translations,
 )
-from hf_qrnn.metrics.table import BY_NAME
+from hf_qrnn.metrics.table import BY_NAME, TABLE
 
 HYPOTHESES = [
     "Two young, White males are outside near many bushes.",
@@ -203,3 +203,14 @@ def test_a_number_without_a_unit_is_shown_without_one(monkeypatch: pytest.Monkey
     monkeypatch.setattr("hf_qrnn.metrics.scoring.TABLE", (bare,))
     scores = score_translations(["a", "b"], ["a", "c"], metrics=("chrf",))
     assert str(scores) == "exact  50.00"
+
+
+def test_columns_are_as_wide_as_the_longest_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = [
+        dataclasses.replace(metric, label="chrF++") if metric.name == "chrf" else metric
+        for metric in TABLE
+    ]
+    monkeypatch.setattr("hf_qrnn.metrics.scoring.TABLE", longer)
+    text = str(score_translations(HYPOTHESES, REFERENCES))
+    # Six letters, a blank, and three places before the point.
+    assert {line.index(".") for line in text.splitlines()} == {10}

@@ -1,8 +1,10 @@
 """hf_qrnn.training.best: the order of models, and a whole run that chooses by it."""
 
+import dataclasses
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -61,6 +63,16 @@ def test_every_metric_knows_its_direction() -> None:
         choice = Choice(name, "", "")
         assert choice.score({name: value}) > choice.score({name: 3.0 - value})
     assert {metric.name for metric in TABLE} - set(better) == {"ter"}
+
+
+def test_help_and_docs_name_every_metric() -> None:
+    named = ", ".join(METRIC_CHOICES[1:])
+    (option,) = (own for own in dataclasses.fields(TranslationOptions) if own.name == "metric")
+    assert f"{named}, or auto" in option.metadata["help"]
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    table = page.split("| `--metric` | better is |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.+?) \|", table, flags=re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(METRIC_CHOICES)
 
 
 # ------------------------------------------------------------------ the decision
