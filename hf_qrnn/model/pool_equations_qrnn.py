@@ -188,6 +188,11 @@ def _hide_pads(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return h if mask is None else h.masked_fill(~mask[:, :, None].bool(), 0.0)
 
 
+def _hidden(c: torch.Tensor, o: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+    """Compute h (B, T, H) of the states: Eqs. 4 and 5, or Eq. 3, where it may be `c` itself."""
+    return o * c if o is not None else _hide_pads(c, mask)
+
+
 def torch_forward(
     gates: torch.Tensor,
     bias: torch.Tensor | None,
@@ -222,8 +227,9 @@ def torch_forward(
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     first = _first_state(initial_state, z)
     c = _scan(f, i * z, first, reverse)
-    h = o * c if o is not None else _hide_pads(c.clone(), mask)  # Eqs. 4 and 5; Eq. 3
-    # Two empty tensors, not one: an operation must not return the same tensor twice.
+    h = _hidden(c, o, mask)
+    # Clones, and two empty tensors: an operation must not return the same tensor twice.
+    h = h.clone() if h is c else h
     no_c, tiles = c.new_empty(0), c.new_empty(0)
     if c.shape[1] == 0:
         tiles = c if want_tiles else tiles
@@ -259,6 +265,19 @@ def _states_from_tiles(
     c = _scan(f, write, tiles.flatten(0, 1), False)
     c = c.unflatten(0, tiles.shape[:2]).flatten(1, 2)[:, :length]  # (B, T, H)
     return c.flip(1) if reverse else c
+
+
+def _neighbours(
+    c: torch.Tensor, f: torch.Tensor, first: torch.Tensor, reverse: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return c_{t-1} of every step, and the f_{t+1} through which its state reaches the next.
+
+    The final state's own gradient comes through a factor of 1.
+    """
+    before, after = [first[:, None], c[:, :-1]], [f[:, 1:], torch.ones_like(f[:, :1])]
+    if reverse:
+        before, after = [c[:, 1:], first[:, None]], [torch.ones_like(f[:, :1]), f[:, :-1]]
+    return torch.cat(before, dim=1), torch.cat(after, dim=1)  # (B, T, H) each
 
 
 def torch_backward(
@@ -297,13 +316,9 @@ def torch_backward(
     received = grad_h * o if o is not None else _hide_pads(grad_h, mask)
     if grad_c is not None:
         received = received + grad_c
-    # Of every step: c_{t-1}, and the f_{t+1} through which its state reaches the next. The final
-    # state's own gradient comes through a factor of 1.
-    before, after = [first[:, None], c[:, :-1]], [f[:, 1:], torch.ones_like(f[:, :1])]
-    if reverse:
-        before, after = [c[:, 1:], first[:, None]], [torch.ones_like(f[:, :1]), f[:, :-1]]
-    c_before = torch.cat(before, dim=1)
-    grad = _scan(torch.cat(after, dim=1), received, from_state, not reverse)
+    c_before, f_after = _neighbours(c, f, first, reverse)
+    grad = _scan(f_after, received, from_state, not reverse)
+    del f_after  # as large as the output
 
     # df/dx = f (1 - f). Where f was set to 1 (pad, zoneout) it is a constant, and this is zero of
     # itself. Without an input gate 1 - f is `i`, with more digits.
@@ -381,5 +396,4 @@ def pool_with(
     (gates, bias, initial_state, mask, seed), (pooling, zoneout, reverse) = tensors, options
     z, f, o, i = _activate(gates, bias, mask, seed, pooling, zoneout)
     c, state = scan(f, i * z, _first_state(initial_state, z), reverse)
-    h = o * c if o is not None else _hide_pads(c, mask)
-    return h.to(gates.dtype), c, state
+    return _hidden(c, o, mask).to(gates.dtype), c, state
