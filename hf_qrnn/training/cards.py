@@ -53,7 +53,7 @@ def model_card(
     about: str | None = None,
     samples: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The card of the model in `folder`, in Markdown with the Hub's front matter.
+    """Make the card of the model in `folder`, in Markdown with the Hub's front matter.
 
     Args:
         folder: Holds config.json; run.json, metrics.jsonl, test.json, learning_curve.png and
@@ -128,7 +128,7 @@ def _filled(text: str, **values: object) -> str:
 
 
 def example_sentence(folder: Path) -> str:
-    """A sentence of ours in the source language of the run in `folder`, English if unknown."""
+    """Return a sentence in the source language of the run in `folder`, English if unknown."""
     languages = _languages(read_run(folder).get("options", {}))
     return _SENTENCES.get("en" if languages is None else languages[0], _SENTENCES["en"])
 

@@ -20,7 +20,7 @@ Options = TypeVar("Options")
 
 @dataclass
 class TokenizerOptions:
-    """How text becomes ids."""
+    """The flags that say how text becomes ids."""
 
     tokenizer: str = field(default="char", metadata={"help": "char, byte, a Hub id or a folder"})
     min_count: int = field(default=1, metadata={"help": "char: rarer characters become <unk>"})
@@ -99,7 +99,7 @@ def with_model_flags(*, without: Sequence[str] = ()) -> Callable[[type[Options]]
 
 
 def _flag_type(hint: Any) -> Any:
-    """The type of a field as a flag has it, which is one type, or one and None.
+    """Return the type of a field as a flag has it: one type, or one and None.
 
     An integer stands for a number as well, and for a list of one.
     """
@@ -169,7 +169,7 @@ class RunOptions:
 
 @dataclass
 class PublishOptions:
-    """What the model card says, and whether the run is pushed to the Hub."""
+    """The flags of what the model card says, and of whether the run is pushed to the Hub."""
 
     card_title: str | None = field(default=None, metadata={"help": "heading of the model card"})
     card_about: str | None = field(
@@ -251,7 +251,7 @@ def _without(kind: type, names: Collection[str]) -> type:
 
 
 def flag_names(kinds: Sequence[type]) -> dict[str, str]:
-    """What a user types for each field of the dataclasses, for `hf_qrnn.data.flags.typed`."""
+    """Return what a user types for each field of the dataclasses, for `data.flags.typed`."""
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     return {name: f"--{name}" for name in (*names, "config")}
 
@@ -283,7 +283,7 @@ def _read_yaml(path: Path, kinds: Sequence[type]) -> dict[str, Any]:
 
 
 def _yaml_fault(error: Exception) -> str:
-    """What is wrong with a YAML file and where, in half a line."""
+    """Say what is wrong with a YAML file and where, in half a line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
@@ -291,7 +291,7 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _as_type(name: str, value: Any, hint: Any) -> Any:
-    """`value` as a field of type `hint` wants it: an int may stand for a float, nothing else."""
+    """Return `value` as a field of type `hint` wants it: an int may stand for a float, no more."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
         if kind is float and type(value) in (int, str):
@@ -310,7 +310,7 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
 
 
 def _kind_name(kind: Any) -> str:
-    """The name of a type as one writes it."""
+    """Return the name of a type as one writes it."""
     if get_origin(kind) is not None:
         return str(kind)
     return "null" if kind is type(None) else str(kind.__name__)
