@@ -280,7 +280,8 @@ class PairTask(Task):
     def rehearse(self, choice: Choice, processes: Processes) -> None:
         """Measure the untrained model once, where the metric is the task's own."""
         if self.metric != "loss":
-            choice.score({"loss": 0.0, **self.measure(processes)})
+            found = {"loss": 0.0, **self.measure(processes)}
+            processes.together(lambda: choice.score(found))
 
     def describe(self) -> dict[str, Any]:
         """Count pairs and characters."""
