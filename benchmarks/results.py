@@ -127,6 +127,11 @@ def markdown(records: list[Record]) -> str:
         names = ("bench", "dtype", "threads", "rows", "peer", "ms", "peer_ms", "ratio", "over")
         names += ("characters_per_second", "first_mb", "last_mb", "growth")
         parts.append(_rows(rows, {name: name.replace("_", " ") for name in names}))
+    products = [x for x in measured if x["bench"] == "product"]
+    if products:
+        rows = [{**x, "shape": f"{x['rows']} x {x['inner']} x {x['outer']}"} for x in products]
+        names = ("threads", "shape", "mode", "ms", "peer_ms", "ratio")
+        parts.append(_rows(rows, {name: name.replace("_", " ") for name in names}))
     missing = [f"- {sentence(x)}" for x in records if "skipped" in x]
     kernels = [
         f"- {x['peer']}: {', '.join(x['kernels']) or 'the profiler saw no kernel'}"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import bench_products
 import bench_training
 import goals
 import pytest
@@ -67,3 +68,27 @@ def test_an_update_learns(dtype: str) -> None:
     for _ in range(30):
         step()
     assert model.eval()(**batch).loss.item() < before
+
+
+def test_products_end_to_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_brief(bench_products, monkeypatch)
+    monkeypatch.setattr(bench_products, "SHAPES", ((8, 5, 6),))
+    path = tmp_path / "out.jsonl"
+    assert bench_products.main(["--output", str(path)]) == 0
+    assert "| 1 | 8 x 5 x 6 | gradient of the weight |" in capsys.readouterr().out
+    records = results.read(path)[1:]
+    assert [x["mode"] for x in records] == [name for name, *_ in bench_products.products(8, 5, 6)]
+
+
+def test_all_three_products_are_the_layers() -> None:
+    """Each x by a weight, turned, is what autograd computes of the layer."""
+    torch.manual_seed(0)
+    (_, x, weight), (_, grad, _), _ = made = list(bench_products.products(4, 5, 6))
+    x.requires_grad_()
+    weight.requires_grad_()
+    (x @ weight.t()).backward(grad)
+    wanted = [x @ weight.t(), x.grad, weight.grad]
+    for (_, a, b), product in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a @ b.t(), product)
