@@ -1,7 +1,7 @@
 """The table of all metrics: what computes each, what is better, how it is shown.
 
-Scores, validations, the choice of the best model, cards and pictures read it; a metric has no other
-place.
+Scores, validations, the choice of the best model, cards and pictures read it; beside it a metric
+has a field in `TranslationScores` (scoring.py).
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def test_reload_is_exact(auto: type, kind: type, tmp_path: Path) -> None:
 
 
 def test_auto_map_is_the_one_of_every_saved_folder() -> None:
-    # It is made from the heads: another one would be another folder on the Hub. The one list of
-    # heads that is written by hand, which holds all others.
+    # It is made from the heads: another one would be another folder on the Hub. Written by
+    # hand, so that it can fail.
     assert AUTO_MAP == {
         "AutoConfig": "configuration_qrnn.QRNNConfig",
         "AutoModel": "modeling_qrnn.QRNNModel",
