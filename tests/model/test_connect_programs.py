@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from connect_loop import Case, connect_loop
+from packaging.version import Version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -158,6 +159,10 @@ def test_compiled_it_is_one_graph_with_the_same_numbers(compiler: str) -> None:
     assert_same(results[1], results[0])
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.12"),
+    reason="the inductor of torch 2.11 draws other bits on a CPU",
+)
 def test_compiled_bits_are_the_same() -> None:
     # Inductor's, of more than one draw a step: their counters must not overflow as indices do.
     compiled = torch.compile(dropout_keep, fullgraph=True)
