@@ -2,7 +2,7 @@
 
 torch multiplies float32 matrices by MKL, whose code for processors of another maker than Intel uses
 half of their arithmetic units (AVX2). oneDNN, which every torch for x86 carries too and gives
-bfloat16 to, asks what the processor can: it is 1.8 to 2.3 times as fast there
+bfloat16 to, asks what the processor can: it is 1.7 to 2.3 times as fast there
 (benchmarks/results/bench_products_cpu.jsonl). torch has an operation for it, without derivatives:
 they are here, and are products themselves.
 
