@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from backend_runs import backend  # noqa: F401  (a fixture)
 from hub_fixtures import hub, waits  # noqa: F401  (fixtures)
 from hypothesis import settings
 

@@ -4,24 +4,22 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from backend_runs import CPU, all_backends, compiled
 from cuda_emulation import missing_tool
 from pooling_loop import gradients, in_double, inputs, largest_difference, loop, weighted
 
-from hf_qrnn import kernels, use_backend
+from hf_qrnn import kernels
 from hf_qrnn.model.backends_qrnn import unavailable
 from hf_qrnn.model.pooling_qrnn import NUM_GATES, PoolOutput, pool
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 KINDS = tuple(kernels.POOLING_NUMBERS)
-CPU = torch.device("cpu")
 # "native" once for every instruction set of its kernels.
-BACKENDS = ("torch", "native-baseline", "native-avx2", "native-avx512")
 
 # Largest difference from the loop in float64 on the same, already rounded, inputs: of h and the
 # gradients in the inputs' dtype, and of c and the state. Relative to the largest number there if
@@ -89,28 +87,6 @@ def name(case: Case) -> str:
 def test_the_library_is_there_where_it_can_be_built() -> None:
     # Without it most tests of this file are skipped: a library that no longer compiles must show.
     assert unavailable("native", CPU) is None
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name for `use_backend`, with the instruction set chosen."""
-    backend_name, _, isa = request.param.partition("-")
-    reason = unavailable(backend_name, CPU)
-    if reason is not None:
-        pytest.skip(reason)
-    if isa:
-        try:
-            torch.ops.hf_qrnn_kernels.simd(isa)
-        except RuntimeError:
-            pytest.skip(f"this CPU has no {isa}")
-    with use_backend(backend_name):
-        yield backend_name
-    if isa:
-        torch.ops.hf_qrnn_kernels.simd("best")
-
-
-all_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-compiled = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 
 
 def given_of(case: Case, pooling: str, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:

@@ -2,11 +2,12 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from backend_runs import CPU, all_backends, compiled
 from connect_loop import GOLDEN, Case, connect_loop, keeps
 from pooling_loop import in_double, largest_difference, split_mix, weighted
 
@@ -17,9 +18,7 @@ from hf_qrnn.model.connect_qrnn import Connected, connect, dropout_keep
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
-CPU = torch.device("cpu")
 # "native" once for every instruction set of its kernels.
-BACKENDS = ("torch", "native-baseline", "native-avx2", "native-avx512")
 SEED = 7
 
 # Half a unit in the last place, relative to the largest number if that is above 1; of the wider
@@ -49,26 +48,6 @@ CASES = (
 )
 
 
-@pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name for `use_backend`, with the instruction set chosen."""
-    backend_name, _, isa = request.param.partition("-")
-    reason = unavailable(backend_name, CPU)
-    if reason is not None:
-        pytest.skip(reason)
-    if isa:
-        try:
-            torch.ops.hf_qrnn_kernels.simd(isa)
-        except RuntimeError:
-            pytest.skip(f"this CPU has no {isa}")
-    with use_backend(backend_name):
-        yield backend_name
-    if isa:
-        torch.ops.hf_qrnn_kernels.simd("best")
-
-
-all_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-compiled = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 needs_native = pytest.mark.skipif(
     unavailable("native", CPU) is not None, reason="the library is not built"
 )
