@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -89,7 +89,7 @@ def train_character_tokenizer(
     tokenizer = _bare_tokenizer(characters)
     # Without a decoder, `tokenizers` would put a space between two tokens.
     tokenizer.decoder = decoders.Fuse()
-    return _wrap(tokenizer, nfc=nfc, model_max_length=model_max_length)
+    return wrap_tokenizer(tokenizer, nfc=nfc, model_max_length=model_max_length)
 
 
 def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrainedTokenizerFast:
@@ -114,7 +114,7 @@ def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrai
     counts: Counter[str] = Counter()
     splitter = pre_tokenizers.WhitespaceSplit()
     for text in texts:
-        _check_texts([text])
+        check_texts([text])
         counts.update(word for word, _ in splitter.pre_tokenize_str(text))
     known = [word for word, count in counts.items() if count >= min_count]
     words = sorted(set(known) - set(SPECIAL_TOKENS), key=lambda word: (-counts[word], word))
@@ -125,7 +125,7 @@ def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrai
     vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK_TOKEN))
     tokenizer.pre_tokenizer = splitter
-    return _wrap(tokenizer, nfc=False, model_max_length=None)
+    return wrap_tokenizer(tokenizer, nfc=False, model_max_length=None)
 
 
 def make_byte_tokenizer(*, nfc: bool = False) -> PreTrainedTokenizerFast:
@@ -139,7 +139,7 @@ def make_byte_tokenizer(*, nfc: bool = False) -> PreTrainedTokenizerFast:
     # Nothing in front of a text, no cutting into words: ids and bytes are one to one.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _wrap(tokenizer, nfc=nfc, model_max_length=None)
+    return wrap_tokenizer(tokenizer, nfc=nfc, model_max_length=None)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -196,9 +196,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 def tokenizer_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Tell a tokenizer of this file from any other: "char", "byte" or None."""
+    """Tell a tokenizer of ours from any other: "char", "byte", "symbol" (symbols.py) or None."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
+    if tokenizer.init_kwargs.get("target_tokens") is not None:
+        return "symbol"
     # Loaded from a folder, it has lost the name of what made it. Its parts are what it is.
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     if parts["model"].get("type") != "BPE" or parts["model"]["merges"]:
@@ -208,10 +210,14 @@ def tokenizer_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def is_nfc(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer of this file composes characters before it encodes."""
-    return isinstance(tokenizer, PreTrainedTokenizerFast) and isinstance(
-        tokenizer.backend_tokenizer.normalizer, normalizers.NFC
-    )
+    """Tell whether a tokenizer of ours composes characters before it encodes."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return False
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    # A tokenizer of symbols composes first, and then marks them.
+    if isinstance(normalizer, normalizers.Sequence) and tokenizer_kind(tokenizer) == "symbol":
+        normalizer = normalizer[0]
+    return isinstance(normalizer, normalizers.NFC)
 
 
 def add_characters(
@@ -274,7 +280,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     eos = int(tokenizer.eos_token_id)
     for start in range(0, len(texts), _CHUNK_SIZE):
         chunk = list(texts[start : start + _CHUNK_SIZE])
-        _check_texts(chunk)
+        check_texts(chunk)
         # Not verbose, or a warning tells of texts longer than a limit that models of ours lack.
         batch = tokenizer(
             chunk, split_special_tokens=True, return_attention_mask=False, verbose=False
@@ -313,8 +319,8 @@ def decode_batch(
     return texts
 
 
-def _check_texts(texts: Iterable[object]) -> None:
-    """Raise for what no tokenizer can encode."""
+def check_texts(texts: Iterable[object]) -> None:
+    """Raise TypeError or ValueError for what no tokenizer can encode."""
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
@@ -370,7 +376,7 @@ def _count_characters(texts: Iterable[str], normalizer: normalizers.NFC | None) 
     """Count each character, after normalisation."""
     counts: Counter[str] = Counter()
     for text in texts:
-        _check_texts([text])
+        check_texts([text])
         counts.update(text if normalizer is None else normalizer.normalize_str(text))
     return counts
 
@@ -399,10 +405,17 @@ def _eos_template(tokens: Sequence[str], ids: Sequence[int]) -> TemplateProcessi
     )
 
 
-def _wrap(
-    tokenizer: Tokenizer, *, nfc: bool, model_max_length: int | None
+def wrap_tokenizer(
+    tokenizer: Tokenizer, *, nfc: bool = False, model_max_length: int | None = None, **more: Any
 ) -> PreTrainedTokenizerFast:
-    """Complete a bare tokenizer: normaliser, special tokens, end token, and the wrapper."""
+    """Complete a bare tokenizer: normaliser, special tokens, end token, and the wrapper.
+
+    Args:
+        tokenizer: Its vocabulary begins with `SPECIAL_TOKENS`.
+        nfc: Put Unicode NFC in the place of its normaliser.
+        model_max_length: Longest text in tokens; None = no limit.
+        more: More for tokenizer_config.json.
+    """
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_special_tokens(
@@ -423,4 +436,5 @@ def _wrap(
         padding_side="right",
         truncation_side="right",
         **limit,
+        **more,
     )

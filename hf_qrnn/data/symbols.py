@@ -1,0 +1,368 @@
+"""Makes tokenizers whose two sides differ, with tags of languages, and encodes by sides.
+
+A side is "char" or "blank". "char": every character (code point) is a token. "blank": every symbol
+between blanks is one, as the phones of "HH AH0 L OW1". The content of a symbol's token is U+2581,
+the mark by which SentencePiece begins words, and the symbol. So no symbol is ever taken for a
+character of the other side or for a special token, and a blank stands before every symbol but the
+first when ids are decoded.
+
+A blank is U+0020 and nothing else. A text of a "blank" side may have several of them together, or
+some at its ends: they are read as one, or none. With single blanks the round trip is exact.
+
+The tag of the language "fre" is the special token "<fre>", the first of a source. It is read at
+the beginning of a text and nowhere else.
+
+All is done by parts of `tokenizers` in a plain `PreTrainedTokenizerFast`: loaded by `AutoTokenizer`
+in any program, `tokenizer("<fre>bonjour")` gives the ids of a source, and `tokenizer.decode` the
+text of either side. What the sides are is in tokenizer_config.json.
+"""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import cast
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .tokenization import (
+    SPECIAL_TOKENS,
+    UNK_TOKEN,
+    add_characters,
+    check_texts,
+    encode_batch,
+    is_nfc,
+    tokenizer_kind,
+    wrap_tokenizer,
+)
+
+SIDES = ("char", "blank")
+"""The kinds of a side: characters, or symbols between blanks."""
+SYMBOL_MARK = "\u2581"
+"""The beginning of the content of a symbol's token."""
+
+# Stands for the mark while ids are decoded, where it is a blank and U+2581 a character. Unicode
+# promises that no text holds this code point: here it is always unknown.
+_NO_CHARACTER = "\U0010ffff"
+_LANGUAGE = re.compile(r"[!-;=?-~]+")  # printable ASCII without blanks, "<" and ">"
+
+
+def train_symbol_tokenizer(
+    sources: Iterable[str],
+    targets: Iterable[str],
+    *,
+    source_tokens: str = "char",
+    target_tokens: str = "blank",
+    languages: Sequence[str] = (),
+    min_count: int = 1,
+    nfc: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Learn one vocabulary for two sides of characters or of symbols between blanks.
+
+    Ids 0 to 3 are the special tokens; then come the tags, the characters and the symbols, each in
+    the order of their code points. Two sides of the same kind share their tokens. A character or
+    symbol outside the vocabulary is one `<unk>`.
+
+    Args:
+        sources: The training sources.
+        targets: Their targets.
+        source_tokens: "char" or "blank".
+        target_tokens: "char" or "blank".
+        languages: What the sources may be tagged with, as "fre"; none = no source has a tag.
+        min_count: Occurrences that a character or symbol needs to get an id, at least 1.
+        nfc: Compose characters (Unicode NFC) before counting and before every encoding.
+
+    Returns:
+        A tokenizer that encodes sources; `encode_targets` encodes targets.
+
+    Raises:
+        TypeError: If `sources`, `targets` or `languages` is one string.
+        ValueError: If a side is of no such kind, a language is no code, `min_count` is below 1 or
+            leaves a side without tokens, or a text is not valid Unicode.
+    """
+    for name, given in {"sources": sources, "targets": targets, "languages": languages}.items():
+        if isinstance(given, str):
+            raise TypeError(f"`{name}` must be a list of texts, but is one string.")
+    sides = (source_tokens, target_tokens)
+    check_side(source_tokens=source_tokens, target_tokens=target_tokens)
+    for language in languages:
+        check_language(language)
+    if min_count < 1:
+        raise ValueError(f"`min_count` must be at least 1, but is {min_count}.")
+    names = sorted(set(languages))
+    found = _count(sources, targets, sides, nfc)
+    tokens = [*SPECIAL_TOKENS, *map(_tag, names), *_frequent(found, min_count)]
+    tokenizer = Tokenizer(_model({token: index for index, token in enumerate(tokens)}))
+    _set_parts(tokenizer, source_tokens, names, nfc)
+    return wrap_tokenizer(
+        tokenizer,
+        source_tokens=source_tokens,
+        target_tokens=target_tokens,
+        languages=names,
+        extra_special_tokens=list(map(_tag, names)),
+    )
+
+
+def sides_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """Return the kinds of source and target; None for a tokenizer that knows no sides."""
+    if tokenizer_kind(tokenizer) != "symbol":
+        return None
+    return tokenizer.init_kwargs["source_tokens"], tokenizer.init_kwargs["target_tokens"]
+
+
+def languages(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the languages that a tokenizer has tags for, in the order of their code points."""
+    if sides_of(tokenizer) is None:
+        return ()
+    return tuple(tokenizer.init_kwargs.get("languages") or ())
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    language: str | Sequence[str] | None = None,
+) -> list[list[int]]:
+    """Encode sources as ids that end with one end token; a tag comes first where there are tags.
+
+    Args:
+        tokenizer: Any tokenizer that passed `check_tokenizer`.
+        texts: The sources, possibly none.
+        language: The language of all, or of each; one of `languages(tokenizer)`, and None where
+            these are none.
+
+    Raises:
+        TypeError: If `texts` is one string, or holds something else than strings.
+        ValueError: If a language is missing, unknown or too much, or a text is not valid Unicode.
+    """
+    known = languages(tokenizer)
+    if isinstance(texts, str):
+        raise TypeError("`texts` must be a list of texts, but is one string.")
+    if not known:
+        if language is not None:
+            raise ValueError(
+                "`language` must be left out with a model that has no language tags, but is "
+                f"{language if isinstance(language, str) else next(iter(language), None)!r}."
+            )
+        return encode_batch(tokenizer, texts)
+    check_texts(texts)
+    wanted = _each(texts, language, known)
+    tags = [_tag(name) for name in wanted]
+    rows = encode_batch(tokenizer, [tag + text for tag, text in zip(tags, texts, strict=True)])
+    ids = cast(list[int], tokenizer.convert_tokens_to_ids(tags))
+    for index, row in enumerate(rows):
+        # NFC would make one character of the tag's last and an accent that begins the text.
+        if row[0] != ids[index]:
+            rows[index] = [ids[index], *encode_batch(tokenizer, [texts[index]])[0]]
+    return rows
+
+
+def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Encode targets as ids that end with one end token.
+
+    Args:
+        tokenizer: Any tokenizer that passed `check_tokenizer`.
+        texts: The targets, possibly none.
+
+    Raises:
+        TypeError: If `texts` is one string, or holds something else than strings.
+        ValueError: If a text is not valid Unicode.
+    """
+    sides = sides_of(tokenizer)
+    if sides is None or isinstance(texts, str):
+        return encode_batch(tokenizer, texts)
+    check_texts(texts)
+    # By the vocabulary alone: the tokenizer's own parts are for sources.
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    unknown, end = vocabulary[UNK_TOKEN], int(tokenizer.eos_token_id)
+    composed = _composed(texts, is_nfc(tokenizer))
+    return [
+        [*(vocabulary.get(token, unknown) for token in _split(text, sides[1])), end]
+        for text in composed
+    ]
+
+
+def add_symbols(
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Iterable[str],
+    targets: Iterable[str],
+    *,
+    languages: Sequence[str] = (),
+    min_count: int = 1,
+) -> PreTrainedTokenizerBase:
+    """Make a tokenizer that also knows what is new in these texts; the old ids stay.
+
+    New tags, characters and symbols get the ids after the last, in this order. A character
+    tokenizer learns characters (`add_characters`); every other kind is returned as it is.
+
+    Args:
+        tokenizer: A tokenizer of any kind.
+        sources: New training sources.
+        targets: Their targets.
+        languages: The languages of these sources.
+        min_count: Occurrences that a new character or symbol needs to get an id.
+
+    Returns:
+        `tokenizer` itself if there is nothing to add, else a copy.
+
+    Raises:
+        ValueError: If there are languages and the tokenizer has no tags, or the other way round.
+    """
+    sides, tagged = sides_of(tokenizer), _tagged(tokenizer)
+    if bool(languages) != bool(tagged):
+        raise ValueError(
+            f"`language_tag` must {'be given' if tagged else 'be left out'} with a model whose "
+            f"tokenizer has {f'the tags {_names(tagged)}' if tagged else 'no language tags'}, but "
+            f"is {'not' if tagged else 'given'}."
+        )
+    if sides is None:
+        return add_characters(tokenizer, chain(sources, targets), min_count=min_count)
+    for language in languages:
+        check_language(language)
+    known: dict[str, int] = tokenizer.get_vocab()
+    nfc = is_nfc(tokenizer)
+    found = _count(sources, targets, sides, nfc)
+    names = [*tagged, *sorted(set(languages) - set(tagged))]
+    new = [_tag(name) for name in names if _tag(name) not in known]
+    for counts in found.values():
+        new += sorted(x for x, count in counts.items() if count >= min_count and x not in known)
+    if not new:
+        return tokenizer
+    first = max(known.values()) + 1
+    longer = copy.deepcopy(cast(PreTrainedTokenizerFast, tokenizer))
+    backend = longer.backend_tokenizer
+    backend.model = _model({**known, **{token: first + i for i, token in enumerate(new)}})
+    _set_parts(backend, sides[0], names, nfc)
+    longer.init_kwargs["languages"] = sorted(names)
+    longer.add_special_tokens({"extra_special_tokens": list(map(_tag, sorted(names)))})
+    return longer
+
+
+def check_side(**given: str) -> None:
+    """Raise ValueError where a value is no kind of a side, by the names of the arguments."""
+    for name, side in given.items():
+        if side not in SIDES:
+            raise ValueError(f"`{name}` must be one of 'char', 'blank', but is {side!r}.")
+
+
+def check_language(language: str) -> None:
+    """Raise ValueError unless `language` can be a tag."""
+    if not _LANGUAGE.fullmatch(language) or _tag(language) in SPECIAL_TOKENS:
+        raise ValueError(
+            "a language must be a code such as 'fre', of letters, digits and signs of ASCII but "
+            f"blanks, '<' and '>', and none of 'pad', '/s', 'unk' and 's', but is {language!r}."
+        )
+
+
+def _tagged(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return `languages(tokenizer)`, where an argument has that name."""
+    return languages(tokenizer)
+
+
+def _tag(language: str) -> str:
+    return f"<{language}>"
+
+
+def _names(known: Sequence[str]) -> str:
+    return ", ".join(map(repr, known))
+
+
+def _each(
+    texts: Sequence[str], language: str | Sequence[str] | None, known: Sequence[str]
+) -> list[str]:
+    """Return the language of each text, every one known."""
+    if language is None or isinstance(language, str):
+        wanted = [language] * len(texts)
+    else:
+        wanted = list(language)
+        if len(wanted) != len(texts):
+            raise ValueError(
+                "`language` must be one, or one for each text, but there are "
+                f"{len(wanted)} for {len(texts)} texts."
+            )
+    for name in [language] if isinstance(language, str) else dict.fromkeys(wanted):
+        if name not in known:
+            found = f"is {name!r}" if name else "is not given"
+            raise ValueError(f"`language` must be one of {_names(known)}, but {found}.")
+    return cast(list[str], wanted)
+
+
+def _count(
+    sources: Iterable[str], targets: Iterable[str], sides: tuple[str, str], nfc: bool
+) -> dict[str, Counter[str]]:
+    """Count the tokens of each kind of side, "char" before "blank"."""
+    found = {kind: Counter[str]() for kind in SIDES if kind in sides}
+    for texts, kind in zip((sources, targets), sides, strict=True):
+        for text in texts:
+            check_texts([text])
+            (composed,) = _composed([text], nfc)
+            found[kind].update(_split(composed, kind))
+    for counts in found.values():
+        for token in [token for token in counts if _NO_CHARACTER in token]:
+            del counts[token]
+    return found
+
+
+def _frequent(found: dict[str, Counter[str]], min_count: int) -> Iterator[str]:
+    """Yield the tokens of each kind of side that occur often enough, of which there must be one."""
+    for kind, counts in found.items():
+        what = {"char": "character", "blank": "symbol"}[kind]
+        if not counts:
+            raise ValueError(f"the texts of a {kind!r} side must hold a {what}, but are empty.")
+        if max(counts.values()) < min_count:
+            raise ValueError(
+                f"`min_count` must be at most {max(counts.values())}, the count of the most "
+                f"frequent {what}, but is {min_count}."
+            )
+        yield from sorted(token for token, count in counts.items() if count >= min_count)
+
+
+def _split(text: str, side: str) -> Iterable[str]:
+    """Split a composed text into the contents of its tokens."""
+    if side == "char":
+        return text
+    return [SYMBOL_MARK + symbol for symbol in text.split(" ") if symbol]
+
+
+def _composed(texts: Sequence[str], nfc: bool) -> Sequence[str]:
+    # By `tokenizers`, which may know another version of Unicode than Python.
+    return [normalizers.NFC().normalize_str(text) for text in texts] if nfc else texts
+
+
+def _model(vocabulary: dict[str, int]) -> models.WordLevel:
+    return models.WordLevel(vocab=vocabulary, unk_token=UNK_TOKEN)
+
+
+def _set_parts(tokenizer: Tokenizer, side: str, names: Sequence[str], nfc: bool) -> None:
+    """Set the parts that read a source and write either side."""
+    tags = [_tag(name) for name in names]
+    steps: list[normalizers.Normalizer] = [normalizers.NFC()] if nfc else []
+    if side == "char":
+        # "<fre>" at the very beginning, else one character. `[\s\S]` is a newline too.
+        choice = "".join(rf"\A{re.escape(tag)}|" for tag in tags)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{choice}[\s\S]"), "isolated")
+    else:
+        steps += [
+            normalizers.Replace(Regex(r"\A +| +\z"), ""),
+            normalizers.Replace(Regex(" +"), f" {SYMBOL_MARK}"),
+            normalizers.Prepend(SYMBOL_MARK),
+        ]
+        # A tag has no mark, but the symbol that follows it without a blank.
+        for tag in tags:
+            marked = rf"\A{SYMBOL_MARK}{re.escape(tag)}"
+            steps.append(normalizers.Replace(Regex(rf"{marked}(?= |\z)"), tag))
+            steps.append(normalizers.Replace(Regex(marked), f"{tag} {SYMBOL_MARK}"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    if len(steps) == 1:
+        tokenizer.normalizer = steps[0]
+    elif steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    # A symbol's mark becomes a blank, and nothing where the text begins.
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex(rf"\A{SYMBOL_MARK}(?=[\s\S])"), _NO_CHARACTER),
+            decoders.Metaspace(replacement=_NO_CHARACTER, prepend_scheme="always"),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags])
