@@ -24,6 +24,12 @@ def add_decoding(add: Any) -> None:
     add("--device", metavar="D", help=device)
 
 
+def add_language(add: Any) -> None:
+    """Add the flag of the sources' language to a command, by its `add_argument`."""
+    text = "language of the lines, such as fre, for a model that was trained with --language_tag"
+    add("--language", metavar="L", help=text)
+
+
 def check_decoding(args: argparse.Namespace) -> None:
     """Raise ValueError where a flag of the search is below 1."""
     for name in ("num_beams", "batch_size", "max_new_tokens"):

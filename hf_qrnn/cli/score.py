@@ -12,7 +12,15 @@ from typing import Any
 from hf_qrnn.data.flags import typed
 from hf_qrnn.metrics.table import TABLE
 
-from .decoding import add_decoding, check_decoding, load, progress_bar, tell_cut, throughput
+from .decoding import (
+    add_decoding,
+    add_language,
+    check_decoding,
+    load,
+    progress_bar,
+    tell_cut,
+    throughput,
+)
 
 _SIGNED = ", ".join(metric.label for metric in TABLE if metric.scorer is not None)
 _RATES = ", ".join(
@@ -46,7 +54,7 @@ def add_score(commands: Any) -> None:
     parser = commands.add_parser(
         "score", help="score translations against references", description=_SCORE_TEXT
     )
-    by_model = {"model": "--model", "name_or_path": "--model"}
+    by_model = {"model": "--model", "name_or_path": "--model", "language": "--language"}
     parser.set_defaults(run=_score, typed={**by_model, "baseline": "--compare"})
     add = parser.add_argument
     right = "reference translations; with several files, line i of each is one for line i"
@@ -64,6 +72,7 @@ def add_score(commands: Any) -> None:
     drawn = "test sets to draw for --confidence and --compare (default: 1000)"
     add("--num_resamples", metavar="N", type=int, default=1000, help=drawn)
     add("--json", action="store_true", help="print one JSON object")
+    add_language(add)
     add_decoding(add)
 
 
@@ -115,6 +124,10 @@ def _check_score(args: argparse.Namespace) -> None:
         (args.model is None) != (args.source is None)
     ):
         raise ValueError("Either `--hypotheses` or `--model` with `--source` must be given.")
+    if args.language is not None and args.model is None:
+        raise ValueError(
+            f"`--language` must be left out with --hypotheses, but is {args.language!r}."
+        )
     # Before a model is loaded: sacrebleu would refuse it after an hour of translating.
     with typed(bleu_tokenize="--bleu_tokenize"):
         check_bleu_tokenizer(args.bleu_tokenize)
@@ -149,6 +162,7 @@ def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:
     with progress_bar(total=len(source)) as progress:
         results = translator.translate(
             source,
+            language=args.language,
             num_beams=args.num_beams,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,

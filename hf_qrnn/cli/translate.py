@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .decoding import add_decoding, check_decoding, load, progress_bar, tell_cut, throughput
+from .decoding import (
+    add_decoding,
+    add_language,
+    check_decoding,
+    load,
+    progress_bar,
+    tell_cut,
+    throughput,
+)
 from .streams import decode, open_input, open_output, prompted
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ def add_translate(commands: Any) -> None:
     parser = commands.add_parser(
         "translate", help="translate lines of text", description=_TRANSLATE_TEXT
     )
-    parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL"})
+    parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL", "language": "--language"})
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder with a saved model, or its name on the Hub")
     source = "read FILE (text, .gz, .xz) instead of standard input"
@@ -45,12 +53,14 @@ def add_translate(commands: Any) -> None:
     states = f"draw the states of the encoder's last layer over {line}"
     add("--hidden_states", metavar="OUT", help=states)
     add("--interactive", action="store_true", help="prompt for one line at a time; Ctrl-D ends")
+    add_language(add)
     add_decoding(add)
 
 
 def _translate(args: argparse.Namespace) -> None:
     _check_translate(args)
     translator = load(args.model, args.device)
+    translator.check_language(args.language)  # to open an output empties it
     interactive = args.interactive
     num_lines = num_characters = num_cut = 0
     seconds = 0.0
@@ -65,6 +75,7 @@ def _translate(args: argparse.Namespace) -> None:
             start = time.perf_counter()
             results = translator.translate(
                 window,
+                language=args.language,
                 num_beams=args.num_beams,
                 num_return_sequences=args.n_best,
                 max_new_tokens=args.max_new_tokens,
@@ -125,11 +136,11 @@ def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:
     from hf_qrnn.translation.plots import attention_figure, hidden_states_figure, save_figure
 
     if args.attention is not None:
-        found = translator.attention(text, num_beams=args.num_beams)
+        found = translator.attention(text, language=args.language, num_beams=args.num_beams)
         figure = attention_figure(found.source_tokens, found.target_tokens, found.weights)
         save_figure(figure, args.attention)
     if args.hidden_states is not None:
-        tokens, states = translator.hidden_states_map(text)
+        tokens, states = translator.hidden_states_map(text, language=args.language)
         save_figure(hidden_states_figure(tokens, states), args.hidden_states)
 
 

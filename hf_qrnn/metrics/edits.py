@@ -56,6 +56,22 @@ def token_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[st
     return _error_rate(hypotheses, references, str.split)
 
 
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Compute the share of texts that equal none of their references, token by token.
+
+    A line is a word where words become phones. There this is what a word error rate is, not the
+    edits between words that speech recognition has under the same name. Blanks together or at the
+    ends are no difference, as in `token_error_rate`: one is 0 where the other is.
+
+    Args:
+        hypotheses: N texts.
+        references: The right texts of each.
+    """
+    pairs = zip(hypotheses, references, strict=True)
+    wrong = sum(text.split() not in [other.split() for other in right] for text, right in pairs)
+    return wrong / len(hypotheses)
+
+
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Count the texts equal to one of their references, in per cent.
 

@@ -73,6 +73,7 @@ class TranslationScores:
         ter: Translation edit rate (Snover et al. 2006), or None.
         char_error_rate: Edits per character of the references, 0.07 is 7 %, or None.
         token_error_rate: Edits per token between blanks, or None.
+        word_error_rate: Share of the lines that equal no reference, token by token, or None.
     """
 
     num_translations: int
@@ -82,6 +83,7 @@ class TranslationScores:
     ter: Score | None = None
     char_error_rate: float | None = None
     token_error_rate: float | None = None
+    word_error_rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain numbers, texts and dictionaries, ready for `json.dumps`."""

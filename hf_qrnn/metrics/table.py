@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .edits import char_error_rate, exact_match, token_error_rate
+from .edits import char_error_rate, exact_match, token_error_rate, word_error_rate
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ TABLE = (
         of="the references' tokens between blanks",
         on_card="edits for every 100 tokens between blanks (TokER): {:.2f}",
         hub_name="token_error_rate", rate=token_error_rate,
+    ),
+    Metric(
+        "word_error_rate", "WER", higher_is_better=False, scale=100.0, of="{lines} lines",
+        on_card="{:.2f} % of the lines are wrong (WER, where a line is a word)",
+        hub_name="word_error_rate", rate=word_error_rate,
     ),
     Metric(
         "exact_match", "exact", of="{lines} lines",

@@ -21,7 +21,8 @@ from transformers import (
 
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.hub_replies import hub_answer, split_revision
-from hf_qrnn.data.tokenization import check_tokenizer, decode_batch, encode_batch
+from hf_qrnn.data.symbols import encode_sources, languages
+from hf_qrnn.data.tokenization import check_tokenizer, decode_batch
 
 from .search import generate_hypotheses
 
@@ -80,10 +81,24 @@ class Translator:
         self.model = model.train(False)
         self.tokenizer = check_tokenizer(tokenizer)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages whose tags the model knows; none where it needs no language."""
+        return languages(self.tokenizer)
+
+    def check_language(self, language: str | None) -> None:
+        """Find out whether `translate` would take a language, before anything is written.
+
+        Raises:
+            ValueError: If it is missing, unknown or too much.
+        """
+        encode_sources(self.tokenizer, [""], language)
+
     def translate(
         self,
         texts: Sequence[str],
         *,
+        language: str | Sequence[str] | None = None,
         num_beams: int = 1,
         num_return_sequences: int = 1,
         max_new_tokens: int | None = None,
@@ -94,6 +109,7 @@ class Translator:
 
         Args:
             texts: Sentences. One without anything but white space gives empty translations.
+            language: The language of all texts, or of each, for a model that has `languages`.
             num_beams: Beams; 1 is greedy search.
             num_return_sequences: Translations a text, best first; at most `num_beams`.
             max_new_tokens: The most tokens of a translation, its end token included; None = what
@@ -106,9 +122,10 @@ class Translator:
 
         Raises:
             TypeError: If `texts` is one string.
-            ValueError: If a number is out of range or a text is not valid Unicode.
+            ValueError: If a number is out of range, a text is not valid Unicode, or a language is
+                missing, unknown or too much.
         """
-        rows = encode_batch(self.tokenizer, texts)
+        rows = encode_sources(self.tokenizer, texts, language)
         # A model makes up a sentence for an empty source.
         filled = [index for index, text in enumerate(texts) if text.strip()]
         results = [[Translation("", 0.0)] * num_return_sequences for _ in texts]
@@ -132,16 +149,18 @@ class Translator:
         return results
 
     @torch.no_grad()
-    def attention(self, source: str, *, num_beams: int = 1) -> AttentionMap:
+    def attention(
+        self, source: str, *, language: str | None = None, num_beams: int = 1
+    ) -> AttentionMap:
         """Translate `source` and read the attention (Eq. 8 of 1611.01576) along the translation.
 
         The model is run a second time over its own translation, all steps at once.
 
         Raises:
-            ValueError: If `source` has no text, `num_beams` is below 1, or the model returns no
-                attention weights.
+            ValueError: If `source` has no text, `num_beams` is below 1, the model returns no
+                attention weights, or the language is missing, unknown or too much.
         """
-        ids = self._encode(source)
+        ids = self._encode(source, language)
         best = generate_hypotheses(self.model, [ids], num_beams=num_beams)[0][0]
         start = self.model.generation_config.decoder_start_token_id
         # A translation that was cut has no end token, so none is looked at.
@@ -164,7 +183,9 @@ class Translator:
         return AttentionMap(self._pieces(ids), self._pieces(targets), weights.cpu())
 
     @torch.no_grad()
-    def hidden_states_map(self, text: str) -> tuple[list[str], torch.Tensor]:
+    def hidden_states_map(
+        self, text: str, *, language: str | None = None
+    ) -> tuple[list[str], torch.Tensor]:
         """Return the states of the encoder's last layer over `text`: Fig. 3 of 1611.01576.
 
         Paper: the cell states c_t of a classifier. Here: the encoding h_t, which is what the
@@ -174,17 +195,17 @@ class Translator:
             S tokens as in `AttentionMap`, and states (S, H), float32 on the CPU.
 
         Raises:
-            ValueError: If `text` has no text.
+            ValueError: If `text` has no text, or the language is missing, unknown or too much.
         """
-        ids = self._encode(text)
+        ids = self._encode(text, language)
         encoder: Any = self.model.get_encoder()
         output = encoder(input_ids=torch.tensor([ids], device=self.model.device))
         return self._pieces(ids), output.last_hidden_state[0].float().cpu()
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, language: str | None) -> list[int]:
         if not text.strip():
             raise ValueError(f"The sentence must have text, but is {text!r}.")
-        return encode_batch(self.tokenizer, [text])[0]
+        return encode_sources(self.tokenizer, [text], language)[0]
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text that each id adds; joined, they are the text, end token included."""

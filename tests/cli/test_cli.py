@@ -13,6 +13,7 @@ import torch
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, kernels
 from hf_qrnn.cli.main import main
+from hf_qrnn.data.symbols import train_symbol_tokenizer
 from hf_qrnn.data.tokenization import train_character_tokenizer
 from hf_qrnn.metrics.scoring import score_translations
 from hf_qrnn.metrics.table import TABLE
@@ -381,3 +382,55 @@ def test_ctrl_c_ends_quietly(
     _feed(monkeypatch, b"a\n")
     assert main(["translate", model]) == 130
     assert capsysbinary.readouterr().err == b""
+
+
+@pytest.fixture(scope="module")
+def tagged_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tagged")
+    tokenizer = train_symbol_tokenizer(["abc"], ["X1 Y Z"], languages=["eng", "fre"])
+    torch.manual_seed(2)
+    sizes = {"embedding_size": 8, "hidden_size": 8, "encoder_layers": 1, "decoder_layers": 1}
+    config = QRNNConfig(vocab_size=len(tokenizer), **sizes)  # type: ignore[arg-type]
+    QRNNForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_language_is_the_flag_of_the_lines_language(
+    tagged_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    translator = load_translator(tagged_model)
+    for language in ("eng", "fre"):
+        wanted = [[x.text] for [x] in translator.translate(["ab", "c"], language=language)]
+        lines = _translate(
+            monkeypatch, capsysbinary, b"ab\nc\n", tagged_model, "--language", language
+        )
+        assert [[line] for line in lines] == wanted
+        source, references = tmp_path / "source", tmp_path / "references"
+        source.write_text("ab\nc\n")
+        references.write_text("".join(f"{line}\n" for line in lines))
+        given = ["--model", tagged_model, "--source", str(source), "--json"]
+        given += ["--references", str(references), "--language", language]
+        assert main(["score", *given]) == 0
+        assert json.loads(capsysbinary.readouterr().out)["word_error_rate"] == 0.0
+
+
+def test_wrong_language_is_refused_before_the_output_is_opened(
+    tagged_model: str, model: str, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.write_text("ab\n")
+    output.write_text("kept")
+    paths = ["-i", str(source), "-o", str(output)]
+    assert main(["translate", tagged_model, *paths]) == 2
+    assert (
+        _error(capsysbinary) == "error: `--language` must be one of 'eng', 'fre', but is not given."
+    )
+    assert main(["translate", model, *paths, "--language", "fre"]) == 2
+    assert "`--language` must be left out with a model that has no language tags" in _error(
+        capsysbinary
+    )
+    assert output.read_text() == "kept"
+    given = ["--hypotheses", str(source), "--references", str(source), "--language", "fre"]
+    assert main(["score", *given]) == 2
+    assert "`--language` must be left out with --hypotheses" in _error(capsysbinary)

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_qrnn.metrics.edits import char_error_rate, edit_distance, exact_match, token_error_rate
+from hf_qrnn.metrics.edits import (
+    char_error_rate,
+    edit_distance,
+    exact_match,
+    token_error_rate,
+    word_error_rate,
+)
 
 
 def by_table(first: Sequence[object], second: Sequence[object]) -> int:
@@ -44,6 +50,17 @@ def test_error_rates_weigh_the_whole_corpus() -> None:
     assert char_error_rate(hypotheses, references) == pytest.approx(5 / 10)
     assert token_error_rate(hypotheses, references) == pytest.approx(3 / 6)
     assert exact_match(["a", "b", "c"], [["a"], ["x", "b"], ["C"]]) == pytest.approx(200 / 3)
+
+
+def test_word_error_rate_counts_lines_that_equal_no_reference() -> None:
+    hypotheses = ["HH AH0", "k a", "", "  k  a t "]
+    references = [["HH AH1", "HH AH0"], ["k a t"], ["x"], ["k a t"]]
+    # The second and the third; blanks are no difference, as they are none for the token error rate.
+    assert word_error_rate(hypotheses, references) == pytest.approx(2 / 4)
+    right = [0, 3]
+    kept = [hypotheses[i] for i in right], [references[i] for i in right]
+    assert word_error_rate(*kept) == token_error_rate(*kept) == 0.0
+    assert word_error_rate(["a"], [["A"]]) == 1.0
 
 
 def test_a_moved_token_costs_two_edits() -> None:

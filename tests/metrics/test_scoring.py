@@ -111,9 +111,11 @@ def test_error_rates_come_beside_sacrebleus() -> None:
     scores = score_translations(["a b ", "c"], ["a", "c"])
     assert scores.char_error_rate == pytest.approx(2 / 2)
     assert scores.token_error_rate == pytest.approx(1 / 2)
+    assert scores.word_error_rate == pytest.approx(1 / 2)
     assert str(scores).endswith(
         "CER   100.00  % of the references' characters\n"
         "TokER  50.00  % of the references' tokens between blanks\n"
+        "WER    50.00  % of 2 lines\n"
         "exact  50.00  % of 2 lines"
     )
 
@@ -151,7 +153,7 @@ def test_to_dict_is_json() -> None:
 def test_text_has_a_line_for_each_score() -> None:
     scores = score_translations(HYPOTHESES, REFERENCES)
     lines = str(scores).split("\n")
-    names = ["BLEU", "chrF", "TER", "CER", "TokER", "exact"]
+    names = ["BLEU", "chrF", "TER", "CER", "TokER", "WER", "exact"]
     assert [line.split()[0] for line in lines] == names
     assert scores.bleu is not None
     assert lines[0].split()[1:] == [f"{scores.bleu.score:.2f}", scores.bleu.signature]

@@ -57,7 +57,8 @@ def test_of_two_equal_models_the_earlier_stays() -> None:
 
 def test_every_metric_knows_its_direction() -> None:
     better = {"bleu": 2.0, "chrf": 2.0, "exact_match": 2.0}
-    better |= {"char_error_rate": 1.0, "token_error_rate": 1.0, "loss": 1.0}
+    better |= {"char_error_rate": 1.0, "token_error_rate": 1.0, "word_error_rate": 1.0}
+    better |= {"loss": 1.0}
     assert set(better) == set(METRIC_CHOICES) - {"auto"}
     for name, value in better.items():
         choice = Choice(name, "", "")

@@ -136,7 +136,7 @@ def test_model_index_is_valid_and_has_the_signatures(run: Path) -> None:
 
 
 def test_card_tells_the_metric_that_chose_the_model(run: Path) -> None:
-    rates = {"char_error_rate": 0.01236, "token_error_rate": 0.0321}
+    rates = {"char_error_rate": 0.01236, "token_error_rate": 0.0321, "word_error_rate": 0.25}
     (run / "run.json").write_text(json.dumps({**RUN, "metric": "char_error_rate"}))
     (run / "test.json").write_text(json.dumps({**TEST, **rates}))
     (run / "metrics.jsonl").write_text("".join(
@@ -150,6 +150,7 @@ def test_card_tells_the_metric_that_chose_the_model(run: Path) -> None:
         "- the best model of the run by char error rate in validation",
         "- edits for every 100 characters of the references (CER): 1.24",
         "- edits for every 100 tokens between blanks (TokER): 3.21",
+        "- 25.00 % of the lines are wrong (WER, where a line is a word)",
         "| update | minutes | nats per target token | BLEU | chrF | CER % |\n|---|---|",
         "| 1,200 | 10 | 0.500 | 20.0 | 40.0 | 50.0 |",
         "| 2,400 | 10 | 0.500 |  | 40.0 |  |",

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
+from hf_qrnn.data.symbols import train_symbol_tokenizer
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 from hf_qrnn.translation.translator import Translator, load_translator, one_line
 
@@ -243,3 +244,28 @@ def test_one_line_has_no_line_end() -> None:
     text = "a\r\nb\nc\rd\u2028e\u2029f\x85g\vh\fi\x1cj k"
     assert one_line(text) == "a b c d e f g h i j k"
     assert all(len(one_line(f"a{chr(code)}b").splitlines()) == 1 for code in range(0x3000))
+
+
+def test_language_chooses_the_tag_of_each_source() -> None:
+    tokenizer = train_symbol_tokenizer(["abc d"], ["X1 Y Z Q"], languages=["eng", "fre"])
+    translator = Translator(_model(_config(len(tokenizer))), tokenizer)
+    assert translator.languages == ("eng", "fre")
+    apart = [translator.translate(["abc"], language=name)[0][0] for name in ("eng", "fre")]
+    assert apart[0] != apart[1]
+    mixed = translator.translate(["abc", "", "abc"], language=["fre", "eng", "eng"])
+    assert [found.text for [found] in mixed] == [apart[1].text, "", apart[0].text]
+    attention = translator.attention("ab", language="fre")
+    assert attention.source_tokens == ["<fre>", "a", "b", "</s>"]
+    assert translator.hidden_states_map("ab", language="fre")[0] == attention.source_tokens
+
+
+def test_language_is_refused_in_one_sentence(translator: Translator) -> None:
+    assert translator.languages == ()
+    tokenizer = train_symbol_tokenizer(["abc"], ["X"], languages=["eng", "fre"])
+    tagged = Translator(_model(_config(len(tokenizer))), tokenizer)
+    for call in (tagged.attention, tagged.hidden_states_map, lambda x: tagged.translate([x])):
+        with pytest.raises(ValueError, match="`language` must be one of 'eng', 'fre', but is not"):
+            call("abc")
+    tagged.check_language("fre")
+    with pytest.raises(ValueError, match=r"`language` must be left out .* but is 'fre'"):
+        translator.check_language("fre")
