@@ -12,7 +12,7 @@ from typing import IO
 @contextlib.contextmanager
 def open_input(path: str | None) -> Iterator[IO[bytes]]:
     """Open a file to read, uncompressed where it ends in .gz or .xz; None is standard input."""
-    from hf_qrnn.data.reading import OPENERS
+    from hf_qrnn.data.rows import OPENERS
 
     if path is None:
         yield sys.stdin.buffer

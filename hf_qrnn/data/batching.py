@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from .reading import TextPair
-from .tokenization import encode_batch
+from .symbols import encode_sources, encode_targets
 
 IGNORED_LABEL = -100
 """The label of a padded target position, which the loss skips."""
@@ -80,9 +80,16 @@ class Batch:
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]
 ) -> list[EncodedPair]:
-    """Encode sentence pairs with one tokenizer for both sides."""
-    sources = encode_batch(tokenizer, [pair.source for pair in pairs])
-    targets = encode_batch(tokenizer, [pair.target for pair in pairs])
+    """Encode sentence pairs with one tokenizer for both sides.
+
+    Raises:
+        ValueError: If the tokenizer has tags and a pair no language, or the other way round.
+    """
+    named = [pair.language for pair in pairs]
+    sources = encode_sources(
+        tokenizer, [pair.source for pair in pairs], named if any(named) else None
+    )
+    targets = encode_targets(tokenizer, [pair.target for pair in pairs])
     return [EncodedPair(*ids) for ids in zip(sources, targets, strict=True)]
 
 

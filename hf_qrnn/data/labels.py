@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .reading import TextPair, read_rows
+from .reading import Columns, TextPair, read_rows
 
 
 def read_labelled_file(path: str | Path, *, text_column: str, label_column: str) -> list[TextPair]:
@@ -30,4 +30,4 @@ def read_labelled_file(path: str | Path, *, text_column: str, label_column: str)
                 row = {**row, label_column: str(row[label_column])}
             yield number, row
 
-    return read_rows(Path(path), text_column, label_column, labelled)
+    return read_rows(Path(path), Columns(text_column, label_column), labelled)

@@ -5,25 +5,29 @@ a newline ends a line (U+2028, NEL and form feed are text), so line i of one fil
 translation of line i of the other. `datasets` and `pyarrow` are imported only when asked for.
 """
 
-import csv
-import gzip
-import importlib
-import io
-import json
-import lzma
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .flags import option, typed
+from .rows import (
+    LOCAL_FILES,
+    OPENERS,
+    csv_rows,
+    first_line,
+    import_optional,
+    json_rows,
+    parquet_rows,
+    read_text,
+)
+from .symbols import check_language
 
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FILE_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", *OPENERS)
+_TABLES = (".tsv", ".csv")
+_FILE_SUFFIXES = (".jsonl", ".json", *_TABLES, ".parquet", *OPENERS)
 RowChange = Callable[[Iterable[tuple[int, Any]]], Iterable[tuple[int, Any]]]
 _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # The first pairs of a stream stand for all of it: the tokenizer learns its characters from them,
@@ -31,10 +35,6 @@ _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 _STREAM_SAMPLE = 20_000
 # Customary names, the most usual first.
 _VALID_SPLITS = ("validation", "valid", "dev", "val")
-_LOCAL_FILES = (
-    "use local files: --train_source and --train_target (text), or --train_file (JSON lines, TSV, "
-    "CSV)"
-)
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,26 @@ class TextPair:
     Attributes:
         source: The sentence to translate.
         target: Its translation.
+        language: The language whose tag comes before the source; "" = none.
     """
 
     source: str
     target: str
+    language: str = ""
+
+
+class Columns(NamedTuple):
+    """Keys or columns of rows.
+
+    Attributes:
+        source: That of the source; None = the first of two columns without names.
+        target: That of the target; None where `source` is.
+        language: That of the language; None = pairs have none.
+    """
+
+    source: str | None
+    target: str | None
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +113,13 @@ class DataOptions:
         None, "a name on the Hub, a local folder, or one file of training pairs"
     )
     dataset_config: str | None = option(None, "the configuration of the data set, as de-en")
-    source_lang: str | None = option(None, "key or column of the source, as de")
+    source_lang: str | None = option(
+        None, "key or column of the source, as de; not for TSV and CSV without names"
+    )
     target_lang: str | None = option(None, "key or column of the target, as en")
+    language_tag: str | None = option(
+        None, "key or column of each pair's language, which becomes a tag before the source"
+    )
     max_chars: int = option(300, "drop training pairs with a side of more characters")
     limit: int | None = option(None, "use the first N training pairs that are not dropped")
     streaming: bool = option(False, "read training pairs of dataset_name as they are needed")
@@ -140,7 +161,7 @@ def read_lines(path: str | Path) -> list[str]:
         ValueError: If the file is not valid UTF-8 (names the line) or not a valid .gz or .xz file.
     """
     # Not `splitlines`, which cuts at characters that are text here.
-    lines = _read_text(Path(path)).split("\n")
+    lines = read_text(Path(path)).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
@@ -165,49 +186,81 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> list[Text
     return [TextPair(source, target) for source, target in zip(sources, targets, strict=True)]
 
 
-def read_pairs_file(path: str | Path, *, source_lang: str, target_lang: str) -> list[TextPair]:
+def read_pairs_file(
+    path: str | Path,
+    *,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    language_tag: str | None = None,
+) -> list[TextPair]:
     r"""Read a file of pairs: JSON lines, TSV, CSV or parquet, told apart by the file's suffix.
 
     A row is `{"translation": {"de": ..., "en": ...}}` or has a column for each language. TSV and
     CSV have two columns, source then target, or a first line that names the languages among the
-    columns. TSV has no quoting (a quote is a character). CSV has commas and the quotes of Python's
-    `csv` module, strictly: in quotes a comma, a doubled quote and a newline are text, as "\n" is
-    in JSON; a quote that is never closed is an error; blank lines are skipped.
+    columns. Without `source_lang` and `target_lang` they have two columns and no names: the first
+    line is a pair as every other. TSV has no quoting (a quote is a character). CSV has commas and
+    the quotes of Python's `csv` module, strictly: in quotes a comma, a doubled quote and a newline
+    are text, as "\n" is in JSON; a quote that is never closed is an error; blank lines are skipped.
 
     Args:
         path: .jsonl, .json (one object a line), .tsv or .csv, each also with .gz or .xz; .parquet.
-        source_lang: Key or column of the source, as "de".
-        target_lang: Key or column of the target, as "en".
+        source_lang: Key or column of the source, as "de"; None only for TSV and CSV.
+        target_lang: Key or column of the target, as "en"; None where `source_lang` is.
+        language_tag: Key or column of each pair's language; None = none. A TSV or CSV names it in
+            its first line, JSON and parquet may have it beside "translation".
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the suffix is none of these, or a row is not a pair (names the row).
+        ValueError: If the suffix is none of these, a name is missing, or a row is not a pair or
+            has no language (names the row).
     """
-    return read_rows(Path(path), source_lang, target_lang)
+    path = Path(path)
+    return read_rows(path, _named(Columns(source_lang, target_lang, language_tag), path))
 
 
-def read_rows(path: Path, source: str, target: str, change: RowChange = iter) -> list[TextPair]:
+def read_rows(path: Path, columns: Columns, change: RowChange = iter) -> list[TextPair]:
     """Do the work of `read_pairs_file`; `change` is for the rows of JSON and parquet."""
-    # "train.jsonl.gz" is JSON lines, and `read_lines` unpacks it.
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in OPENERS:
-        suffixes.pop()
-    kind = suffixes[-1] if suffixes else ""
+    kind = _kind(path)
     where = f"'{path}'"
     if kind in (".jsonl", ".json"):
-        return list(_pairs(change(_json_rows(path)), source, target, where, "line"))
+        json = json_rows(path, read_lines(path))
+        return list(_pairs(change(json), columns, where, "line"))
     if kind == ".tsv":
         rows = enumerate((line.split("\t") for line in read_lines(path)), 1)
-        return _table_pairs(rows, path, source, target, separators="tabs")
+        return _table_pairs(rows, path, columns, separators="tabs")
     if kind == ".csv":
-        return _table_pairs(_csv_rows(path), path, source, target, separators="commas")
+        return _table_pairs(csv_rows(path), path, columns, separators="commas")
     # Parquet packs its own columns; no reader takes it packed once more.
     if kind == ".parquet" and path.suffix.lower() == ".parquet":
-        return list(_pairs(change(_parquet_rows(path)), source, target, where, "row"))
+        return list(_pairs(change(parquet_rows(path)), columns, where, "row"))
     raise ValueError(
         "`path` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz) or .parquet, "
         f"but is '{path}'."
     )
+
+
+def _kind(path: Path) -> str:
+    """Return the suffix that says what a file holds: that of "train.jsonl.gz" is ".jsonl"."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _named(columns: Columns, path: Path | None = None) -> Columns:
+    """Return `columns`, of which the file at `path`, or a data set, must have the names."""
+    source, target, language = columns
+    if source is None and target is None and path is not None and _kind(path) in _TABLES:
+        if language is None:
+            return columns
+        raise ValueError(
+            "`source_lang` must be a column that the first line names, with `language_tag`, but "
+            "is not given."
+        )
+    if source is None or target is None:
+        missing = "source_lang" if source is None else "target_lang"
+        raise ValueError(f"`{missing}` must be the key of a language like 'de', but is not given.")
+    return columns
 
 
 def filter_pairs(
@@ -262,7 +315,7 @@ class PairStream:
                 f"the file '{options.dataset_name}': name its folder."
             )
         self._options, self._name = options, options.dataset_name
-        self._languages = _languages(options)
+        self._columns = _columns(options)
 
     def __iter__(self) -> Iterator[TextPair]:
         options = self._options
@@ -275,7 +328,7 @@ class PairStream:
             )
         where = f"the split 'train' of '{self._name}'"
         rows = enumerate(splits["train"], 1)
-        pairs = _pairs(rows, where=where, unit="row", **self._languages)
+        pairs = _pairs(rows, self._columns, where, "row")
         # The limit counts what is kept, as it does for pairs in memory.
         kept = (pair for pair in pairs if _fault(pair, options.max_chars) is None)
         return islice(kept, options.limit)
@@ -332,17 +385,24 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
             raise ValueError(
                 f"`{split}_file` must be left out when `{split}_source` is given, but is '{file}'."
             )
+        if options.language_tag is not None:
+            raise ValueError(
+                f"`language_tag` must be left out when `{split}_source` is given, whose lines "
+                f"have no languages, but is '{options.language_tag}'."
+            )
         with typed(source_path=f"{split}_source", target_path=f"{split}_target"):
             return _not_empty(read_parallel(source, target), options, split)
     if file is not None:
         with typed(path=f"{split}_file"):
-            return _not_empty(read_pairs_file(file, **_languages(options)), options, split)
+            pairs = read_rows(Path(file), _columns(options, Path(file)))
+            return _not_empty(pairs, options, split)
     name = options.dataset_name
     # A file holds the training pairs alone; by its suffix, a missing one is no name on the Hub.
     if name is not None and (Path(name).is_file() or Path(name).suffix.lower() in _FILE_SUFFIXES):
         if split == "train":
             with typed(path="dataset_name"):
-                return _not_empty(read_pairs_file(name, **_languages(options)), options, split)
+                pairs = read_rows(Path(name), _columns(options, Path(name)))
+                return _not_empty(pairs, options, split)
         name = None
     if name is not None:
         pairs = _load_named_split(options, name, split)
@@ -382,21 +442,18 @@ def _load_named_split(options: DataOptions, name: str, split: str) -> list[TextP
             f"`dataset_name` must have the split '{candidates[0]}', but '{name}' has only "
             f"{_names(present)}: give --{split}_source and --{split}_target, or --{split}_file."
         )
-    return _split_pairs(present, found, f"'{name}'", **_languages(options))
+    return _split_pairs(present, found, f"'{name}'", _columns(options))
 
 
-def _split_pairs(
-    splits: _Splits, split: str, name: str, source_lang: str, target_lang: str
-) -> list[TextPair]:
+def _split_pairs(splits: _Splits, split: str, name: str, columns: Columns) -> list[TextPair]:
     where = f"the split '{split}' of {name}"
-    return list(_pairs(enumerate(splits[split], 1), source_lang, target_lang, where, "row"))
+    return list(_pairs(enumerate(splits[split], 1), columns, where, "row"))
 
 
-def _languages(options: DataOptions) -> dict[str, str]:
-    if options.source_lang is None or options.target_lang is None:
-        missing = "source_lang" if options.source_lang is None else "target_lang"
-        raise ValueError(f"`{missing}` must be the key of a language like 'de', but is not given.")
-    return {"source_lang": options.source_lang, "target_lang": options.target_lang}
+def _columns(options: DataOptions, path: Path | None = None) -> Columns:
+    """Return the columns that the options name, for the file at `path` or a data set."""
+    own = Columns(options.source_lang, options.target_lang, options.language_tag)
+    return _named(own, path)
 
 
 def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
@@ -410,103 +467,24 @@ def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _
     # Before OSError, of which both are kinds.
     except ConnectionError as error:
         raise ConnectionError(
-            f"{rule}, but '{name}' is no folder here and the Hub cannot be reached: {_LOCAL_FILES}."
+            f"{rule}, but '{name}' is no folder here and the Hub cannot be reached: {LOCAL_FILES}."
         ) from error
     except FileNotFoundError as error:
         found = "holds no data files" if Path(name).exists() else "is neither"
-        raise ValueError(f"{rule}, but '{name}' {found}: {_LOCAL_FILES}.") from error
+        raise ValueError(f"{rule}, but '{name}' {found}: {LOCAL_FILES}.") from error
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{rule}, but '{name}' does not load: {_first_line(error)}") from error
+        raise ValueError(f"{rule}, but '{name}' does not load: {first_line(error)}") from error
     return splits
-
-
-def import_optional(module: str, purpose: str) -> Any:
-    """Import an optional library only now that it is needed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"`{package}` must be installed to {purpose}, but is not: pip install {package}, or "
-            f"{_LOCAL_FILES}."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".") + "."
 
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _read_bytes(path: Path) -> bytes:
-    """Read the whole content of a file, unpacked if it is .gz or .xz."""
-    if not path.is_file():
-        raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
-    opener = OPENERS.get(path.suffix.lower())
-    if opener is None:
-        return path.read_bytes()
-    try:
-        with opener(path, "rb") as file:
-            content: bytes = file.read()
-    # EOFError: a download that stopped before its end.
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise ValueError(
-            f"`path` must be a complete {path.suffix} file, but '{path}' is not: {error}."
-        ) from error
-    return content
-
-
-def _read_text(path: Path) -> str:
-    """Read the whole content of a UTF-8 file, without a byte order mark at its start."""
-    content = _read_bytes(path)
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"`path` must be UTF-8 text, but '{path}' has an invalid byte in line {line}."
-        ) from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the objects of a file of JSON lines with their line numbers, without blank lines."""
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"line {number} of '{path}' must be a JSON object, but is not: {error}."
-            ) from error
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a file of comma-separated values, numbered by the line they begin in."""
-    # `newline=""` leaves line ends in quotes as they are.
-    # Strict, or a quote that is never closed would make one row of the rest of the file.
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    line = 1
-    try:
-        for row in reader:
-            if row:
-                yield line, row
-            # `line_num` counts the lines read, of which a row may have several.
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(
-            f"the row in line {line} of '{path}' must be comma-separated values with every quote "
-            f"closed, but is not: {error}."
-        ) from error
-
-
 def _table_pairs(
     rows: Iterable[tuple[int, list[str]]],
     path: Path,
-    source_lang: str,
-    target_lang: str,
+    columns: Columns,
     *,
     separators: str,
 ) -> list[TextPair]:
@@ -514,10 +492,16 @@ def _table_pairs(
     rows = list(rows)
     # Without names the columns are source and target, and there is no third.
     names = rows[0][1] if rows else []
-    source_column, target_column, width = 0, 1, 2
-    if source_lang in names and target_lang in names:
-        source_column, target_column = names.index(source_lang), names.index(target_lang)
+    wanted = [column for column in columns if column is not None]
+    places, width = [0, 1], 2
+    if wanted and all(column in names for column in wanted):
+        places = [names.index(column) for column in wanted]
         width, rows = len(names), rows[1:]
+    elif columns.language is not None:
+        raise ValueError(
+            f"the first line of '{path}' must name the columns {_names(wanted)}, but has "
+            f"{_names(names) or 'nothing'}."
+        )
     for number, row in rows:
         # Of another width, a row has a separator within a text, and nobody can tell which.
         if len(row) != width:
@@ -526,29 +510,27 @@ def _table_pairs(
                 "a file of more than two names them in its first line, the languages among them), "
                 f"but has {len(row)}."
             )
-    return [TextPair(row[source_column], row[target_column]) for _, row in rows]
+    if columns.language is not None:
+        for number, row in rows:
+            _check_language(row[places[-1]], columns.language, f"line {number} of '{path}'")
+    return [TextPair(*(row[place] for place in places)) for _, row in rows]
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Read the rows of a parquet file, numbered from 1."""
-    if not path.is_file():
-        raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
-    pyarrow, parquet = (
-        import_optional(module, f"read '{path}'") for module in ("pyarrow", "pyarrow.parquet")
-    )
+def _check_language(language: str, column: str, place: str) -> None:
+    """Raise ValueError, which names the place, unless `language` can be a tag."""
     try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"`path` must be a parquet file, but '{path}' is not: {_first_line(error)}"
-        ) from error
-    return enumerate(table.to_pylist(), 1)
+        check_language(language)
+    except ValueError as error:
+        raise ValueError(f"'{column}' in {place} is no language: {error}") from None
 
 
 def _pairs(
-    rows: Iterable[tuple[int, Any]], source_lang: str, target_lang: str, where: str, unit: str
+    rows: Iterable[tuple[int, Any]], columns: Columns, where: str, unit: str
 ) -> Iterator[TextPair]:
     """Turn numbered rows into pairs; a row that is not a pair is an error that names it."""
+    assert columns.source is not None, "only a table has columns without names"
+    assert columns.target is not None, "only a table has columns without names"
+    keys = (columns.source, columns.target)
     for number, row in rows:
         place = f"{unit} {number} of {where}"
         if not isinstance(row, Mapping):
@@ -556,8 +538,12 @@ def _pairs(
         # Translation data sets of the Hub put the languages one level down.
         nested = row.get("translation")
         texts = nested if isinstance(nested, Mapping) else row
-        source, target = (_text(texts, key, place) for key in (source_lang, target_lang))
-        yield TextPair(source, target)
+        source, target = (_text(texts, key, place) for key in keys)
+        language = ""
+        if columns.language is not None:
+            language = _text(row if columns.language in row else texts, columns.language, place)
+            _check_language(language, columns.language, place)
+        yield TextPair(source, target, language)
 
 
 def _text(texts: Mapping[str, Any], key: str, place: str) -> str:

@@ -15,8 +15,9 @@ from typing import Any, overload
 from transformers import PreTrainedTokenizerBase
 
 from .batching import Batch, BatchPlan, BucketBatchSampler, EncodedPair, encode_pairs, make_loader
-from .reading import TextPair, import_optional
-from .tokenization import encode_batch
+from .reading import TextPair
+from .rows import import_optional
+from .symbols import languages, sides_of
 
 
 class StreamBatches:
@@ -143,14 +144,21 @@ def encode_stored(
     datasets = import_optional("datasets", "tokenize in several processes")
     # By what the ids depend on: `datasets` would hash the function and all that it holds.
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    tagged = bool(languages(tokenizer)) or any(pair.language for pair in pairs)
+    if sides_of(tokenizer) is not None:  # which the backend does not say
+        digest.update(repr(sides_of(tokenizer)).encode())
     for pair in pairs:
-        for text in (pair.source, pair.target):
+        for text in (pair.source, pair.target, *([pair.language] if tagged else [])):
             # With its length, so that no character can move from one text to the next unseen.
             digest.update(f"{len(text)} {text}".encode())
     folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "hf_qrnn")
     os.makedirs(folder, exist_ok=True)
     texts = datasets.Dataset.from_dict(
-        {"source": [pair.source for pair in pairs], "target": [pair.target for pair in pairs]}
+        {
+            "source": [pair.source for pair in pairs],
+            "target": [pair.target for pair in pairs],
+            "language": [pair.language for pair in pairs],
+        }
     )
 
     with _single_threaded_tokenizers():
@@ -158,7 +166,7 @@ def encode_stored(
             _encoder(tokenizer),
             batched=True,
             num_proc=min(num_proc, len(pairs)),  # of more, `datasets` warns
-            remove_columns=["source", "target"],
+            remove_columns=["source", "target", "language"],
             # By these two, ids that an earlier run has left are found and not made again.
             cache_file_name=os.path.join(folder, f"ids-{digest.hexdigest()[:32]}.arrow"),
             new_fingerprint=digest.hexdigest()[:32],
@@ -173,9 +181,11 @@ def _encoder(
     """Make the function that encodes rows of texts in another process."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
+        pairs = map(TextPair, rows["source"], rows["target"], rows["language"])
+        encoded = encode_pairs(tokenizer, list(pairs))
         return {
-            "source_ids": encode_batch(tokenizer, rows["source"]),
-            "target_ids": encode_batch(tokenizer, rows["target"]),
+            "source_ids": [pair.source_ids for pair in encoded],
+            "target_ids": [pair.target_ids for pair in encoded],
         }
 
     return encode

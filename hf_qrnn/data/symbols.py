@@ -250,8 +250,8 @@ def check_language(language: str) -> None:
     """Raise ValueError unless `language` can be a tag."""
     if not _LANGUAGE.fullmatch(language) or _tag(language) in SPECIAL_TOKENS:
         raise ValueError(
-            "a language must be a code such as 'fre', of letters, digits and signs of ASCII but "
-            f"blanks, '<' and '>', and none of 'pad', '/s', 'unk' and 's', but is {language!r}."
+            "a language must be a code such as 'fre', of ASCII without blanks, '<' and '>', and "
+            f"none of 'pad', '/s', 'unk' and 's', but is {language!r}."
         )
 
 

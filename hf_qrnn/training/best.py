@@ -215,5 +215,6 @@ def fingerprint(pairs: Sequence[TextPair]) -> str:
     digest = hashlib.sha256()
     for pair in pairs:
         # Half a surrogate pair is refused where texts are read, in a sentence of its own.
-        digest.update(f"{pair.source}\n{pair.target}\n\n".encode(errors="surrogatepass"))
+        tag = pair.language and f"{pair.language}\n"
+        digest.update(f"{pair.source}\n{pair.target}\n{tag}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()[:8]

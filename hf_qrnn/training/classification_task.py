@@ -69,7 +69,9 @@ class ClassificationTask(Task):
     """A classifier of texts, measured by its accuracy."""
 
     kinds: ClassVar[tuple[type, ...]] = (LabelledOptions, TokenizerOptions, ClassifierOptions)
-    without: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
+    without: ClassVar[frozenset[str]] = frozenset(
+        {"label_smoothing", "source_tokens", "target_tokens"}
+    )
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/classifier"}
 
     def load(self, processes: Processes) -> None:

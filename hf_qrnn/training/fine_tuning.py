@@ -11,7 +11,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from transformers import (
 )
 
 from hf_qrnn.data.flags import typed
-from hf_qrnn.data.tokenization import add_characters, is_nfc, load_tokenizer, tokenizer_kind
+from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.symbols import add_symbols, sides_of
+from hf_qrnn.data.tokenization import is_nfc, load_tokenizer, tokenizer_kind
 from hf_qrnn.translation.translator import load_translator
 
 from .checkpoint import CheckpointFolder, find_checkpoint
@@ -54,7 +56,7 @@ class Base:
         tokenizer: Its tokenizer.
         name: As `--init_from` gave it.
         is_on_hub: Whether that is a name on the Hub.
-        num_new: Characters added to the tokenizer.
+        num_new: Characters, symbols and tags added to the tokenizer.
     """
 
     model: PreTrainedModel
@@ -69,9 +71,13 @@ class Base:
             field.name: getattr(self.model.config, field.name) for field in fields(ModelOptions)
         }
         ngram = self.model.generation_config.no_repeat_ngram_size
+        kind, sides = tokenizer_kind(self.tokenizer), sides_of(self.tokenizer)
+        source_tokens, target_tokens = sides or ("char", "char")
         return {
             **found,
-            "tokenizer": tokenizer_kind(self.tokenizer) or self.name,
+            "source_tokens": source_tokens,
+            "target_tokens": target_tokens,
+            "tokenizer": "char" if kind == "symbol" else kind or self.name,
             "nfc": is_nfc(self.tokenizer),
             "no_repeat_ngram_size": ngram or 0,
         }
@@ -148,7 +154,7 @@ def begin(
     base: Base,
     model_options: ModelOptions,
     tokenizer_options: TokenizerOptions,
-    texts: Iterable[str],
+    pairs: Sequence[TextPair],
     *,
     seed: int,
 ) -> Base:
@@ -158,7 +164,7 @@ def begin(
         base: What `find_base` found.
         model_options: What was asked for; the layers must be those of `base`.
         tokenizer_options: The tokenizer must be that of `base`.
-        texts: The training texts, both sides.
+        pairs: The training pairs.
         seed: Seed of the noise in new rows.
 
     Raises:
@@ -166,7 +172,13 @@ def begin(
     """
     changes = _changes(base, model_options)
     _check_tokenizer_options(base, tokenizer_options)
-    longer = add_characters(base.tokenizer, texts, min_count=tokenizer_options.min_count)
+    longer = add_symbols(
+        base.tokenizer,
+        [pair.source for pair in pairs],
+        [pair.target for pair in pairs],
+        languages=sorted({pair.language for pair in pairs} - {""}),
+        min_count=tokenizer_options.min_count,
+    )
     known, new = set(base.tokenizer.get_vocab().values()), set(longer.get_vocab().values())
     new_ids = sorted(new - known)
     # A model may have more rows than its tokenizer has ids; then new ids may have rows already.
@@ -258,11 +270,12 @@ def _check_tokenizer_options(base: Base, options: TokenizerOptions) -> None:
             f"`tokenizer` must be left out with `init_from`, or be the one of {base.name!r} "
             f"({own['tokenizer']}), but is {given!r}."
         )
-    if options.nfc != own["nfc"]:
-        raise ValueError(
-            f"`nfc` must be left out with `init_from`, or be {own['nfc']} as in {base.name!r}, "
-            f"but is {options.nfc}."
-        )
+    for name in ("nfc", "source_tokens", "target_tokens"):
+        if getattr(options, name) != own[name]:
+            raise ValueError(
+                f"`{name}` must be left out with `init_from`, or be {own[name]!r} as in "
+                f"{base.name!r}, but is {getattr(options, name)!r}."
+            )
 
 
 def _rebuilt(

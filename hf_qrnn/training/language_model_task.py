@@ -172,7 +172,7 @@ class LanguageModelTask(Task):
 
     kinds: ClassVar[tuple[type, ...]] = (TextOptions, TextTokenizerOptions, LanguageModelOptions)
     without: ClassVar[frozenset[str]] = frozenset(
-        {"max_tokens", "num_workers", "pad_to_multiple_of"}
+        {"max_tokens", "num_workers", "pad_to_multiple_of", "source_tokens", "target_tokens"}
     )
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/language_model"}
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 import yaml
 from transformers import HfArgumentParser
 
+from hf_qrnn.data.symbols import check_side
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
 
 _PRECISIONS = ("no", "bf16", "auto")
@@ -27,6 +28,26 @@ class TokenizerOptions:
     nfc: bool = field(
         default=False, metadata={"help": "char, byte: compose characters (Unicode NFC)"}
     )
+    source_tokens: str = field(
+        default="char",
+        metadata={"help": "char: a token is a character; blank: what is between blanks, as phones"},
+    )
+    target_tokens: str = field(default="char", metadata={"help": "the same of the target"})
+
+    def __post_init__(self) -> None:
+        check_side(source_tokens=self.source_tokens, target_tokens=self.target_tokens)
+        if self.tokenizer == "byte":
+            self.check_sides(("char", "char"))
+
+    def check_sides(self, own: tuple[str, str]) -> None:
+        """Raise ValueError where symbols are asked for, and the tokenizer's `own` are others."""
+        asked = {"source_tokens": self.source_tokens, "target_tokens": self.target_tokens}
+        for (name, side), has in zip(asked.items(), own, strict=True):
+            if side not in ("char", has):
+                raise ValueError(
+                    f"`{name}` must be {has!r} with the tokenizer {self.tokenizer!r}, which has "
+                    f"tokens of its own, but is {side!r}."
+                )
 
 
 MODEL_FLAGS = {

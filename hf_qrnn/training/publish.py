@@ -72,10 +72,15 @@ def translate_samples(
 
 
 def draw_attention(
-    translator: Translator, sentence: str, folder: Path, *, num_beams: int = 1
+    translator: Translator,
+    sentence: str,
+    folder: Path,
+    *,
+    language: str | None = None,
+    num_beams: int = 1,
 ) -> None:
     """Draw attention.png into a folder, of the sentence's translation."""
-    found = translator.attention(sentence, num_beams=num_beams)
+    found = translator.attention(sentence, language=language, num_beams=num_beams)
     figure = attention_figure(found.source_tokens, found.target_tokens, found.weights)
     path = folder / "attention.png"
     with writing(path):

@@ -26,6 +26,7 @@ from hf_qrnn.data.batching import (
     make_loader,
 )
 from hf_qrnn.data.reading import TextPair
+from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer
 from hf_qrnn.data.tokenization import (
     load_tokenizer,
     make_byte_tokenizer,
@@ -59,6 +60,28 @@ def make_tokenizer(options: TokenizerOptions, texts: Iterable[str]) -> PreTraine
     if options.tokenizer == "char":
         return train_character_tokenizer(texts, min_count=options.min_count, nfc=options.nfc)
     return load_tokenizer(options.tokenizer)
+
+
+def make_pair_tokenizer(
+    options: TokenizerOptions, pairs: Sequence[TextPair]
+) -> PreTrainedTokenizerBase:
+    """Make the tokenizer of pairs: that of symbols or tags where they are asked for."""
+    sides = {"source_tokens": options.source_tokens, "target_tokens": options.target_tokens}
+    languages = sorted({pair.language for pair in pairs} - {""})
+    has_symbols = "blank" in sides.values() or bool(languages)
+    if options.tokenizer != "char" or not has_symbols:
+        texts = (text for pair in pairs for text in (pair.source, pair.target))
+        tokenizer = make_tokenizer(options, texts)
+        options.check_sides(sides_of(tokenizer) or ("char", "char"))
+        return tokenizer
+    return train_symbol_tokenizer(
+        (pair.source for pair in pairs),
+        (pair.target for pair in pairs),
+        **sides,
+        languages=languages,
+        min_count=options.min_count,
+        nfc=options.nfc,
+    )
 
 
 def make_model(
@@ -296,7 +319,9 @@ class PairTask(Task):
 
     def illustrate(self, folder: Path) -> None:
         """Draw where the model looks in a sentence of ours: data may not be free to show."""
-        draw_attention(load_translator(str(folder), device="cpu"), example_sentence(folder), folder)
+        translator = load_translator(str(folder), device="cpu")
+        language = next(iter(translator.languages), None)
+        draw_attention(translator, example_sentence(folder), folder, language=language)
 
     def _limit_lengths(self) -> None:
         """Save with the model how long targets may become, by what the training pairs have."""

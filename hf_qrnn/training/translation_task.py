@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hf_qrnn.data.batching import Batch, EncodedPair, EpochPlan
-from hf_qrnn.data.reading import DataOptions, TranslationData, load_translation_data
+from hf_qrnn.data.batching import Batch, EncodedPair, EpochPlan, encode_pairs
+from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
-from hf_qrnn.data.tokenization import encode_batch
+from hf_qrnn.data.symbols import languages, sides_of
 from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
 from hf_qrnn.translation.translator import one_line
@@ -24,7 +25,7 @@ from .loop import Trainer
 from .options import ModelOptions, RunOptions, TokenizerOptions, check_at_least
 from .processes import Processes
 from .run_folder import RunFolder, write_lines
-from .task import PairTask, make_model, make_tokenizer
+from .task import PairTask, make_model, make_pair_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -88,19 +89,39 @@ class TranslationTask(PairTask):
     def load(self, processes: Processes) -> None:
         """Read the pairs, and make the model anew or from its base."""
         data_options, tokenizer_options, model_options, _ = self.given
+        if data_options.language_tag is not None and tokenizer_options.tokenizer == "byte":
+            raise ValueError(
+                "`language_tag` must be left out with the tokenizer 'byte', which has no tags, but "
+                f"is {data_options.language_tag!r}."
+            )
         data = self.data = processes.together(lambda: load_translation_data(data_options))
         self.train, self.valid, self.test = data.train, data.valid, data.test
-        texts = (text for pair in data.train for text in (pair.source, pair.target))
         if self.base is None:
-            self.tokenizer = make_tokenizer(tokenizer_options, texts)
+            self.tokenizer = make_pair_tokenizer(tokenizer_options, data.train)
             self.model = make_model(model_options, self.tokenizer)
         else:
             seed = self.options.seed
-            self.base = begin(self.base, model_options, tokenizer_options, texts, seed=seed)
+            self.base = begin(self.base, model_options, tokenizer_options, data.train, seed=seed)
             self.model, self.tokenizer = self.base.model, self.base.tokenizer
+        self._check_languages()
         # Saved with the model: whoever generates with it, generates as its test set was scored.
         ngram = self.search.no_repeat_ngram_size or None
         self.model.generation_config.no_repeat_ngram_size = ngram
+
+    def _check_languages(self) -> None:
+        """Raise ValueError where a pair has a language that the tokenizer has no tag for."""
+        known = languages(self.tokenizer)
+        splits: dict[str, Sequence[TextPair]] = {
+            "training": self.train, "validation": self.valid, "test": self.test,
+        }  # fmt: skip
+        for name, pairs in splits.items():
+            found = {pair.language for pair in pairs}
+            for language in sorted(found - set(known or [""])):
+                has = f"the tags {', '.join(map(repr, known))}" if known else "no tags"
+                raise ValueError(
+                    f"`language_tag` must give languages of the tokenizer, which has {has}, but "
+                    f"the {name} pairs have {repr(language) if language else 'none'}."
+                )
 
     @property
     def is_stream(self) -> bool:
@@ -151,7 +172,14 @@ class TranslationTask(PairTask):
     def describe(self) -> dict[str, Any]:
         """Count pairs and characters, and those that were left out."""
         logger.info("%s; %d parameters", self.data.report, self.model.num_parameters())
-        return {**super().describe(), "filter": str(self.data.report)}
+        described = {**super().describe(), "filter": str(self.data.report)}
+        sides, known = sides_of(self.tokenizer), languages(self.tokenizer)
+        if sides is not None:
+            described["sides"] = list(sides)
+        if known:
+            counts = Counter(pair.language for pair in self.train)
+            described["languages"] = {name: counts[name] for name in known}
+        return described
 
     def measure(self, processes: Processes) -> dict[str, Any]:
         """Translate the first validation sentences greedily, and score them."""
@@ -176,7 +204,7 @@ class TranslationTask(PairTask):
         record, texts = score_pairs(
             best.to(trainer.accelerator.device),
             self.tokenizer,
-            encode_batch(self.tokenizer, [pair.source for pair in self.test]),
+            [pair.source_ids for pair in encode_pairs(self.tokenizer, self.test)],
             [pair.target for pair in self.test],
             trainer.processes,
             batch_size=self.search.eval_batch_size,

@@ -139,7 +139,7 @@ def test_stored_ids_are_those_of_memory_and_are_made_once(
         raise AssertionError("encoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "encode_batch", never)
+        patch.setattr(streaming, "encode_pairs", never)
         assert list(encode_stored(TOKENIZER, PAIRS, num_proc=num_proc)) == expected
     assert sorted(folder.iterdir()) == files
     other = train_character_tokenizer(["abcdefghijklmnopqrstuvwxyz!"])
