@@ -16,9 +16,9 @@ class CardWords:
 
     Attributes:
         does: "a network that ...": `{pair}` is " from de to en" where that is known, `{unit}` what
-            a token is.
-        usage: Python that uses `model` and `tokenizer`, with `{sentence}` and `{num_beams}`; empty
-            = that of the head.
+            a token of the source is, `{target_unit}` one of the target.
+        usage: Python that uses `model` and `tokenizer`, with `{sentence}`, which has a tag where
+            the model needs one, and `{num_beams}`; empty = that of the head.
         counted: The entry of test.json that counts the test set, which it is called by too.
         rows: A name for the rows of data.
         loss: The unit of the loss.
@@ -41,7 +41,7 @@ class CardWords:
 
 WORDS = {
     "translation": CardWords(
-        does="translates{pair}, {unit} in and {unit} out",
+        does="translates{pair}, {unit} in and {target_unit} out",
         usage="""\
 inputs = tokenizer(["{sentence}"], return_tensors="pt")
 outputs = model.generate(**inputs, num_beams={num_beams})

@@ -81,12 +81,12 @@ def model_card(
         "card_data": _card_data(pipeline, title, run, test, words).to_yaml(),
         "title": title,
         "words": words,
-        "summary": _summary(words, options),
+        "summary": _summary(words, run),
         "about": about,
-        "usage": _usage(auto, usage_of(words, pipeline), folder, options),
+        "usage": _usage(auto, usage_of(words, pipeline), folder, run),
         "results": _results(test, words),
         "model": _model(config, run),
-        "data": _data(run.get("data", {}), options, words),
+        "data": _data(run, options, words),
         "training": _training(run, records, words),
         "curve": _curve(records, words, has_picture=(folder / "learning_curve.png").is_file()),
         "attention": (folder / "attention.png").is_file(),
@@ -127,6 +127,23 @@ def _filled(text: str, **values: object) -> str:
     return text
 
 
+def _tags(run: dict[str, Any]) -> dict[str, int]:
+    """Give the languages that the model has tags for, with their numbers of training pairs."""
+    found: dict[str, int] = run.get("data", {}).get("languages") or {}
+    return found
+
+
+def _units(run: dict[str, Any]) -> tuple[str, str]:
+    """Say what a token is, of the source and of the target."""
+    data, tokenizer = run.get("data") or {}, run.get("options", {}).get("tokenizer") or "char"
+    if "source_tokens" in data and "target_tokens" in data:
+        names = {"char": "characters", "blank": "symbols between blanks"}
+        source, target = (data[f"{side}_tokens"] for side in ("source", "target"))
+        return names.get(source, "tokens"), names.get(target, "tokens")
+    unit = {"char": "characters", "byte": "bytes"}.get(tokenizer, "tokens")
+    return unit, unit
+
+
 def example_sentence(folder: Path) -> str:
     """Return a sentence in the source language of the run in `folder`, English if unknown."""
     languages = _languages(read_run(folder).get("options", {}))
@@ -150,6 +167,8 @@ def describe_data(
 
 def _languages(options: dict[str, Any]) -> tuple[str, str] | None:
     """Source and target language where the run named them, or its files end in them."""
+    if options.get("language_tag"):
+        return None  # the names are of columns, whatever the language
     if options.get("source_lang") and options.get("target_lang"):
         return options["source_lang"], options["target_lang"]
     pattern = r".*\.(?!gz|xz)([a-z]{2,3})(?:\.gz|\.xz)?"
@@ -194,15 +213,17 @@ def _card_data(
                 metric_args=arguments or None,
             )
         )
-    unit = options.get("tokenizer") or "char"
-    level = {"char": ["character-level"], "byte": ["byte-level"]}.get(unit, [])
+    levels = {"characters": ["character-level"], "bytes": ["byte-level"]}
+    unit, target_unit = _units(run)
+    level = levels.get(unit, []) if unit == target_unit else []
+    tags = list(_tags(run)) or None
     dataset = str(options.get("dataset_name") or "")
     is_hub_dataset = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) is not None
     base = run.get("base")
     base_model = base["init_from"].partition("@")[0] if base and base["is_on_hub"] else None
     return ModelCardData(
         base_model=base_model,
-        language=list(languages) if languages is not None else None,
+        language=list(languages) if languages is not None else tags,
         license=options.get("model_license") or "apache-2.0",
         library_name="transformers",
         pipeline_tag=pipeline,
@@ -218,21 +239,23 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "data"
 
 
-def _summary(words: CardWords, options: dict[str, Any]) -> str:
-    languages = _languages(options)
-    unit = {"char": "characters", "byte": "bytes"}.get(options.get("tokenizer") or "char", "tokens")
+def _summary(words: CardWords, run: dict[str, Any]) -> str:
+    languages = _languages(run.get("options", {}))
+    unit, target_unit = _units(run)
     pair = "" if languages is None else f" from {languages[0]} to {languages[1]}"
-    does = _filled(words.does, pair=pair, unit=unit)
+    does = _filled(words.does, pair=pair, unit=unit, target_unit=target_unit)
     paper = "[arXiv 1611.01576](https://arxiv.org/abs/1611.01576)"
     return f"A quasi-recurrent neural network ({paper}) that {does}, made with `hf_qrnn`."
 
 
-def _usage(auto: str, program: str, folder: Path, options: dict[str, Any]) -> str:
+def _usage(auto: str, program: str, folder: Path, run: dict[str, Any]) -> str:
+    options: dict[str, Any] = without_folders(run.get("options", {}))
+    tag = next((f"<{language}>" for language in _tags(run)), "")
     return _filled(
         _USAGE + program,
         auto=auto,
         name=options.get("hub_model_id") or options.get("output_dir") or folder.resolve().name,
-        sentence=example_sentence(folder),
+        sentence=tag + example_sentence(folder),
         num_beams=options.get("num_beams") or 4,
     )
 
@@ -289,7 +312,8 @@ def _kernel_sizes(config: dict[str, Any]) -> dict[str, list[int]]:
     return found
 
 
-def _data(data: dict[str, Any], options: dict[str, Any], words: CardWords) -> str:
+def _data(run: dict[str, Any], options: dict[str, Any], words: CardWords) -> str:
+    data = run.get("data") or {}
     if not data:
         return ""
     lines = [f"Trained on {_data_name(options)}.", "", f"| split | {words.rows} |", "|---|---|"]
@@ -304,6 +328,11 @@ def _data(data: dict[str, Any], options: dict[str, Any], words: CardWords) -> st
             f"A training pair has {data['mean_source_chars']:.1f} characters on the source's side "
             f"and {data['mean_target_chars']:.1f} on the target's, the mean of all; "
             f"{data['distinct_chars']:,} characters are distinct."
+        )
+    if _tags(run):
+        counted = ", ".join(f"`<{name}>` {count:,}" for name, count in _tags(run).items())
+        facts.append(
+            f"A source begins with the tag of its language; {words.rows} of each: {counted}."
         )
     if data.get("filter"):
         facts.append(f"Filter: {data['filter']}.")

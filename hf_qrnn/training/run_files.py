@@ -35,12 +35,13 @@ _HARDWARE = {
 _TEXT_OPTIONS = (
     "source_lang", "target_lang", "train_source", "train_target", "train_file", "dataset_name",
     "data_name", "data_license", "model_license", "card_title", "tokenizer", "hub_model_id",
-    "output_dir",
+    "output_dir", "language_tag",
 )  # fmt: skip
 _DATA = {
     "train": "a whole number", "valid": "a whole number", "test": "a whole number",
     "mean_source_chars": "a number", "mean_target_chars": "a number",
     "distinct_chars": "a whole number",
+    "source_tokens": "a text", "target_tokens": "a text", "languages": "an object",
 }  # fmt: skip
 _RECORD = {"kind": "a text", "step": "a whole number"}
 _SCORES = {metric.name: "a number" for metric in RECORDED}
@@ -63,7 +64,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         _check(path.name, run["hardware"], _HARDWARE)
         options = dict.fromkeys(_TEXT_OPTIONS, "a text")
         _check(path.name, run["options"], {"seed": "a whole number"}, options)
-        _check(path.name, run.get("data") or {}, {}, _DATA)
+        data = run.get("data") or {}
+        _check(path.name, data, {}, _DATA)
+        languages = data.get("languages") or {}
+        _check(path.name, languages, dict.fromkeys(languages, "a whole number"))
         _check(path.name, run.get("card") or {}, {}, _CARD)
         if run.get("base") is not None:
             _check(path.name, run["base"], _BASE)

@@ -175,7 +175,7 @@ class TranslationTask(PairTask):
         described = {**super().describe(), "filter": str(self.data.report)}
         sides, known = sides_of(self.tokenizer), languages(self.tokenizer)
         if sides is not None:
-            described["sides"] = list(sides)
+            described["source_tokens"], described["target_tokens"] = sides
         if known:
             counts = Counter(pair.language for pair in self.train)
             described["languages"] = {name: counts[name] for name in known}

@@ -135,6 +135,25 @@ def test_model_index_is_valid_and_has_the_signatures(run: Path) -> None:
         assert (result.dataset_type, result.dataset_split) == ("some-data", "test")
 
 
+def test_card_of_symbols_and_tags_says_how_to_use_them(run: Path) -> None:
+    options = {**RUN["options"], "language_tag": "lang", "target_tokens": "blank"}  # type: ignore[dict-item]
+    options |= {"source_lang": "word", "target_lang": "phones"}
+    data = {**RUN["data"], "languages": {"eng": 12000, "fre": 17000}}  # type: ignore[dict-item]
+    data |= {"source_tokens": "char", "target_tokens": "blank"}
+    (run / "run.json").write_text(json.dumps({**RUN, "options": options, "data": data}))
+    text = model_card(run)
+    for part in (
+        "that translates, characters in and symbols between blanks out, made with",
+        'inputs = tokenizer(["<eng>The dog sleeps."], return_tensors="pt")',
+        "pairs of each: `<eng>` 12,000, `<fre>` 17,000.",
+    ):
+        assert part in text
+    assert no_placeholder_survives(text)
+    found = ModelCard(text).data
+    assert found.language == ["eng", "fre"]
+    assert "character-level" not in found.tags
+
+
 def test_card_tells_the_metric_that_chose_the_model(run: Path) -> None:
     rates = {"char_error_rate": 0.01236, "token_error_rate": 0.0321, "word_error_rate": 0.25}
     (run / "run.json").write_text(json.dumps({**RUN, "metric": "char_error_rate"}))
