@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .data.symbols import encode_sources, encode_targets, train_symbol_tokenizer
 from .data.tokenization import load_tokenizer, make_byte_tokenizer, train_character_tokenizer
 from .layer import QRNN, QRNNState
 from .model.backends_qrnn import use_backend
@@ -57,10 +58,13 @@ __all__ = [
     "QRNNState",
     "QRNNTranslationPipeline",
     "classifier_from_language_model",
+    "encode_sources",
+    "encode_targets",
     "load_tokenizer",
     "load_translator",
     "make_byte_tokenizer",
     "pool",
     "train_character_tokenizer",
+    "train_symbol_tokenizer",
     "use_backend",
 ]

@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--about", type=Path, help="file with a text on data and limits (none)")
     parser.add_argument("--sources", type=Path, help="sentences to translate as samples")
     parser.add_argument("--sentence", help="draw attention.png of its translation")
+    parser.add_argument("--language", help="language of both, for a model with --language_tag")
     parser.add_argument("--num_beams", type=int, default=5, help="beams for the samples")
     return exit_status(lambda: make_card(parser.parse_args()))
 
@@ -41,13 +42,15 @@ def make_card(args: argparse.Namespace) -> None:
         about = None if args.about is None else "\n".join(read_lines(args.about)).strip()
     with typed(path="--sources"):
         sources = [] if args.sources is None else read_lines(args.sources)
-    with typed(folder="--run", name_or_path="--run", num_beams="--num_beams"):
+    names = {"folder": "--run", "name_or_path": "--run"}
+    with typed(names, num_beams="--num_beams", language="--language"):
         samples = []
         if args.sentence is not None or sources:
             translator = load_translator(str(args.run), device="cpu")
             if args.sentence is not None:
-                draw_attention(translator, args.sentence, args.run, num_beams=args.num_beams)
-            samples = translate_samples(translator, sources, args.num_beams)
+                beams = {"num_beams": args.num_beams}
+                draw_attention(translator, args.sentence, args.run, language=args.language, **beams)
+            samples = translate_samples(translator, sources, args.num_beams, args.language)
         write_card(args.run, title=args.title, about=about, samples=samples)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)

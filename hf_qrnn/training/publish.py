@@ -62,10 +62,10 @@ def write_card(
 
 
 def translate_samples(
-    translator: Translator, sources: Sequence[str], num_beams: int
+    translator: Translator, sources: Sequence[str], num_beams: int, language: str | None = None
 ) -> list[tuple[str, str]]:
     """Translate sources as samples for `write_card`."""
-    found = translator.translate(sources, num_beams=num_beams)
+    found = translator.translate(sources, language=language, num_beams=num_beams)
     return [
         (source, one_line(best.text)) for source, (best, *_) in zip(sources, found, strict=True)
     ]

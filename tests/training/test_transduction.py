@@ -3,13 +3,15 @@
 import json
 import lzma
 import random
+import re
+import runpy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from training_script import load_script
+from training_script import ROOT, load_script
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -125,6 +127,21 @@ def test_program_that_knows_transformers_alone_generates(tagged: Path) -> None:
     assert tokenizer.decode(model.generate(**inputs)[1], skip_special_tokens=True) == found[1]
     say = pipeline("qrnn-translation", model=model, tokenizer=tokenizer)
     assert say("<rev>abd") == [{"translation_text": found[0]}]
+
+
+def test_program_of_the_page_runs(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs/transduction.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/say").symlink_to(plain)
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("program.py")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == str([x.text for [x] in load_translator(str(plain)).translate(["bad", "cab"])])
+    assert second == "B AA1 D"
 
 
 def test_program_that_knows_transformers_alone_trains(plain: Path, tmp_path: Path) -> None:
