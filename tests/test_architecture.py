@@ -123,7 +123,7 @@ def test_arrows_are_seen() -> None:
         "model.triton_connect_qrnn",
         "model.triton_qrnn",
     }
-    assert "data.tokenization" in imports_of_ours("data.batching")
+    assert "data.symbols" in imports_of_ours("data.batching")
     assert "model.layers_qrnn" in imports_of_ours("layer")
     assert "metrics.table" in imports_of_ours("training.evaluation")
     assert imports_of_ours("__main__") == {"cli.main"}
