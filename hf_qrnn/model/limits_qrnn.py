@@ -51,6 +51,18 @@ def set_length_rule(generation_config: GenerationConfig, ratio: float, offset: i
     generation_config._from_model_config = False
 
 
+def chosen_limit(generation_config: GenerationConfig) -> int | None:
+    """Return the most tokens of a target that somebody chose, the start token not counted.
+
+    None where nobody did, and the rule holds.
+    """
+    if generation_config.max_new_tokens is not None:
+        return int(generation_config.max_new_tokens)
+    if generation_config.max_length not in _NOT_CHOSEN:
+        return max(1, int(generation_config.max_length) - 1)
+    return None
+
+
 def target_limits(
     generation_config: GenerationConfig, source_lengths: torch.Tensor
 ) -> torch.Tensor:
@@ -66,10 +78,9 @@ def target_limits(
     Returns:
         (B,) int64, at least 1.
     """
-    if generation_config.max_new_tokens is not None:
-        return torch.full_like(source_lengths, generation_config.max_new_tokens)
-    if generation_config.max_length not in _NOT_CHOSEN:
-        return torch.full_like(source_lengths, max(1, generation_config.max_length - 1))
+    chosen = chosen_limit(generation_config)
+    if chosen is not None:
+        return torch.full_like(source_lengths, chosen)
     ratio, offset = length_rule(generation_config) or (DEFAULT_RATIO, DEFAULT_OFFSET)
     return (source_lengths.double() * ratio).ceil().long().add(offset).clamp(min=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
@@ -21,11 +22,14 @@ class Hypothesis:
         score: Log-probability in nats, end token included: the sum for greedy search, the sum
             over the length for beam search (transformers' `length_penalty`).
         is_cut: Whether it reached its length limit before an end token.
+        log_probability: The same in nats as a sum over the target, end token included, whatever
+            the search.
     """
 
     ids: list[int]
     score: float
     is_cut: bool = False
+    log_probability: float = 0.0
 
 
 @torch.no_grad()
@@ -121,15 +125,7 @@ def _generate_batch(
     generated = output.sequences[:, 1:]
     ends = end_ids(model.generation_config)
     lengths, is_cut = target_lengths(generated, limits, ends)
-    if num_beams == 1:
-        chosen = model.compute_transition_scores(  # type: ignore[operator]
-            output.sequences, output.scores, normalize_logits=True
-        )  # (B, T)
-        # Behind its end a row holds fill, whose scores are not its own.
-        steps = torch.arange(chosen.shape[1], device=chosen.device)
-        scores = chosen.masked_fill(steps >= lengths[:, None], 0.0).sum(1).tolist()
-    else:
-        scores = output.sequences_scores.tolist()
+    scores, totals = _scores(model, output, lengths, num_beams)
     # No comparison with NaN is true: what a search found is chance.
     if any(math.isnan(score) for score in scores):
         raise ValueError(
@@ -137,9 +133,27 @@ def _generate_batch(
             f"{model.dtype}."
         )
     flat = []
-    for row, length, score, cut in zip(
-        generated.tolist(), lengths.tolist(), scores, is_cut.tolist(), strict=True
+    for row, length, score, cut, total in zip(
+        generated.tolist(), lengths.tolist(), scores, is_cut.tolist(), totals, strict=True
     ):
         ids = [token for token in row[:length] if token not in ends]
-        flat.append(Hypothesis(ids, float(score), cut))
+        flat.append(Hypothesis(ids, float(score), cut, float(total)))
     return [flat[start : start + num_return] for start in range(0, len(flat), num_return)]
+
+
+def _scores(
+    model: PreTrainedModel, output: Any, lengths: torch.Tensor, num_beams: int
+) -> tuple[list[float], list[float]]:
+    """Return each hypothesis' score, and its log-probability: a sum over `lengths` tokens."""
+    if num_beams > 1:
+        found = output.sequences_scores
+        penalty = model.generation_config.length_penalty
+        powers = lengths.double() ** (1.0 if penalty is None else penalty)
+        return found.tolist(), (found * powers).tolist()
+    chosen = model.compute_transition_scores(  # type: ignore[operator]
+        output.sequences, output.scores, normalize_logits=True
+    )  # (B, T)
+    # Behind its end a row holds fill, whose scores are not its own.
+    steps = torch.arange(chosen.shape[1], device=chosen.device)
+    scores = chosen.masked_fill(steps >= lengths[:, None], 0.0).sum(1).tolist()
+    return scores, scores

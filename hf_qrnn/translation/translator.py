@@ -24,6 +24,7 @@ from hf_qrnn.data.hub_replies import hub_answer, split_revision
 from hf_qrnn.data.symbols import encode_sources, languages
 from hf_qrnn.data.tokenization import check_tokenizer, decode_batch
 
+from .ensemble import Ensemble, check_same_tokenizers
 from .search import generate_hypotheses
 
 # All that Python, an editor or another tool may take as the end of a line.
@@ -41,11 +42,14 @@ class Translation:
         score: Log-probability in nats: the sum over the target tokens for greedy search, their
             mean for beam search; 0 for an empty source.
         is_cut: Whether it reached the length limit before its end.
+        log_probability: The same in nats as a sum over the target tokens, end token included,
+            whatever the search.
     """
 
     text: str
     score: float
     is_cut: bool = False
+    log_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Translator:
     """A translation model with its tokenizer, in evaluation mode.
 
     Args:
-        model: A sequence-to-sequence model.
+        model: A sequence-to-sequence model, or an `Ensemble` of several.
         tokenizer: The tokenizer it was trained with.
 
     Raises:
@@ -143,8 +147,8 @@ class Translator:
         for index, found in zip(filled, hypotheses, strict=True):
             outputs = decode_batch(self.tokenizer, [hypothesis.ids for hypothesis in found])
             results[index] = [
-                Translation(text, hypothesis.score, hypothesis.is_cut)
-                for text, hypothesis in zip(outputs, found, strict=True)
+                Translation(text, one.score, one.is_cut, one.log_probability)
+                for text, one in zip(outputs, found, strict=True)
             ]
         return results
 
@@ -154,7 +158,8 @@ class Translator:
     ) -> AttentionMap:
         """Translate `source` and read the attention (Eq. 8 of 1611.01576) along the translation.
 
-        The model is run a second time over its own translation, all steps at once.
+        The model is run a second time over its own translation, all steps at once. An ensemble's
+        weights are the mean of its members'.
 
         Raises:
             ValueError: If `source` has no text, `num_beams` is below 1, the model returns no
@@ -195,8 +200,14 @@ class Translator:
             S tokens as in `AttentionMap`, and states (S, H), float32 on the CPU.
 
         Raises:
-            ValueError: If `text` has no text, or the language is missing, unknown or too much.
+            ValueError: If `text` has no text, the language is missing, unknown or too much, or the
+                model is an ensemble.
         """
+        if isinstance(self.model, Ensemble):
+            raise ValueError(
+                "`model` must be one model to show its states, but is an ensemble of "
+                f"{len(self.model.members)}."
+            )
         ids = self._encode(text, language)
         encoder: Any = self.model.get_encoder()
         output = encoder(input_ids=torch.tensor([ids], device=self.model.device))
@@ -222,30 +233,46 @@ class Translator:
 
 def load_translator(
     name_or_path: str,
-    *,
+    *others: str,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> Translator:
-    """Load a translation model and its tokenizer from a folder or the Hub.
+    """Load a translation model and its tokenizer from a folder or the Hub, or several as one.
 
     No code that lies beside the weights is run: QRNN models use the code of this package.
 
     Args:
         name_or_path: A folder with a saved model, or a name on the Hub like "someone/qrnn-de-en"
             or "someone/qrnn-de-en@v1.0".
+        others: More of them, whose log-probabilities are averaged at every step (`ensemble.py`);
+            all must have the same tokenizer.
         device: Where to compute; None is the GPU if there is one, else the CPU.
         dtype: Precision of the weights; None is the one they were saved in.
         revision: Branch, tag or commit on the Hub, where the name has none.
 
     Raises:
         ValueError: If there is no such model, the Hub cannot be reached, it is not a model that
-            translates, or the device is not there.
+            translates, the device is not there, or tokenizers differ.
     """
     # Before a download of a gigabyte that would find no device.
     place = _device(device)
+    names = [str(name) for name in (name_or_path, *others)]
+    loaded = [_load_model(name, place, dtype, revision) for name in names]
+    with typed(tokenizer="name_or_path"):
+        members = [Translator(model, tokenizer) for model, tokenizer in loaded]
+    if not others:
+        return members[0]
+    check_same_tokenizers([member.tokenizer for member in members], names)
+    return Translator(Ensemble([member.model for member in members]), members[0].tokenizer)
+
+
+def _load_model(
+    name: str, place: torch.device, dtype: torch.dtype | None, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load one model and its tokenizer."""
     kind = "a folder with a saved translation model or the name of one on the Hub"
-    found = str(name_or_path)
+    found = name
     if not Path(found).exists():
         if not _HUB_NAME.fullmatch(found):
             raise ValueError(f"`name_or_path` must be {kind}, but {found!r} is not there.")
@@ -264,8 +291,7 @@ def load_translator(
     except Exception as error:  # `tokenizers` raises plain Exception for a broken file
         answered = None if Path(found).exists() else hub_answer(error, found, revision)
         raise ValueError(
-            f"`name_or_path` must be {kind}, but is {str(name_or_path)!r}: "
-            f"{answered or _reason(error)}"
+            f"`name_or_path` must be {kind}, but is {name!r}: {answered or _reason(error)}"
         ) from error
     # A language model or classifier loads too, with random weights for what it lacks.
     missing = sorted(report["missing_keys"])
@@ -273,11 +299,10 @@ def load_translator(
         saved = (model.config.architectures or [type(model).__name__])[0]
         is_other = "" if saved == type(model).__name__ else f"is a {saved}, which "
         raise ValueError(
-            f"`name_or_path` must be {kind}, but {str(name_or_path)!r} {is_other}lacks "
+            f"`name_or_path` must be {kind}, but {name!r} {is_other}lacks "
             f"{len(missing)} of its weights, {missing[0]!r} for one."
         )
-    with typed(tokenizer="name_or_path"):
-        return Translator(model.to(place), tokenizer)
+    return model.to(place), tokenizer
 
 
 def one_line(text: str) -> str:
