@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_qrnn.translation.translator import Translator
 
 
-def add_decoding(add: Any) -> None:
-    """Add the flags of the search to a command, by its `add_argument`."""
-    beams = "width of the beam search; 1 is greedy search (default: 1)"
-    add("--num_beams", metavar="N", type=int, default=1, help=beams)
+def add_decoding(add: Any, *, num_beams: int = 1) -> None:
+    """Add the flags of the search to a command, by its `add_argument`; `num_beams` is a default."""
+    beams = f"width of the beam search; 1 is greedy search (default: {num_beams})"
+    add("--num_beams", metavar="N", type=int, default=num_beams, help=beams)
     limit = "most tokens of a translation (default: by the lengths in the model's training data)"
     add("--max_new_tokens", metavar="N", type=int, help=limit)
     batch = "lines translated at once; more need more memory (default: 32)"
@@ -38,12 +38,12 @@ def check_decoding(args: argparse.Namespace) -> None:
             raise ValueError(f"`--{name}` must be at least 1, but is {value}.")
 
 
-def load(model: str, device: str | None) -> Translator:
-    """Load the translator of a folder or a name on the Hub, in silence."""
+def load(models: Sequence[str], device: str | None) -> Translator:
+    """Load the translator of folders or names on the Hub, in silence; several are an ensemble."""
     from hf_qrnn.translation.translator import load_translator
 
     with _quiet_transformers():
-        return load_translator(model, device=device)
+        return load_translator(*models, device=device)
 
 
 @contextlib.contextmanager

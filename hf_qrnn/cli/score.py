@@ -45,7 +45,8 @@ class _Once(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
     ) -> None:
         if getattr(namespace, self.dest) is not None:
-            parser.error(f"`{option}` must be given once, but is given again with '{values}'")
+            again = " ".join(values) if isinstance(values, list) else values
+            parser.error(f"`{option}` must be given once, but is given again with '{again}'")
         setattr(namespace, self.dest, values)
 
 
@@ -61,8 +62,8 @@ def add_score(commands: Any) -> None:
     add("--references", metavar="FILE", required=True, nargs="+", action="extend", help=right)
     once: dict[str, Any] = {"action": _Once}
     add("--hypotheses", metavar="FILE", help="the translations to score", **once)
-    translates = "folder or Hub name of a model that translates --source"
-    add("--model", metavar="MODEL", help=translates, **once)
+    translates = "folder or Hub name of a model that translates --source; several do as an ensemble"
+    add("--model", metavar="MODEL", nargs="+", help=translates, **once)
     add("--source", metavar="FILE", help="the sentences to translate", **once)
     tokens = "sacrebleu's tokenizer for BLEU (default: 13a)"
     add("--bleu_tokenize", metavar="T", default="13a", help=tokens)

@@ -39,7 +39,8 @@ def add_translate(commands: Any) -> None:
     )
     parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL", "language": "--language"})
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder with a saved model, or its name on the Hub")
+    models = "folder with a saved model, or its name on the Hub; several translate as an ensemble"
+    add("model", metavar="MODEL", nargs="+", help=models)
     source = "read FILE (text, .gz, .xz) instead of standard input"
     add("-i", "--input", metavar="FILE", help=source)
     add("-o", "--output", metavar="FILE", help="write FILE instead of standard output")
@@ -111,6 +112,11 @@ def _check_translate(args: argparse.Namespace) -> None:
         raise ValueError(
             f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "
             f"but is {args.n_best}."
+        )
+    if args.hidden_states is not None and len(args.model) > 1:
+        raise ValueError(
+            "`--hidden_states` must be left out with several models, but is "
+            f"'{args.hidden_states}'."
         )
     if args.interactive and args.input is not None:
         raise ValueError(f"`--input` must be left out with --interactive, but is '{args.input}'.")

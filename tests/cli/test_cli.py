@@ -292,6 +292,25 @@ def test_score_of_a_model(
     assert "characters/s" in output.err
 
 
+def test_several_models_translate_as_one(
+    model: str,
+    newline_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Capture,
+) -> None:
+    models = [model, newline_model]
+    lines = _translate(monkeypatch, capsysbinary, TEXT, *models, "--num_beams", "2")
+    together = load_translator(*models).translate(LINES, num_beams=2)
+    assert lines == [_without_line_ends(found.text) for [found] in together]
+    assert lines != _translate(monkeypatch, capsysbinary, TEXT, model, "--num_beams", "2")
+    (tmp_path / "src").write_bytes(TEXT)
+    (tmp_path / "ref").write_text("".join(line + "\n" for line in lines))
+    files = ["--source", str(tmp_path / "src"), "--references", str(tmp_path / "ref")]
+    assert main(["score", "--model", *models, *files, "--num_beams", "2"]) == 0
+    assert b"exact 100.00  % of " in capsysbinary.readouterr().out
+
+
 def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     output = capsys.readouterr().out
@@ -326,6 +345,14 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
         (["translate", "M", "-i", "none"], "`--input` must be an existing file, but is 'none'."),
         (["translate", "M", "-i", "a", "-o", "./a"], "must not be the input, but is './a' too."),
         (["translate", "M", "-i", "a", "--interactive"], "must be left out with --interactive"),
+        (
+            ["translate", "M", "N", "--hidden_states", "a.png"],
+            "`--hidden_states` must be left out with several models, but is 'a.png'.",
+        ),
+        (
+            ["score", "--references", "r", "--model", "M", "N", "--model", "O", "P"],
+            "`--model` must be given once, but is given again with 'O P'",
+        ),
         (["translate", "no/such/M"], "`MODEL` must be a folder with a saved translation model"),
         (["translate", "no/such/M"], "but 'no/such/M' is not there."),
         (["translate", "r", "--device", "tpu9"], "`--device` must be a device of this machine"),
