@@ -221,15 +221,20 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         return (self._seed * 1_000_003 + self._epoch) % 2**63
 
     def _sorted_pools(self, generator: torch.Generator) -> Iterator[int]:
-        """Yield all examples, shuffled, then sorted by length within each pool."""
-        size = len(self._lengths)
+        """Yield the epoch's examples, shuffled, then sorted by length within each pool."""
+        examples = self._examples(generator)
         if not self._shuffle:
-            yield from sorted(range(size), key=self._sort_key)
+            yield from sorted(examples, key=self._sort_key)
             return
-        order: list[int] = torch.randperm(size, generator=generator).tolist()
+        places: list[int] = torch.randperm(len(examples), generator=generator).tolist()
+        order = [examples[place] for place in places]
         # Sorting is within pools: of a sort of all, each epoch would have the same batches.
-        for start in range(0, size, self._pool_size):
+        for start in range(0, len(order), self._pool_size):
             yield from sorted(order[start : start + self._pool_size], key=self._sort_key)
+
+    def _examples(self, generator: torch.Generator) -> Sequence[int]:
+        """Return the examples of an epoch: all of them."""
+        return range(len(self._lengths))
 
     def _sort_key(self, index: int) -> tuple[int, int]:
         """Give the key: the longer side, coarsely, then the target, up and down in turn.

@@ -12,12 +12,14 @@ Blocks nest: an inner one may turn `path` into `train_source`, an outer one that
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
-from typing import TypeVar
+from typing import Any, TypeVar
 
+_SEEN = "_flags_that_were_given"
 _NAME = re.compile(r"`(\w+)`")
 _T = TypeVar("_T")
 
@@ -26,6 +28,26 @@ def option(default: _T, text: str) -> _T:
     """Make a field of a dataclass of options, whose flag has `text` as its help."""
     made: _T = field(default=default, metadata={"help": text})
     return made
+
+
+def several(text: str) -> dict[str, Any]:
+    """Make the metadata of a field whose flag takes several values, and may come again.
+
+    By argparse's own way a flag that comes again silently replaces its first values.
+    """
+    return {"help": text, "action": _Several}
+
+
+class _Several(argparse.Action):
+    """A flag that collects the values of all its uses; those of a file give way to them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        seen: set[str] = getattr(namespace, _SEEN, set())
+        before = getattr(namespace, self.dest) if self.dest in seen else []
+        setattr(namespace, self.dest, [*before, *values])
+        setattr(namespace, _SEEN, {*seen, self.dest})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .flags import option, typed
+from .flags import option, several, typed
 from .rows import (
     LOCAL_FILES,
     OPENERS,
@@ -123,6 +123,9 @@ class DataOptions:
     max_chars: int = option(300, "drop training pairs with a side of more characters")
     limit: int | None = option(None, "use the first N training pairs that are not dropped")
     streaming: bool = option(False, "read training pairs of dataset_name as they are needed")
+    distilled_file: list[str] | None = field(
+        default=None, metadata=several("what hf-qrnn distill wrote, mixed into the training pairs")
+    )
     num_proc: int = option(
         0, "processes that tokenize the training pairs and keep the ids on the disk; 0 = in memory"
     )
@@ -349,6 +352,11 @@ def load_translation_data(options: DataOptions) -> TranslationData:
         raise ValueError(f"`limit` must be at least 1, but is {options.limit}.")
     if options.num_proc < 0:
         raise ValueError(f"`num_proc` must be at least 0, but is {options.num_proc}.")
+    if options.streaming and options.distilled_file:
+        raise ValueError(
+            "`distilled_file` must be left out with `streaming`, but is "
+            f"{_names(options.distilled_file)}."
+        )
     stream = PairStream(options) if options.streaming else None
     pairs = _load_split(options, "train") if stream is None else islice(stream, _STREAM_SAMPLE)
     # Only what trains is filtered: scores of a part of a test set compare with nobody's.

@@ -329,6 +329,12 @@ def _data(run: dict[str, Any], options: dict[str, Any], words: CardWords) -> str
             f"and {data['mean_target_chars']:.1f} on the target's, the mean of all; "
             f"{data['distinct_chars']:,} characters are distinct."
         )
+    if data.get("distilled_lines"):
+        facts.append(
+            f"Of the training pairs {data['distilled_lines']:,} are not data but what other models "
+            f"wrote, translations of {data['distilled_sources']:,} sources; an epoch has one of "
+            "each source, drawn by their probabilities."
+        )
     if _tags(run):
         counted = ", ".join(f"`<{name}>` {count:,}" for name, count in _tags(run).items())
         facts.append(

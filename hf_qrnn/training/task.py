@@ -25,6 +25,12 @@ from hf_qrnn.data.batching import (
     hash_pairs,
     make_loader,
 )
+from hf_qrnn.data.distilled import (
+    DistilledPair,
+    DrawingSampler,
+    alternatives_of,
+    describe_distilled,
+)
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer
 from hf_qrnn.data.tokenization import (
@@ -271,8 +277,9 @@ class PairTask(Task):
     def plan(self, share: Mapping[str, Any]) -> tuple[EpochPlan, Iterable[Batch]]:
         """Plan the training batches of this process, by its `rank` and the `world_size`."""
         size, multiple = self.loop.max_tokens, self.loop.pad_to_multiple_of
-        sampler = BucketBatchSampler(
+        sampler = DrawingSampler(
             self.encoded,
+            alternatives_of(self.train),
             max_tokens=size,
             seed=self.options.seed,
             pad_to_multiple_of=multiple,
@@ -297,8 +304,15 @@ class PairTask(Task):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Give the hash of the training pairs."""
-        return {"training data": hash_pairs(self.encoded)}
+        """Give the hash of the training pairs, and what is drawn from a teacher's."""
+        found = {"training data": hash_pairs(self.encoded)}
+        about = describe_distilled(self.train)
+        if about:
+            # The scores decide what is drawn, and are in no id.
+            found["distilled_file"] = "{distilled_lines} lines, SHA-256 {distilled_sha256}".format(
+                **about
+            )
+        return found
 
     def rehearse(self, choice: Choice, processes: Processes) -> None:
         """Measure the untrained model once, where the metric is the task's own."""
@@ -307,8 +321,10 @@ class PairTask(Task):
             processes.together(lambda: choice.score(found))
 
     def describe(self) -> dict[str, Any]:
-        """Count pairs and characters."""
-        return describe_data(self.train, self.valid, self.test)
+        """Count pairs and characters, and a teacher's lines among them."""
+        return {
+            **describe_data(self.train, self.valid, self.test), **describe_distilled(self.train)
+        }  # fmt: skip
 
     def validate(
         self, model: nn.Module, processes: Processes, device: torch.device
@@ -327,7 +343,10 @@ class PairTask(Task):
         """Save with the model how long targets may become, by what the training pairs have."""
         config = self.model.generation_config
         least = length_rule(config) or (DEFAULT_RATIO, DEFAULT_OFFSET)
-        ratio, offset = measure_lengths(self.encoded, least=least)
+        # Not a teacher's: a line on which it lost its way would let its student do so too.
+        taught = {i for i, pair in enumerate(self.train) if isinstance(pair, DistilledPair)}
+        own = (pair for i, pair in enumerate(self.encoded) if i not in taught)
+        ratio, offset = measure_lengths(own, least=least)
         set_length_rule(config, ratio, offset)
         number = len(self.encoded)
         seen = f"the first {number} pairs of the stream" if self.is_stream else "the training pairs"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hf_qrnn.data.batching import Batch, EncodedPair, EpochPlan, encode_pairs
+from hf_qrnn.data.distilled import with_distilled
 from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
 from hf_qrnn.data.symbols import languages, sides_of
@@ -94,7 +95,9 @@ class TranslationTask(PairTask):
                 "`language_tag` must be left out with the tokenizer 'byte', which has no tags, but "
                 f"is {data_options.language_tag!r}."
             )
-        data = self.data = processes.together(lambda: load_translation_data(data_options))
+        data = self.data = processes.together(
+            lambda: with_distilled(load_translation_data(data_options), data_options)
+        )
         self.train, self.valid, self.test = data.train, data.valid, data.test
         if self.base is None:
             self.tokenizer = make_pair_tokenizer(tokenizer_options, data.train)
