@@ -28,6 +28,13 @@ def saved_model(folder: Path) -> None:
     )  # fmt: skip
     model = QRNNForConditionalGeneration(config)
     model.generation_config.max_length = 20
+    # A teacher's translations must end, or there is nothing to learn of them.
+    source, target = (torch.tensor([tokenizer(x)["input_ids"]]) for x in ("Der Arzt ruft.", "ruft"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    for _ in range(20):
+        model(source, labels=target).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -79,12 +86,13 @@ def test_example_runs(
 
 @pytest.mark.parametrize(
     "command",
-    re.findall(r"^\| `(hf-qrnn (?:translate|score|info|bench)[^`]*)`", README, flags=re.M),
+    re.findall(r"^\| `(hf-qrnn (?:translate|score|distill|info|bench)[^`]*)`", README, flags=re.M),
 )
 def test_every_command_of_the_table_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved_model(tmp_path / "runs/demo")
+    saved_model(tmp_path / "runs/other")
     for name in ("in.de", "out.en", "ref.en", "other.en"):
         (tmp_path / name).write_text("Der Arzt ruft.\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)

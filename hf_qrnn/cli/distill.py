@@ -28,8 +28,9 @@ Translate a file of sentences or words and write a training set for --distilled_
 script: a line "source, target, score" for each translation, separated by tabs (and the language in
 a fourth column, where --language is given). The score is the natural logarithm of the
 translation's probability, end token included. Several teachers translate as an ensemble. Left out
-are translations that reached the length limit, that hold a tab or a line end, or whose probability
-is below --min_probability. OUT is there when the command has ended well, and not before."""
+are translations that reached the length limit, that hold a tab, a line end or a character unknown
+to the teacher, or whose probability is below --min_probability. OUT is there when the command has
+ended well, and not before."""
 
 
 def add_distill(commands: Any) -> None:
@@ -111,6 +112,8 @@ def _lines(
             counts["cut"] += 1
         elif one_line(found.text) != found.text or "\t" in found.text:
             counts["broken"] += 1
+        elif found.has_unknown:
+            counts["unknown"] += 1
         # Nothing to learn: training drops pairs without text.
         elif not found.text.strip():
             counts["blank"] += 1
@@ -127,6 +130,7 @@ def _left_out(counts: Counter[str]) -> str:
     reasons = {
         "cut": "{} translations that reached the length limit",
         "broken": "{} with a tab or a line end",
+        "unknown": "{} with an unknown character",
         "blank": "{} without text",
         "unlikely": "{} below --min_probability",
         "empty": "{} lines of --source without text",

@@ -44,12 +44,14 @@ class Translation:
         is_cut: Whether it reached the length limit before its end.
         log_probability: The same in nats as a sum over the target tokens, end token included,
             whatever the search.
+        has_unknown: Whether the model wrote its token for unknown characters, which `text` lacks.
     """
 
     text: str
     score: float
     is_cut: bool = False
     log_probability: float = 0.0
+    has_unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,11 @@ class Translator:
             batch_size=batch_size,
             on_batch=on_batch,
         )
+        unknown = self.tokenizer.unk_token_id  # None is in no list of ids
         for index, found in zip(filled, hypotheses, strict=True):
             outputs = decode_batch(self.tokenizer, [hypothesis.ids for hypothesis in found])
             results[index] = [
-                Translation(text, one.score, one.is_cut, one.log_probability)
+                Translation(text, one.score, one.is_cut, one.log_probability, unknown in one.ids)
                 for text, one in zip(outputs, found, strict=True)
             ]
         return results

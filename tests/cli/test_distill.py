@@ -152,6 +152,21 @@ def test_a_translation_that_is_no_column_is_left_out(
     assert [target for _, target, _ in rows(out)] == kept
 
 
+def test_a_translation_with_an_unknown_character_is_left_out(
+    source: str, tmp_path: Path, capsys: Capture
+) -> None:
+    pairs = {"abc": "cxb", "hgf": "fgh", "a": "ax", "edcba": "abc", "bb": "bb"}
+    tokenizer = train_character_tokenizer(["abcdefgh"])  # x is unknown
+    teacher, out = save(tmp_path / "m", tokenizer, pairs, 0), tmp_path / "out.tsv"
+    assert main(["distill", teacher, "--source", source, "-o", str(out)]) == 0
+    found = [best for [best] in load_translator(teacher).translate(list(pairs), num_beams=5)]
+    assert {"cb", "a"} & {best.text for best in found if best.has_unknown}
+    kept = [best.text for best in found if not best.has_unknown]
+    assert [target for _, target, _ in rows(out)] == kept
+    told = f"{len(found) - len(kept)} with an unknown character"
+    assert told in capsys.readouterr().err
+
+
 def test_no_translation_at_all_leaves_no_file(
     teachers: list[str], source: str, tmp_path: Path, capsys: Capture
 ) -> None:
