@@ -185,7 +185,7 @@ def _read_sources(path: str) -> list[str]:
 @contextmanager
 def _whole_or_nothing(path: str) -> Iterator[IO[bytes]]:
     """Open a file that takes its place when the block ends well, packed as its name says."""
-    from hf_qrnn.data.reading import OPENERS
+    from hf_qrnn.data.rows import OPENERS
 
     target = Path(path)
     fresh = target.with_name(f"{target.name}.saving")

@@ -25,6 +25,10 @@ import torch
 from .batching import BucketBatchSampler, EncodedPair
 from .flags import typed
 from .reading import DataOptions, TextPair, TranslationData, filter_pairs, read_lines
+from .symbols import check_language
+
+# Columns of a line, by whether it must have a language.
+_WIDTHS: dict[bool | None, tuple[int, ...]] = {None: (3, 4), False: (3,), True: (4,)}
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,10 @@ class DistilledPair(TextPair):
     """One translation by a teacher.
 
     Attributes:
-        language: Language of the source; "" where the file does not say.
         score: Natural logarithm of its probability.
         group: Number of the source in all files: lines with the same one are alternatives.
     """
 
-    language: str = ""
     score: float = 0.0
     group: int = 0
 
@@ -67,13 +69,17 @@ def distilled_line(source: str, target: str, score: float, language: str | None 
     return line
 
 
-def read_distilled(paths: Sequence[str]) -> list[DistilledPair]:
+def read_distilled(paths: Sequence[str], *, tagged: bool | None = None) -> list[DistilledPair]:
     """Read files of a teacher's translations, in their order.
+
+    Args:
+        paths: The files.
+        tagged: Whether every line must have a language, or none may; None = as it comes.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line has not its three or four columns, or its score is no logarithm of a
-            probability (names file and line).
+        ValueError: If a line has not its columns, its score is no logarithm of a probability, or
+            its language is none (names file and line).
     """
     groups: dict[tuple[int, str, str], int] = {}
     found = []
@@ -82,15 +88,22 @@ def read_distilled(paths: Sequence[str]) -> list[DistilledPair]:
             lines = read_lines(path)
         for place, line in enumerate(lines, 1):
             columns = line.split("\t")
-            if len(columns) not in (3, 4):
+            if len(columns) not in _WIDTHS[tagged]:
                 raise ValueError(
-                    f"line {place} of '{path}' must have 3 columns (source, target and score; a "
-                    f"language may follow), separated by tabs, but has {len(columns)}."
+                    f"line {place} of '{path}' must have {_WIDTHS[tagged][0]} columns (source, "
+                    "target, score, and with `language_tag` the language), separated by tabs, but "
+                    f"has {len(columns)}."
                 )
             source, target, written, language = [*columns, ""][:4]
             # Lines of a source need not be neighbours; two files are two teachers.
             group = groups.setdefault((number, source, language), len(groups))
             score = _score(written, f"line {place} of '{path}'")
+            if len(columns) == 4:
+                try:
+                    check_language(language)
+                except ValueError as error:
+                    where = f"the last column in line {place} of '{path}'"
+                    raise ValueError(f"{where} is no language: {error}") from None
             found.append(DistilledPair(source, target, language=language, score=score, group=group))
     return found
 
@@ -106,7 +119,8 @@ def with_distilled(data: TranslationData, options: DataOptions) -> TranslationDa
     """
     if not options.distilled_file:
         return data
-    lines = read_distilled(options.distilled_file)
+    tagged = options.language_tag is not None
+    lines = read_distilled(options.distilled_file, tagged=tagged)
     pairs, report = filter_pairs(lines, max_chars=options.max_chars)
     if not pairs:
         raise ValueError(

@@ -32,6 +32,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
+from hf_qrnn.data.symbols import sides_of
 from hf_qrnn.model.limits_qrnn import (
     DEFAULT_MAX_LENGTH,
     DEFAULT_OFFSET,
@@ -353,6 +354,9 @@ def _first_difference(
     ):
         kinds = [type(tokenizer).__name__ for tokenizer in (one, other)]
         return None if kinds[0] == kinds[1] else f"they are a {kinds[0]} and a {kinds[1]}"
+    sides = [sides_of(tokenizer) for tokenizer in (one, other)]
+    if sides[0] != sides[1]:
+        return f"their sides are {sides[0]} and {sides[1]}"
     backends = [json.loads(x.backend_tokenizer.to_str()) for x in (one, other)]
     parts = [part for part in _PARTS if backends[0].get(part) != backends[1].get(part)]
     return f"their `{parts[0]}` is not the same" if parts else None

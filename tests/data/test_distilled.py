@@ -123,6 +123,27 @@ def test_a_file_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
         with_distilled(load_translation_data(missing), missing)
 
 
+def test_languages_are_where_the_training_pairs_have_them(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.tsv", "de\ten\tlang\nx\tX\tfre\n")
+    tagged = write(tmp_path / "tagged.tsv", "a\tA\t-1\tfre\na\tB\t-1\tkor\n")
+    plain = write(tmp_path / "plain.tsv", "a\tA\t-1\n")
+
+    def mixed(file: str, **more: Any) -> list[TextPair]:
+        given: dict[str, Any] = {"train_file": own, "valid_file": own, **more}
+        options = DataOptions(**given, source_lang="de", target_lang="en", distilled_file=[file])
+        return with_distilled(load_translation_data(options), options).train
+
+    pairs = mixed(tagged, language_tag="lang")
+    assert [pair.language for pair in pairs] == ["fre", "fre", "kor"]
+    assert alternatives_of(pairs) == []  # one word of two languages is two sources
+    with pytest.raises(ValueError, match=r"line 1 of .* must have 4 columns .* but has 3"):
+        mixed(plain, language_tag="lang")
+    with pytest.raises(ValueError, match=r"line 1 of .* must have 3 columns .* but has 4"):
+        mixed(tagged, train_file=write(tmp_path / "two.tsv", "x\tX\n"))
+    with pytest.raises(ValueError, match=r"the last column in line 1 of .* is no language"):
+        mixed(write(tmp_path / "bad.tsv", "a\tA\t-1\ta b\n"), language_tag="lang")
+
+
 def test_nothing_is_mixed_into_a_stream() -> None:
     options = DataOptions(dataset_name="x", streaming=True, distilled_file=["a", "b"])
     with pytest.raises(ValueError, match="left out with `streaming`, but is 'a', 'b'"):

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
+from hf_qrnn.data.symbols import train_symbol_tokenizer
 from hf_qrnn.data.tokenization import (
     make_byte_tokenizer,
     train_character_tokenizer,
@@ -282,6 +283,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         _tokenizer(alphabet).save_pretrained(path)
         paths.append(str(path))
     return paths
+
+
+def test_tokenizers_of_other_sides_are_named() -> None:
+    # The vocabulary is the same, and what a source becomes too; only targets are read otherwise.
+    one, other = (
+        train_symbol_tokenizer(["ab"], ["ab"], source_tokens="char", target_tokens=side)
+        for side in ("char", "blank")
+    )
+    check_same_tokenizers([one, one], ["A", "B"])
+    with pytest.raises(ValueError, match="'A' and 'B' differ: "):
+        check_same_tokenizers([one, other], ["A", "B"])
+    twin = train_symbol_tokenizer(["ab"], ["ab"], source_tokens="char", target_tokens="char")
+    twin.init_kwargs["target_tokens"] = "blank"
+    with pytest.raises(ValueError, match=r"sides are \('char', 'char'\) and \('char', 'blank'\)"):
+        check_same_tokenizers([one, twin], ["A", "B"])
 
 
 def test_load_translator_makes_one_of_several(folders: list[str]) -> None:
