@@ -1,0 +1,229 @@
+"""A pronouncer of words: a lexicon first, a model for the rest, a refusal where neither knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hf_qrnn.data.flags import typed
+from hf_qrnn.data.symbols import encode_sources
+from hf_qrnn.data.tokenization import decode_batch
+from hf_qrnn.translation.search import Hypothesis, generate_hypotheses
+from hf_qrnn.translation.translator import Translator, load_translator
+
+from .lexicon import read_lexicon
+from .spelling import Spelling, straight
+
+DEFAULT_THRESHOLD = 0.3
+"""The confidence below which a model's answer is refused where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Pronunciation:
+    """One pronunciation of a word, or the refusal of one.
+
+    Attributes:
+        word: The word as it was given.
+        symbols: Its phones; none if it is refused.
+        confidence: For a model's answer its probability among the answers the search found (see
+            `Pronouncer`); 1 for a lexicon's; 0 for a word that the model was not asked.
+        origin: "lexicon" or "model".
+        reason: Says why it is refused, as "has digits"; "" if it is not.
+    """
+
+    word: str
+    symbols: tuple[str, ...]
+    confidence: float
+    origin: str
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The symbols with blanks between them."""
+        return " ".join(self.symbols)
+
+    @property
+    def is_refused(self) -> bool:
+        """True if there is no pronunciation; `reason` says why."""
+        return bool(self.reason)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer of the model to a word."""
+
+    symbols: tuple[str, ...]
+    confidence: float
+    is_cut: bool
+
+
+class Pronouncer:
+    """Pronounces words by a lexicon, and those it does not have by a model.
+
+    `pronouncer("hello").text` is "HH AH0 L OW1"; `pronounce` takes many words. A word is looked up
+    in the lexicon as it is written, then in lower case, then in upper case. `spelling.py` says how
+    the model gets it, and what is refused without asking the model.
+
+    The confidence of an answer is its probability divided by that of all answers that the beam
+    search found, itself included: the best against the rest. (With one beam there is no rest: it is
+    the answer's own probability.) Refused are answers whose confidence is below the threshold,
+    empty answers and answers that reached the length limit of the model's generation config
+    (`limits_qrnn.py`: `target_limits`), so that none is longer.
+
+    Args:
+        model: A folder with a saved model, its name on the Hub, or a translator.
+        lexicon: A file (`lexicon.py`: `read_lexicon`), or for each word its pronunciations.
+        language: The language of the words, for a model that was trained with language tags.
+        threshold: The least confidence that is not refused, in [0, 1]; 0 refuses none.
+        num_beams: Beams of the search, and so the most pronunciations of a word.
+        batch_size: Words that the model gets at once.
+        device: Where to compute; None is the GPU if there is one, else the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such lexicon.
+        ValueError: If a number is out of range, there is no such model, `language` is missing,
+            unknown or too much, or the lexicon is none.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Translator,
+        *,
+        lexicon: str | Path | Mapping[str, Sequence[Sequence[str]]] | None = None,
+        language: str | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
+        num_beams: int = 5,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], but is {threshold}.")
+        for name, value in {"num_beams": num_beams, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        # Before the model, which takes longer to load.
+        if isinstance(lexicon, (str, Path)):
+            with typed(path="lexicon"):
+                lexicon = read_lexicon(lexicon)
+        self._lexicon = {
+            word: [tuple(symbols) for symbols in found] for word, found in (lexicon or {}).items()
+        }
+        if not isinstance(model, Translator):
+            with typed(name_or_path="model"):
+                model = load_translator(str(model), device=device)
+        self._translator = model
+        self._spelling = Spelling(model.tokenizer, language)
+        self._language = language
+        self._threshold, self._num_beams, self._batch_size = threshold, num_beams, batch_size
+
+    def __call__(self, word: str) -> Pronunciation:
+        """Pronounce one word."""
+        return self.pronounce([word])[0][0]
+
+    def pronounce(
+        self,
+        words: Sequence[str],
+        *,
+        n_best: int = 1,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[Pronunciation]]:
+        """Pronounce many words; the result of one does not depend on the others.
+
+        Args:
+            words: The words; one that occurs several times is computed once.
+            n_best: The most pronunciations of a word, best first; at most `num_beams`.
+            on_batch: Called with a number of words whenever they are done.
+
+        Returns:
+            For every word its pronunciations: at least one, which may be a refusal. What is less
+            likely than the first is never refused, and left out if it reached the limit.
+
+        Raises:
+            TypeError: If `words` is one string, or holds something else than strings.
+            ValueError: If `n_best` is out of range.
+        """
+        if isinstance(words, str):
+            raise TypeError("`words` must be a list of words, but is one string.")
+        for word in words:
+            if not isinstance(word, str):
+                raise TypeError(f"`words` must hold strings, but holds {word!r}.")
+        if not 1 <= n_best <= self._num_beams:
+            raise ValueError(
+                f"`n_best` must be in [1, `num_beams`] = [1, {self._num_beams}], but is {n_best}."
+            )
+        results = {word: self._look_up(word)[:n_best] for word in words}
+        rest = [word for word, found in results.items() if not found]
+        spelled = dict(zip(rest, self._spelling.spell(rest), strict=True))
+        forms = list(dict.fromkeys(form for form, reason in spelled.values() if not reason))
+        if on_batch is not None and len(forms) < len(words):
+            on_batch(len(words) - len(forms))
+        answers = dict(zip(forms, self._ask(forms, on_batch), strict=True))
+        for word, (form, reason) in spelled.items():
+            if reason:
+                results[word] = [Pronunciation(word, (), 0.0, "model", reason)]
+            else:
+                results[word] = self._judge(word, answers[form])[:n_best]
+        return [list(results[word]) for word in words]
+
+    def _look_up(self, word: str) -> list[Pronunciation]:
+        """Find a word in the lexicon, as it is or in another case."""
+        plain = straight(word.strip())
+        spellings = (word.strip(), plain, plain.lower(), plain.upper())
+        found = next((self._lexicon[x] for x in spellings if x in self._lexicon), [])
+        return [Pronunciation(word, symbols, 1.0, "lexicon") for symbols in found]
+
+    def _ask(
+        self, forms: Sequence[str], on_batch: Callable[[int], None] | None
+    ) -> list[list[_Answer]]:
+        """Let the model answer: for every form what the search found, best first."""
+        tokenizer = self._translator.tokenizer
+        found = generate_hypotheses(
+            self._translator.model,
+            encode_sources(tokenizer, forms, self._language),
+            num_beams=self._num_beams,
+            num_return_sequences=self._num_beams,
+            batch_size=self._batch_size,
+            on_batch=on_batch,
+        )
+        return [
+            _weigh(decode_batch(tokenizer, [hypothesis.ids for hypothesis in row]), row)
+            for row in found
+        ]
+
+    def _judge(self, word: str, answers: Sequence[_Answer]) -> list[Pronunciation]:
+        """Turn answers into pronunciations, or into one refusal."""
+        best, *others = answers
+        reason = ""
+        if best.is_cut:
+            reason = "has no pronunciation that ends within the model's limit of length"
+        elif not best.symbols:
+            reason = "has no pronunciation: the model gives no symbol"
+        elif best.confidence < self._threshold:
+            reason = (
+                f"has no sure pronunciation: the confidence {best.confidence:.2f} is below the "
+                f"threshold {self._threshold:g}"
+            )
+        if reason:
+            return [Pronunciation(word, (), best.confidence, "model", reason)]
+        # Where the search found less than it was asked for, there are rows of no probability.
+        good = [best, *(x for x in others if x.symbols and x.confidence > 0 and not x.is_cut)]
+        return [Pronunciation(word, x.symbols, x.confidence, "model") for x in good]
+
+
+def _weigh(texts: Sequence[str], hypotheses: Sequence[Hypothesis]) -> list[_Answer]:
+    """Give the hypotheses of one word their share of the probability of all of them."""
+    totals: dict[tuple[tuple[str, ...], bool], float] = {}
+    for text, hypothesis in zip(texts, hypotheses, strict=True):
+        # Equal symbols that were written otherwise (a blank more) are one answer.
+        key = (tuple(text.split()), hypothesis.is_cut)
+        probability = math.exp(min(0.0, hypothesis.log_probability))
+        totals[key] = totals.get(key, 0.0) + probability
+    rest = sum(totals.values()) if len(hypotheses) > 1 else 1.0
+    return [
+        _Answer(symbols, total / rest if rest else 0.0, is_cut)
+        for (symbols, is_cut), total in totals.items()
+    ]

@@ -1,0 +1,127 @@
+"""Words as a model was trained on them, and the words that it cannot know."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_qrnn.data.symbols import encode_sources, sides_of
+
+MAX_CHARACTERS = 100
+"""The most characters of a word a model is asked. The longest in dictionaries have 60 to 80."""
+
+_APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
+
+
+class Spelling:
+    """The spelling that a model knows, by its vocabulary.
+
+    A model whose vocabulary lacks the capitals of most of its small letters was trained on words
+    in lower case, and gets every word so; one that lacks the small letters of most of its
+    capitals, in upper case. Any other gets a word as it is, or in lower case if it does not know a
+    character of it. Of a vocabulary of bytes nobody can tell; and phones that are written letter
+    by letter, instead of as symbols (`--target_tokens blank`), count as letters of words.
+
+    A word that is not known so is tried with straight apostrophes for curved ones, and in
+    Unicode's composed and decomposed forms (NFC, NFD).
+
+    Args:
+        tokenizer: The model's.
+        language: The language of the words; None where the tokenizer has no tags.
+
+    Raises:
+        ValueError: If `language` is missing, unknown or too much.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, language: str | None = None) -> None:
+        self._tokenizer, self._language = tokenizer, language
+        self._has_symbols = (sides_of(tokenizer) or ("char",))[0] == "blank"
+        self._fold = None if self._has_symbols else _case(tokenizer)
+        encode_sources(tokenizer, ["a"], language)  # a wrong language shows here
+
+    def spell(self, words: Sequence[str]) -> list[tuple[str, str]]:
+        """Spell words for the model.
+
+        Returns:
+            For every word its form for the model and ""; or "" and the reason why it has none,
+            which goes on after the word: "has digits".
+        """
+        forms = [self._forms(word.strip()) for word in words]
+        reasons = [self._fault(word.strip()) for word in words]
+        good = [index for index, reason in enumerate(reasons) if not reason]
+        # All at once, since most are known: a tokenizer takes as long for one as for dozens.
+        known = dict(zip(good, self._know([forms[index][0] for index in good]), strict=True))
+        results = []
+        for index, reason in enumerate(reasons):
+            first, *others = forms[index]
+            if reason or known[index]:
+                results.append(("" if reason else first, reason))
+                continue
+            other = next((form for form in others if self._know([form])[0]), "")
+            results.append((other, "" if other else self._unknown(first)))
+        return results
+
+    def _fault(self, word: str) -> str:
+        """Give the reason to ask no model for `word`, or ""."""
+        if not word:
+            return "is empty"
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            return "is not valid Unicode"
+        if len(word) > MAX_CHARACTERS:
+            return f"is longer than {MAX_CHARACTERS} characters"
+        if self._has_symbols:  # of any kind, with blanks between them
+            return ""
+        kinds = {unicodedata.category(character)[0] for character in word}
+        if any(character.isspace() for character in word):
+            return "has white space: it must be one word"
+        if "N" in kinds:
+            return "has digits, which must be written as words"
+        return "" if "L" in kinds else "has no letter"
+
+    def _forms(self, word: str) -> list[str]:
+        """List the spellings to try, each once."""
+        cases = [word, word.lower()] if self._fold is None else [self._fold(word)]
+        forms = [
+            form
+            for case in cases
+            for form in (
+                case,
+                straight(case),
+                unicodedata.normalize("NFC", straight(case)),
+                unicodedata.normalize("NFD", straight(case)),
+            )
+        ]
+        return list(dict.fromkeys(forms))
+
+    def _know(self, forms: Sequence[str]) -> list[bool]:
+        unknown = self._tokenizer.unk_token_id
+        rows = encode_sources(self._tokenizer, forms, self._language)
+        return [unknown not in row for row in rows]
+
+    def _unknown(self, form: str) -> str:
+        parts = list(dict.fromkeys(form.split() if self._has_symbols else form))
+        known = self._know(parts)
+        named = ", ".join(repr(x) for x, is_known in zip(parts, known, strict=True) if not is_known)
+        kind = "symbols" if self._has_symbols else "characters"
+        return f"has {kind} that the model does not know: {named}"
+
+
+def straight(word: str) -> str:
+    """Write straight apostrophes for curved ones."""
+    return word.translate(_APOSTROPHES)
+
+
+def _case(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:
+    """Find the case of all words of the vocabulary; None where it has both, or none."""
+    letters = {token for token in tokenizer.get_vocab() if len(token) == 1 and token.isalpha()}
+    for is_own, fold, swap in (
+        (str.islower, str.lower, str.upper),
+        (str.isupper, str.upper, str.lower),
+    ):
+        # Letters of one form are of no case: of most scripts, and as phones.
+        own = [x for x in letters if is_own(x) and len(swap(x)) == 1 and swap(x) != x]
+        if own and 2 * sum(swap(letter) in letters for letter in own) < len(own):
+            return fold
+    return None

@@ -1,0 +1,74 @@
+"""hf_qrnn.pronunciation.spelling: the case and the form of words, found by the vocabulary."""
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_qrnn.data.symbols import train_symbol_tokenizer
+from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.pronunciation.spelling import Spelling
+
+SMALL = "abcdefghijklmnopqrstuvwxyz'"
+
+
+def symbols(words: str, **options: str) -> PreTrainedTokenizerBase:
+    return train_symbol_tokenizer([words], ["HH AH0 L OW1 ə ʒ"], **options)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "word", "form"),
+    [
+        (SMALL, "hello", "hello"),
+        (SMALL, "Hello", "hello"),
+        (SMALL, "HELLO", "hello"),
+        (SMALL + "BM", "Bob", "bob"),  # two capitals do not make a model of capitals
+        (SMALL.upper(), "Hello", "HELLO"),
+        (SMALL + SMALL.upper(), "HeLLo", "HeLLo"),
+        (SMALL + SMALL.upper() + "ä", "ÄB", "äb"),  # as it is, "Ä" is not known
+        ("привет", "ПРИВЕТ", "привет"),
+        ("γειάσου", "ΓΕΙΆ", "γειά"),
+        ("გამარჯობა", "გამ", "გამ"),  # of no case
+        (SMALL, " hello\t", "hello"),
+        (SMALL, "Don\u2019t", "don't"),
+        (SMALL + "\u2019", "don\u2019t", "don\u2019t"),
+        (SMALL + "é", "CAFE\u0301", "café"),
+        ("cafe\u0301", "caf\u00e9", "cafe\u0301"),
+    ],
+)
+def test_word_gets_the_form_that_the_vocabulary_knows(
+    vocabulary: str, word: str, form: str
+) -> None:
+    assert Spelling(symbols(vocabulary)).spell([word]) == [(form, "")]
+
+
+def test_phones_that_are_symbols_are_no_letters_of_words() -> None:
+    # "H" is in the vocabulary of the first, as a letter of "HH".
+    tokenizer = train_character_tokenizer([SMALL, "HH AH0 L OW1"])
+    assert Spelling(tokenizer).spell(["Hello"]) == [("hello", "")]
+    ((_, reason),) = Spelling(symbols(SMALL)).spell(["helloə"])
+    assert reason == "has characters that the model does not know: 'ə'"
+
+
+def test_symbols_between_blanks_may_be_anything_that_is_known() -> None:
+    tokenizer = symbols("HH AH0 L OW1", source_tokens="blank", target_tokens="char")
+    words = ["HH AH0", " OW1 ", "hh", "", "L 7 x"]
+    assert Spelling(tokenizer).spell(words) == [
+        ("HH AH0", ""),
+        ("OW1", ""),
+        ("", "has symbols that the model does not know: 'hh'"),
+        ("", "is empty"),
+        ("", "has symbols that the model does not know: '7', 'x'"),
+    ]
+
+
+def test_bytes_know_every_letter_and_keep_the_case() -> None:
+    found = Spelling(make_byte_tokenizer()).spell(["Hello", "語", "a1"])
+    assert found == [
+        ("Hello", ""), ("語", ""), ("", "has digits, which must be written as words"),
+    ]  # fmt: skip
+
+
+def test_many_words_keep_their_order() -> None:
+    words = ["b", "7", "Ä", "a", "", "don\u2019t"]
+    forms = [form for form, _ in Spelling(symbols(SMALL)).spell(words)]
+    assert forms == ["b", "", "", "a", "", "don't"]
+    assert Spelling(symbols(SMALL)).spell([]) == []
