@@ -1,4 +1,4 @@
-"""The command `hf-qrnn`: translate, score, distill, push, verify, info, bench.
+"""The command `hf-qrnn`: translate, pronounce, score, distill, push, verify, info, bench.
 
 Results go to standard output and nothing else does: progress, times and errors go to standard
 error. The exit status is 0, or 2 after a mistake of the user's (one line, "error: ..."), 130 after
@@ -20,6 +20,7 @@ from .bench import add_bench
 from .distill import add_distill
 from .hub import add_push, add_verify
 from .info import add_info
+from .pronounce import add_pronounce
 from .score import add_score
 from .streams import naming
 from .translate import add_translate
@@ -69,6 +70,7 @@ def _parser() -> _Parser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_translate(commands)
+    add_pronounce(commands)
     add_score(commands)
     add_distill(commands)
     add_push(commands)

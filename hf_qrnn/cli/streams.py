@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
+
+_WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches.
+
+
+def check_files(input_path: str | None, output_path: str | None) -> None:
+    """Raise ValueError where `--input` cannot be read or `--output` cannot be written."""
+    if output_path is not None:
+        check_folder(output_path)
+        # To open the output would empty the input. Links are followed.
+        if input_path is not None and os.path.realpath(input_path) == os.path.realpath(output_path):
+            raise ValueError(f"`--output` must not be the input, but is '{output_path}' too.")
+    if input_path is not None and not Path(input_path).is_file():
+        raise ValueError(f"`--input` must be an existing file, but is '{input_path}'.")
+
+
+def check_folder(path: str) -> None:
+    """Raise ValueError where there is no folder for an output file."""
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"The folder of an output file must exist, but that of '{path}' does not.")
 
 
 @contextlib.contextmanager
@@ -69,3 +89,24 @@ def decode(lines: Iterable[bytes]) -> Iterator[str]:
             ) from None
         text = text.removesuffix("\n").removesuffix("\r")
         yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def windows(lines: Iterator[str], batch_size: int, *, grow: bool) -> Iterator[list[str]]:
+    """Yield runs of lines: one batch first, so that output starts soon, then up to 64 batches.
+
+    A broken line ends the lines, but only after those before it.
+    """
+    size, window = batch_size, list[str]()
+    try:
+        for line in lines:
+            window.append(line)
+            if len(window) == size:
+                yield window
+                window = []
+                size = min(2 * size, _WINDOW_BATCHES * batch_size) if grow else size
+    except ValueError:  # of `decode`: a line that is not UTF-8
+        if window:
+            yield window
+        raise
+    if window:
+        yield window

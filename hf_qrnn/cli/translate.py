@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .decoding import (
@@ -19,12 +17,18 @@ from .decoding import (
     tell_cut,
     throughput,
 )
-from .streams import decode, open_input, open_output, prompted
+from .streams import (
+    check_files,
+    check_folder,
+    decode,
+    open_input,
+    open_output,
+    prompted,
+    windows,
+)
 
 if TYPE_CHECKING:
     from hf_qrnn.translation.translator import Translation, Translator
-
-_WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches.
 
 _TRANSLATE_TEXT = """\
 Translate text, one sentence per line. Every input line gives exactly one output line, in the same
@@ -72,7 +76,7 @@ def _translate(args: argparse.Namespace) -> None:
         progress_bar(hidden=interactive) as progress,
     ):
         lines = decode(prompted(source) if interactive else source)
-        for window in _windows(lines, 1 if interactive else args.batch_size, grow=not interactive):
+        for window in windows(lines, 1 if interactive else args.batch_size, grow=not interactive):
             start = time.perf_counter()
             results = translator.translate(
                 window,
@@ -123,19 +127,8 @@ def _check_translate(args: argparse.Namespace) -> None:
     for path in (args.attention, args.hidden_states):
         if path is not None:
             check_figure_path(path)
-            _check_folder(path)
-    if args.output is not None:
-        _check_folder(args.output)
-        # To open the output would empty the input. Links are followed.
-        if args.input is not None and os.path.realpath(args.input) == os.path.realpath(args.output):
-            raise ValueError(f"`--output` must not be the input, but is '{args.output}' too.")
-    if args.input is not None and not Path(args.input).is_file():
-        raise ValueError(f"`--input` must be an existing file, but is '{args.input}'.")
-
-
-def _check_folder(path: str) -> None:
-    if not Path(path).parent.is_dir():
-        raise ValueError(f"The folder of an output file must exist, but that of '{path}' does not.")
+            check_folder(path)
+    check_files(args.input, args.output)
 
 
 def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:
@@ -159,24 +152,3 @@ def _format(translations: Sequence[Translation], *, scores: bool) -> bytes:
         for translation in translations
     ]
     return "".join(lines).encode()
-
-
-def _windows(lines: Iterator[str], batch_size: int, *, grow: bool) -> Iterator[list[str]]:
-    """Yield runs of lines: one batch first, so that output starts soon, then up to 64 batches.
-
-    A broken line ends the lines, but only after those before it.
-    """
-    size, window = batch_size, list[str]()
-    try:
-        for line in lines:
-            window.append(line)
-            if len(window) == size:
-                yield window
-                window = []
-                size = min(2 * size, _WINDOW_BATCHES * batch_size) if grow else size
-    except ValueError:  # of `decode`: a line that is not UTF-8
-        if window:
-            yield window
-        raise
-    if window:
-        yield window
