@@ -39,9 +39,9 @@ from hf_qrnn.data.tokenization import (
     train_character_tokenizer,
 )
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
-from hf_qrnn.model.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO, length_rule, set_length_rule
+from hf_qrnn.model.limits_qrnn import length_rule, set_length_rule
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
-from hf_qrnn.translation.lengths import measure_lengths
+from hf_qrnn.translation.lengths import least_rule, measure_lengths
 from hf_qrnn.translation.translator import load_translator
 
 from .best import Choice, fingerprint
@@ -342,7 +342,7 @@ class PairTask(Task):
     def _limit_lengths(self) -> None:
         """Save with the model how long targets may become, by what the training pairs have."""
         config = self.model.generation_config
-        least = length_rule(config) or (DEFAULT_RATIO, DEFAULT_OFFSET)
+        least = length_rule(config) or least_rule(self.tokenizer)
         # Not a teacher's: a line on which it lost its way would let its student do so too.
         taught = {i for i, pair in enumerate(self.train) if isinstance(pair, DistilledPair)}
         own = (pair for i, pair in enumerate(self.encoded) if i not in taught)

@@ -5,10 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from transformers import PreTrainedTokenizerBase
+
 from hf_qrnn.data.batching import EncodedPair
+from hf_qrnn.data.symbols import sides_of
 from hf_qrnn.model.limits_qrnn import DEFAULT_OFFSET, DEFAULT_RATIO
 
 _LENGTH_ROOM = 1.25
+
+
+def least_rule(tokenizer: PreTrainedTokenizerBase) -> tuple[float, int]:
+    """Return the least ratio and offset for a model with this tokenizer.
+
+    Sentences keep much room. Symbols between blanks, as phones are, keep to what the training
+    pairs have: fifty of them would be no pronunciation of a short word.
+    """
+    sides = sides_of(tokenizer)
+    has_symbols = sides is not None and sides[1] == "blank"
+    return (1.0, 0) if has_symbols else (DEFAULT_RATIO, DEFAULT_OFFSET)
 
 
 def measure_lengths(

@@ -106,6 +106,12 @@ def test_two_columns_without_names_make_a_pronouncer(plain: Path) -> None:
     assert {symbol for line in hypotheses for symbol in line.split(" ")} <= set(PHONES.values())
 
 
+def test_limit_of_phones_is_that_of_the_training_pairs(plain: Path) -> None:
+    # A phone for each letter, with a quarter of room; not the room of sentences.
+    config = read(plain, "generation_config.json")
+    assert (config["max_length_ratio"], config["max_length_offset"]) == (1.25, 0)
+
+
 def test_tag_decides_the_phones(tagged: Path) -> None:
     assert read(tagged, "test.json")["word_error_rate"] < 0.3
     assert set(read(tagged, "run.json")["data"]["languages"]) == {"k-1", "rev"}
