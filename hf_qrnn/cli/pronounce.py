@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,11 @@ def _pronounce(args: argparse.Namespace) -> None:
     is_arpabet = True
     seconds = 0.0
     with (
-        nullcontext([]) if args.words else open_input(args.input) as source,
+        _open_words(args) as words,
         open_output(args.output) as target,
         progress_bar() as progress,
     ):
-        lines = iter(args.words) if args.words else decode(source)
-        for window in windows(lines, args.batch_size, grow=True):
+        for window in windows(words, args.batch_size, grow=True):
             start = time.perf_counter()
             results = pronouncer.pronounce(window, n_best=args.n_best, on_batch=progress.update)
             seconds += time.perf_counter() - start
@@ -103,6 +102,16 @@ def _pronounce(args: argparse.Namespace) -> None:
         print("symbols that are not ARPAbet are written as they are, not as --ipa", file=sys.stderr)
 
 
+@contextmanager
+def _open_words(args: argparse.Namespace) -> Iterator[Iterator[str]]:
+    """Give the words of the command line, or those of a file or of standard input."""
+    if args.words:
+        yield iter(args.words)
+        return
+    with open_input(args.input) as file:
+        yield decode(file)
+
+
 def _check_pronounce(args: argparse.Namespace) -> None:
     """Refuse arguments that can be seen to be wrong before the model is loaded."""
     for name in ("num_beams", "batch_size"):
@@ -117,6 +126,9 @@ def _check_pronounce(args: argparse.Namespace) -> None:
         raise ValueError(f"`--threshold` must be in [0, 1], but is {args.threshold}.")
     if args.words and args.input is not None:
         raise ValueError(f"`--input` must be left out with words, but is '{args.input}'.")
+    # Nobody who types the command alone knows what it waits for.
+    if not args.words and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError("`WORD` must be given, or --input, or a pipe to read words from.")
     check_files(args.input, args.output)
 
 

@@ -187,6 +187,17 @@ def test_mistakes_are_one_sentence(options: list[str], sentence: str, capfdbinar
     assert error(capfdbinary, "--model", "none", *options).startswith(sentence)
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_command_alone_does_not_wait_for_a_terminal(
+    closed: bool, monkeypatch: pytest.MonkeyPatch, capfdbinary: Capture
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(b"bax\n"))
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", None if closed else terminal)
+    expected = "`WORD` must be given, or --input, or a pipe to read words from."
+    assert error(capfdbinary, "--model", "none") == expected
+
+
 def test_help_names_the_default_threshold(capfdbinary: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["pronounce", "--help"])

@@ -146,6 +146,7 @@ def test_lexicon_goes_before_the_model(trained: Translator, tmp_path: Path) -> N
 
 
 def test_lexicon_has_words_the_model_must_not_be_asked(trained: Translator) -> None:
+    lexicon: dict[str, list[tuple[str, ...]]]
     lexicon = {"3d": [("TH", "R")], "new york": [("N",)], "Я": [("J", "a")], "...": [("P",)]}
     for word, (symbols,) in lexicon.items():
         assert Pronouncer(trained, lexicon=lexicon)(word).symbols == symbols
