@@ -119,6 +119,42 @@ def languages(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(tokenizer.init_kwargs.get("languages") or ())
 
 
+def with_alphabets(
+    tokenizer: PreTrainedTokenizerBase, sources: Iterable[tuple[str, str]]
+) -> PreTrainedTokenizerBase:
+    """Make a tokenizer that also remembers which characters each language has in its sources.
+
+    A vocabulary of many languages does not tell that one is never written in another's script.
+
+    Args:
+        tokenizer: One with tags and sources of characters; every other is returned as it is.
+        sources: Pairs of a language and a source.
+
+    Returns:
+        A copy, which knows these characters and those it knew before; `tokenizer` itself if
+        there is nothing new.
+    """
+    sides = sides_of(tokenizer)
+    if sides is None or sides[0] != "char" or not languages(tokenizer):
+        return tokenizer
+    found = {name: set(text) for name, text in _alphabets(tokenizer).items()}
+    nfc = is_nfc(tokenizer)
+    for language, source in sources:
+        found.setdefault(language, set()).update(*_composed([source], nfc))
+    texts = {language: "".join(sorted(found[language])) for language in sorted(found)}
+    if texts == _alphabets(tokenizer):
+        return tokenizer
+    remembers = copy.deepcopy(tokenizer)
+    remembers.init_kwargs["alphabets"] = texts
+    return remembers
+
+
+def alphabet(tokenizer: PreTrainedTokenizerBase, language: str | None) -> frozenset[str] | None:
+    """Return the characters of a language's sources; None where nobody counted them."""
+    text = _alphabets(tokenizer).get(language or "")
+    return None if text is None else frozenset(text)
+
+
 def encode_sources(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -253,6 +289,10 @@ def check_language(language: str) -> None:
             "a language must be a code such as 'fre', of ASCII without blanks, '<' and '>', and "
             f"none of 'pad', '/s', 'unk' and 's', but is {language!r}."
         )
+
+
+def _alphabets(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    return {} if sides_of(tokenizer) is None else tokenizer.init_kwargs.get("alphabets") or {}
 
 
 def _tagged(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

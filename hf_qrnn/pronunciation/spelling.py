@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_qrnn.data.symbols import encode_sources, sides_of
+from hf_qrnn.data.symbols import alphabet, encode_sources, sides_of
 
 MAX_CHARACTERS = 100
 """The most characters of a word a model is asked. The longest in dictionaries have 60 to 80."""
@@ -24,6 +24,9 @@ class Spelling:
     character of it. Of a vocabulary of bytes nobody can tell; and phones that are written letter
     by letter, instead of as symbols (`--target_tokens blank`), count as letters of words.
 
+    Of a model with language tags, the letters of the language count, as the training pairs had
+    them, and not those that only other languages have.
+
     A word that is not known so is tried with straight apostrophes for curved ones, and in
     Unicode's composed and decomposed forms (NFC, NFD).
 
@@ -38,7 +41,9 @@ class Spelling:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, language: str | None = None) -> None:
         self._tokenizer, self._language = tokenizer, language
         self._has_symbols = (sides_of(tokenizer) or ("char",))[0] == "blank"
-        self._fold = None if self._has_symbols else _case(tokenizer)
+        self._alphabet = alphabet(tokenizer, language)
+        characters = self._alphabet or tokenizer.get_vocab()
+        self._fold = None if self._has_symbols else _case(characters)
         encode_sources(tokenizer, ["a"], language)  # a wrong language shows here
 
     def spell(self, words: Sequence[str]) -> list[tuple[str, str]]:
@@ -98,14 +103,19 @@ class Spelling:
     def _know(self, forms: Sequence[str]) -> list[bool]:
         unknown = self._tokenizer.unk_token_id
         rows = encode_sources(self._tokenizer, forms, self._language)
-        return [unknown not in row for row in rows]
+        letters = self._alphabet
+        return [
+            unknown not in row and (letters is None or letters.issuperset(form))
+            for form, row in zip(forms, rows, strict=True)
+        ]
 
     def _unknown(self, form: str) -> str:
         parts = list(dict.fromkeys(form.split() if self._has_symbols else form))
         known = self._know(parts)
         named = ", ".join(repr(x) for x, is_known in zip(parts, known, strict=True) if not is_known)
         kind = "symbols" if self._has_symbols else "characters"
-        return f"has {kind} that the model does not know: {named}"
+        knower = "the model" if self._alphabet is None else f"the model, in {self._language!r},"
+        return f"has {kind} that {knower} does not know: {named}"
 
 
 def straight(word: str) -> str:
@@ -113,9 +123,9 @@ def straight(word: str) -> str:
     return word.translate(_APOSTROPHES)
 
 
-def _case(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:
-    """Find the case of all words of the vocabulary; None where it has both, or none."""
-    letters = {token for token in tokenizer.get_vocab() if len(token) == 1 and token.isalpha()}
+def _case(tokens: Iterable[str]) -> Callable[[str], str] | None:
+    """Find the case of all words by their letters; None where it has both, or none."""
+    letters = {token for token in tokens if len(token) == 1 and token.isalpha()}
     for is_own, fold, swap in (
         (str.islower, str.lower, str.upper),
         (str.isupper, str.upper, str.lower),

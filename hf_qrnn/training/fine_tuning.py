@@ -27,7 +27,7 @@ from transformers import (
 
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.symbols import add_symbols, sides_of
+from hf_qrnn.data.symbols import add_symbols, sides_of, with_alphabets
 from hf_qrnn.data.tokenization import is_nfc, load_tokenizer, tokenizer_kind
 from hf_qrnn.translation.translator import load_translator
 
@@ -179,6 +179,7 @@ def begin(
         languages=sorted({pair.language for pair in pairs} - {""}),
         min_count=tokenizer_options.min_count,
     )
+    longer = with_alphabets(longer, ((pair.language, pair.source) for pair in pairs))
     known, new = set(base.tokenizer.get_vocab().values()), set(longer.get_vocab().values())
     new_ids = sorted(new - known)
     # A model may have more rows than its tokenizer has ids; then new ids may have rows already.

@@ -32,7 +32,7 @@ from hf_qrnn.data.distilled import (
     describe_distilled,
 )
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer
+from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer, with_alphabets
 from hf_qrnn.data.tokenization import (
     load_tokenizer,
     make_byte_tokenizer,
@@ -80,7 +80,7 @@ def make_pair_tokenizer(
         tokenizer = make_tokenizer(options, texts)
         options.check_sides(sides_of(tokenizer) or ("char", "char"))
         return tokenizer
-    return train_symbol_tokenizer(
+    tokenizer = train_symbol_tokenizer(
         (pair.source for pair in pairs),
         (pair.target for pair in pairs),
         **sides,
@@ -88,6 +88,7 @@ def make_pair_tokenizer(
         min_count=options.min_count,
         nfc=options.nfc,
     )
+    return with_alphabets(tokenizer, ((pair.language, pair.source) for pair in pairs))
 
 
 def make_model(

@@ -1,9 +1,11 @@
 """hf_qrnn.pronunciation.spelling: the case and the form of words, found by the vocabulary."""
 
-import pytest
-from transformers import PreTrainedTokenizerBase
+from pathlib import Path
 
-from hf_qrnn.data.symbols import train_symbol_tokenizer
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 from hf_qrnn.pronunciation.spelling import Spelling
 
@@ -72,3 +74,22 @@ def test_many_words_keep_their_order() -> None:
     forms = [form for form, _ in Spelling(symbols(SMALL)).spell(words)]
     assert forms == ["b", "", "", "a", "", "don't"]
     assert Spelling(symbols(SMALL)).spell([]) == []
+
+
+def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:
+    sources = [("eng", SMALL), ("bul", "привет"), ("ger", SMALL + SMALL.upper())]
+    tokenizer = train_symbol_tokenizer(
+        [text for _, text in sources], ["HH"], languages=["bul", "eng", "ger"]
+    )
+    with_alphabets(tokenizer, sources).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    spellings = {name: Spelling(loaded, name) for name, _ in sources}
+    reason = "has characters that the model, in 'eng', does not know: 'т', 'е'"
+    assert spellings["eng"].spell(["те"]) == [("", reason)]
+    assert spellings["bul"].spell(["ТЕ", "a"])[0] == ("те", "")
+    assert spellings["bul"].spell(["ТЕ", "a"])[1][0] == ""
+    # Each has its own case.
+    assert spellings["eng"].spell(["Te"]) == [("te", "")]
+    assert spellings["ger"].spell(["Te"]) == [("Te", "")]
+    # A tokenizer that nobody told has the vocabulary alone.
+    assert Spelling(tokenizer, "eng").spell(["те"]) == [("те", "")]

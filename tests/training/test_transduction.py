@@ -23,7 +23,7 @@ from transformers import (
 
 from hf_qrnn.data.batching import encode_pairs
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.symbols import encode_targets, languages, sides_of
+from hf_qrnn.data.symbols import alphabet, encode_targets, languages, sides_of
 from hf_qrnn.data.tokenization import train_character_tokenizer
 from hf_qrnn.training.options import TokenizerOptions
 from hf_qrnn.training.task import make_pair_tokenizer
@@ -110,6 +110,12 @@ def test_limit_of_phones_is_that_of_the_training_pairs(plain: Path) -> None:
     # A phone for each letter, with a quarter of room; not the room of sentences.
     config = read(plain, "generation_config.json")
     assert (config["max_length_ratio"], config["max_length_offset"]) == (1.25, 0)
+
+
+def test_letters_of_each_language_are_remembered(tagged: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tagged)
+    assert alphabet(tokenizer, "rev") == alphabet(tokenizer, "k-1") == frozenset("abcd")
+    assert alphabet(tokenizer, "fre") is alphabet(tokenizer, None) is None
 
 
 def test_tag_decides_the_phones(tagged: Path) -> None:
