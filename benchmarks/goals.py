@@ -1,4 +1,4 @@
-"""The goals of speed as data, and the judgement of measured records against them.
+"""The goals of speed and of pronunciation as data, and the judgement of records against them.
 
 A goal is judged only where it was measured. A missed one is an error unless `misses.md` lists it.
 """
@@ -27,6 +27,10 @@ LONG = tuple(cell for cell in GRID if cell[1] == 512)
 BFLOAT16_GRID = tuple(cell for cell in GRID if cell[0] * cell[1] <= 4096)
 
 
+def _always(record: Record) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Goal:
     """A bound on one field of records.
@@ -49,7 +53,7 @@ class Goal:
     at_most: bool = False
     cells: tuple[Cell, ...] | None = None
     mean: bool = False
-    holds: Callable[[Record], bool] = field(default=lambda record: True)
+    holds: Callable[[Record], bool] = field(default=_always)
 
     def concerns(self, record: Record) -> bool:
         """Tell whether the goal is about this record."""
@@ -197,7 +201,33 @@ def _gpu_goals() -> Iterator[Goal]:
     yield Goal("GPU training, Triton over compiled", triton, "ratio", 0.7)
 
 
+def _pronunciation_goals() -> Iterator[Goal]:
+    either = "ensemble or distilled"
+    for what, metric, most in (
+        ("mean of ten, single", "wer", 9.3),
+        (f"mean of ten, {either}", "wer", 8.6),
+        ("eng_us, single", "wer", 44.0),
+        (f"eng_us, {either}", "wer", 41.0),
+        ("cmudict, single", "wer", 21.0),
+        ("cmudict, distilled", "wer", 19.9),
+        ("cmudict, distilled", "per", 4.7),
+        ("cmudict, single", "wer", "wer_of_g2p_en"),
+        ("cmudict, single", "wer", "wer_of_espeak"),
+        ("cmudict, single", "ms_per_word", 2.0),
+    ):
+        where = {"bench": "pronunciation", "what": what}
+        than = f" against {most.removeprefix('wer_of_')}" if isinstance(most, str) else ""
+        name = f"pronunciation {metric.replace('_', ' ')} of {what}{than}"
+        holds = (lambda record, field=most: field in record) if isinstance(most, str) else _always
+        yield Goal(name, where, metric, most, at_most=True, holds=holds)
+    where = {"bench": "pronunciation", "what": "cmudict, single"}
+    yield Goal("pronunciation words per second", where, "words_per_second", 5000.0)
+
+
 GOALS: tuple[Goal, ...] = (*_cpu_goals(), *_training_goals(), *_gpu_goals())
+"""The goals of speed."""
+PRONUNCIATION_GOALS: tuple[Goal, ...] = tuple(_pronunciation_goals())
+"""The goals of benchmarks/pronunciation.py; of its records a word error rate is in per cent."""
 
 
 class Judgement(NamedTuple):
@@ -242,7 +272,8 @@ def listed_misses(text: str, goals: Iterable[Goal] | None = None) -> set[str]:
     Raises:
         ValueError: If a name is no goal's.
     """
-    names = [goal.name for goal in (GOALS if goals is None else goals)]
+    known = (*GOALS, *PRONUNCIATION_GOALS) if goals is None else goals
+    names = [goal.name for goal in known]
     listed = set(re.findall(r"^- `(.+)`$", text, flags=re.MULTILINE))
     for name in sorted(listed):
         if not any(name == known or name.startswith(f"{known}, ") for known in names):
@@ -261,7 +292,9 @@ def check(
         ValueError: If the list of misses names what is no goal.
     """
     goals = tuple(GOALS if goals is None else goals)
-    listed = listed_misses(misses.read_text(encoding="utf-8"), goals)
+    # One list has the misses of all benchmarks, whatever this one judges.
+    known = (*GOALS, *PRONUNCIATION_GOALS, *goals)
+    listed = listed_misses(misses.read_text(encoding="utf-8"), known)
     verdicts, unmeasured = judge(records, goals)
     for verdict in verdicts:
         is_known = not verdict.met and verdict.name in listed

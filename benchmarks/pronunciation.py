@@ -1,0 +1,141 @@
+#!/usr/bin/env python
+"""Measure pronunciation: our models, controls in the same loop, and programs that people use.
+
+    python benchmarks/pronunciation.py fre-qrnn-single-0 --minutes 10 --data DIR
+    python benchmarks/pronunciation.py cmudict-g2p_en cmudict-espeak
+    python benchmarks/pronunciation.py --all --data DIR       # every row without a result
+    python benchmarks/pronunciation.py --list                 # 1 if a row has no result
+
+A row is data, model, variant and seed. The data are the eleven languages of the second SIGMORPHON
+shared task on grapheme-to-phoneme conversion (DIR holds its files, as fre_train.tsv and
+fre_dev.tsv, also .xz or .gz) and `cmudict`. A row's model is trained below --out, where an
+interrupted run goes on, and its result is stored in benchmarks/results/pronunciation. Flags of
+scripts/train_translation.py behind `--` go over the recipe's (scripts/configs/transduction.yaml).
+docs/pronunciation.md tells of the data, the protocol and the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from goals import MISSES, PRONUNCIATION_GOALS, check
+from pronunciation_rivals import MissingRivalError
+from pronunciation_rows import (
+    RESULTS,
+    TABLE,
+    Row,
+    goal_records,
+    listing,
+    markdown,
+    parse_row,
+    read_result,
+    read_results,
+)
+from pronunciation_runs import RunFailedError, Setting, errors, prepare, run_row
+
+from hf_qrnn.data.flags import typed
+
+_NAMES = ("minutes", "updates", "data", "out", "results", "threads", "words", "errors")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the command line."""
+    parser = _Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("rows", nargs="*", metavar="ROW", help="rows to run, as fre-qrnn-single-0")
+    add("--all", action="store_true", help="run every row of the table that has no result")
+    add("--again", action="store_true", help="run rows that have a result too, from the start")
+    add("--minutes", type=float, default=10.0, help="minutes of training a model (10)")
+    add("--updates", type=int, default=0, help="of rows of equal updates (as the QRNN's row made)")
+    add("--data", type=Path, help="folder of the shared task's files")
+    add("--out", type=Path, default=Path("runs/pronunciation"), help="folder of the runs")
+    add("--results", type=Path, default=RESULTS, help="folder of the results")
+    add("--threads", type=int, default=1, help="CPU threads (1)")
+    add("--words", type=Path, help="words without pronunciations, a line each, to distil from too")
+    add("--espeak", default="espeak-ng", help="the program espeak-ng")
+    add("--list", action="store_true", help="print every row with its command and result")
+    add("--table", action="store_true", help="print the tables of docs/pronunciation.md")
+    add("--check", action="store_true", help="hold the results against the goals")
+    add("--misses", type=Path, default=MISSES, help="list of known missed goals")
+    add("--errors", type=int, metavar="N", help="print N errors of the rows; 0 = all")
+    add("--prepare", action="store_true", help="write the tables of the rows' data, and stop")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; 1 for a missing row or a missed goal, 2 after a mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    options = make_parser().parse_args(words[:cut])
+    try:
+        with typed({name: f"--{name}" for name in _NAMES}):
+            return _work(options, tuple(words[cut + 1 :]))
+    except RunFailedError as error:  # it has said why
+        return error.status
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _work(options: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    names = ("out", "results", "data", "minutes", "updates", "again", "threads", "words", "espeak")
+    setting = Setting(**{name: getattr(options, name) for name in names}, flags=flags)
+    rows = [parse_row(name) for name in options.rows] + (list(TABLE) if options.all else [])
+    reports = (options.list, options.table, options.check)
+    if not rows and not any(reports):
+        raise ValueError("a ROW, --all, --list, --table or --check must be given, but none is.")
+    if options.prepare:
+        for data in dict.fromkeys(row.data for row in rows):
+            print(prepare(data, setting))
+        return 0
+    if options.errors is not None:
+        if options.errors < 0:
+            raise ValueError(f"`errors` must be at least 0, but is {options.errors}.")
+        for row in rows:
+            print(f"{row.name}\n{errors(row, setting, options.errors)}")
+        return 0
+    run_rows(rows, setting)
+    results = read_results(options.results)
+    status = 0
+    if options.table:
+        print(markdown(results))
+    if options.list:
+        text, missing = listing(results, setting.command)
+        print(text)
+        status = int(missing > 0)
+    if options.check:
+        status = max(status, check(goal_records(results), options.misses, PRONUNCIATION_GOALS))
+    return status
+
+
+def run_rows(rows: Sequence[Row], setting: Setting) -> None:
+    """Run the rows one after the other; those that have a result are skipped, unless `again`."""
+    for row in rows:
+        if read_result(row, setting.results) is not None and not setting.again:
+            print(f"skipped {row.name}: it has a result (--again runs it anew)", flush=True)
+            continue
+        try:
+            record = run_row(row, setting)
+        except MissingRivalError as error:
+            print(f"skipped {row.name}: {error}", flush=True)
+            continue
+        print(f"{row.name}: WER {record['wer']:.2f} %, PER {record['per']:.2f} %", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
