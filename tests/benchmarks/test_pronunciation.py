@@ -41,7 +41,8 @@ SOUNDS = {"a": "ɑ̃", "b": "b", "c": "t͡ʃ"}
 
 def words(number: int) -> list[str]:
     """Words over three letters, all of one length and then the next."""
-    found, layer = [], [""]
+    found: list[str] = []
+    layer = [""]
     while len(found) < number:
         layer = [word + letter for word in layer for letter in SOUNDS]
         found += layer
@@ -345,4 +346,4 @@ def test_data_that_is_no_folder_is_one_sentence(capsys: pytest.CaptureFixture[st
 
 def test_the_recipe_is_the_one_that_the_documents_name() -> None:
     assert ROOT / "scripts" / "configs" / "transduction.yaml" == pronunciation_runs.RECIPE
-    assert pronunciation_data.VALID_SHARE + pronunciation_data.TEST_SHARE == pytest.approx(0.15)
+    assert pytest.approx(0.15) == pronunciation_data.VALID_SHARE + pronunciation_data.TEST_SHARE
