@@ -50,8 +50,8 @@ _MANY_EPOCHS = 1_000_000  # so that minutes are what ends a run
 TRANSFORMER_RECIPE = {
     # Wu, Cotterell and Hulden 2021: batches of 400 words (about twelve tokens a side with their
     # padding), Adam, label smoothing 0.1, dropout 0.3. Theirs warms up for 4,000 of 20,000 updates
-    # and decays by the inverse square root; here a fifth of the updates where their number is known
-    # (`warm_up`), and the decay to zero of the common loop, which suits a fixed budget better.
+    # and decays by the inverse square root; here too for a fifth (`_warm_up`), and the decay to zero
+    # of the common loop, which suits a fixed budget better.
     "max_tokens": 4800,
     "optimizer": "adamw",
     "weight_decay": 0.0,
@@ -60,7 +60,8 @@ TRANSFORMER_RECIPE = {
     "label_smoothing": 0.1,
     "dropout": 0.3,
 }
-_WARM_UP, _MOST_WARM_UP = 400, 4000
+_MOST_WARM_UP, _LEAST_WARM_UP = 4000, 50
+_UPDATES_PER_MINUTE = 60  # of such batches on one core
 
 
 class RunFailedError(Exception):
@@ -211,17 +212,23 @@ def training_flags(row: Row, folder: Path, setting: Setting) -> list[str]:
     if joint:
         given["language_tag"] = "language"
     if row.model == "transformer":
-        given |= {**TRANSFORMER_RECIPE, "warmup_steps": _WARM_UP}
+        given |= {**TRANSFORMER_RECIPE, "warmup_steps": _warm_up(row, setting)}
     if row.budget == "updates":
-        updates = _updates(row, setting)
-        given["max_steps"] = updates
-        if row.model == "transformer":
-            given["warmup_steps"] = min(_MOST_WARM_UP, updates // 5)
+        given["max_steps"] = _updates(row, setting)
     else:
         given["max_minutes"] = setting.minutes * (len(LANGUAGES) if joint else 1)
         given["epochs"] = _MANY_EPOCHS
     flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return [*flags, "--cpu"]
+
+
+def _warm_up(row: Row, setting: Setting) -> int:
+    """Return a fifth of the updates that are to be expected; a resumed run must have the same."""
+    if row.budget == "updates":
+        expected: float = _updates(row, setting)
+    else:
+        expected = setting.minutes * _UPDATES_PER_MINUTE
+    return min(_MOST_WARM_UP, max(_LEAST_WARM_UP, round(expected / 5)))
 
 
 def _updates(row: Row, setting: Setting) -> int:

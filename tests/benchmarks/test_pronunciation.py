@@ -153,6 +153,22 @@ def test_all_models_get_the_same_flags_but_for_the_transformers_recipe(folder: P
     assert own == {*pronunciation_runs.TRANSFORMER_RECIPE, "warmup_steps"}
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "warm_up"),
+    [
+        ("fre-transformer-single-0", {"minutes": 10}, "120"),
+        ("fre-transformer-single-0", {"minutes": 0.1}, "50"),
+        ("fre-transformer-single-0-updates", {"updates": 20_000}, "4000"),
+        ("fre-transformer-single-0-updates", {"updates": 90_000}, "4000"),
+    ],
+)
+def test_the_transformer_warms_up_for_a_fifth(
+    folder: Path, name: str, given: dict[str, Any], warm_up: str
+) -> None:
+    flags = training_flags(parse_row(name), Path("x"), setting(folder, **given))
+    assert flags[flags.index("--warmup_steps") + 1] == warm_up
+
+
 def test_equal_updates_are_those_of_the_qrnn(folder: Path) -> None:
     row = parse_row("fre-lstm-single-0-updates")
     with pytest.raises(ValueError, match=r"`updates` must be given .* fre-qrnn-single-0 have a re"):
