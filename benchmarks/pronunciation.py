@@ -39,7 +39,10 @@ from pronunciation_runs import RunFailedError, Setting, errors, prepare, run_row
 
 from hf_qrnn.data.flags import typed
 
-_NAMES = ("minutes", "updates", "data", "out", "results", "threads", "words", "errors")
+_SETTING = (
+    *("out", "results", "data", "minutes", "updates", "again", "threads", "words", "n_best"),
+    "espeak",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--results", type=Path, default=RESULTS, help="folder of the results")
     add("--threads", type=int, default=1, help="CPU threads (1)")
     add("--words", type=Path, help="words without pronunciations, a line each, to distil from too")
+    add("--n_best", type=int, default=1, help="pronunciations of a word to distil from (1)")
     add("--espeak", default="espeak-ng", help="the program espeak-ng")
     add("--list", action="store_true", help="print every row with its command and result")
     add("--table", action="store_true", help="print the tables of docs/pronunciation.md")
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = make_parser().parse_args(words[:cut])
     try:
-        with typed({name: f"--{name}" for name in _NAMES}):
+        with typed({name: f"--{name}" for name in (*_SETTING, "errors")}):
             return _work(options, tuple(words[cut + 1 :]))
     except RunFailedError as error:  # it has said why
         return error.status
@@ -93,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace, flags: tuple[str, ...]) -> int:
-    names = ("out", "results", "data", "minutes", "updates", "again", "threads", "words", "espeak")
-    setting = Setting(**{name: getattr(options, name) for name in names}, flags=flags)
+    setting = Setting(**{name: getattr(options, name) for name in _SETTING}, flags=flags)
     rows = [parse_row(name) for name in options.rows] + (list(TABLE) if options.all else [])
     reports = (options.list, options.table, options.check)
     if not rows and not any(reports):

@@ -50,8 +50,8 @@ _MANY_EPOCHS = 1_000_000  # so that minutes are what ends a run
 TRANSFORMER_RECIPE = {
     # Wu, Cotterell and Hulden 2021: batches of 400 words (about twelve tokens a side with their
     # padding), Adam, label smoothing 0.1, dropout 0.3. Theirs warms up for 4,000 of 20,000 updates
-    # and decays by the inverse square root; here too for a fifth (`_warm_up`), and the decay to zero
-    # of the common loop, which suits a fixed budget better.
+    # and decays by the inverse square root; here too for a fifth (`_warm_up`), and decays to zero
+    # as the common loop does, which suits a fixed budget better.
     "max_tokens": 4800,
     "optimizer": "adamw",
     "weight_decay": 0.0,
@@ -85,6 +85,7 @@ class Setting:
         again: Train anew what was trained before.
         threads: CPU threads.
         words: A list of words without pronunciations, a line each, to distil from as well.
+        n_best: Pronunciations of a word that a student learns from.
         espeak: The program espeak-ng.
         flags: More flags of `scripts/train_translation.py`, over the recipe's.
         begun: Folders that this command has begun anew: the languages share a joint model.
@@ -98,6 +99,7 @@ class Setting:
     again: bool = False
     threads: int = 1
     words: Path | None = None
+    n_best: int = 1
     espeak: str = "espeak-ng"
     flags: tuple[str, ...] = ()
     begun: set[Path] = field(default_factory=set)
@@ -105,7 +107,7 @@ class Setting:
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise ValueError(f"`minutes` must be above 0, but is {self.minutes}.")
-        for name, least in (("updates", 0), ("threads", 1)):
+        for name, least in (("updates", 0), ("threads", 1), ("n_best", 1)):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"`{name}` must be at least {least}, but is {getattr(self, name)}."
@@ -124,8 +126,9 @@ class Setting:
             words += ["--updates", str(self.updates)]
         if row.data != CMUDICT:
             words += ["--data", "g2p_sigmorphon2021" if self.data is None else self.data.name]
-        if row.variant == "distilled" and self.words is not None:
-            words += ["--words", self.words.name]
+        if row.variant == "distilled":
+            words += [] if self.words is None else ["--words", self.words.name]
+            words += [] if self.n_best == 1 else ["--n_best", str(self.n_best)]
         if self.threads != 1:
             words += ["--threads", str(self.threads)]
         return " ".join([*words, *(["--", *self.flags] if self.flags else [])])
@@ -270,13 +273,14 @@ def _distil(row: Row, teachers: Sequence[Path], setting: Setting) -> Path:
         words += [x for x in map(str.strip, lines) if x and x not in held_out]
     folder = setting.out / "data" / row.name
     folder.mkdir(parents=True, exist_ok=True)
-    source, target = folder / "words.txt", folder / "distilled.tsv"
+    source, target = folder / "words.txt", folder / f"distilled-{setting.n_best}.tsv"
     text = "".join(f"{word}\n" for word in dict.fromkeys(words))
     if not target.is_file() or setting.again or source.read_text(encoding="utf-8") != text:
         source.write_text(text, encoding="utf-8")
         target.unlink(missing_ok=True)
         names = [str(teacher) for teacher in teachers]
-        status = run_command(["distill", *names, "--source", str(source), "-o", str(target)])
+        files = ["--source", str(source), "-o", str(target)]
+        status = run_command(["distill", *names, "--n_best", str(setting.n_best), *files])
         if status != 0:
             raise RunFailedError(status)
     return target

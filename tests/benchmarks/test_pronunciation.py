@@ -270,19 +270,20 @@ def test_an_ensemble_is_of_five_rows_and_a_student_learns_from_it(
     monkeypatch.setattr(pronunciation_runs, "run_command", distil)
     (folder / "more.txt").write_text(f"abba\n\n{words(40)[35]}\nabba\n")
     row = parse_row("fre-qrnn-distilled-0")
-    given = setting(folder, words=folder / "more.txt")
+    given = setting(folder, words=folder / "more.txt", n_best=2)
     folders = pronunciation_runs._folders(row, given)
     members = [folder / "runs" / f"fre-qrnn-single-{seed}" for seed in range(5)]
     assert folders == [folder / "runs" / row.name]
     assert [flags[flags.index("--seed") + 1] for flags in trained] == [*"01234", "0"]
-    ((name, *teachers, source_flag, source, target_flag, target),) = commands
-    assert (name, source_flag, target_flag) == ("distill", "--source", "-o")
+    ((name, *teachers, _, n_best, source_flag, source, target_flag, target),) = commands
+    assert (name, n_best, source_flag, target_flag) == ("distill", "2", "--source", "-o")
     assert teachers == list(map(str, members))
     # The judged word of the list is not among them, and a word is there once.
     assert Path(source).read_text().split() == [*words(32), "abba"]
     assert trained[-1][trained[-1].index("--distilled_file") + 1] == target
     pronunciation_runs._folders(row, given)
     assert len(commands) == 1  # what was distilled is there
+    assert given.command(row).endswith(f"--data {folder.name} --words more.txt --n_best 2")
     ensemble = parse_row("fre-qrnn-ensemble-0")
     assert pronunciation_runs._folders(ensemble, given) == members
 
@@ -331,6 +332,7 @@ def test_tables_are_prepared_for_whoever_tunes(
         (["ger-qrnn-single-0"], "a row must be DATA-MODEL-VARIANT-SEED"),
         (["fre-qrnn-single-0", "--minutes", "0"], "`--minutes` must be above 0, but is 0.0."),
         (["fre-qrnn-single-0", "--threads", "0"], "`--threads` must be at least 1, but is 0."),
+        (["fre-qrnn-single-0", "--n_best", "0"], "`--n_best` must be at least 1, but is 0."),
         (["fre-qrnn-single-0", "--updates", "-1"], "`--updates` must be at least 0, but is -1."),
         (["dut-qrnn-single-0"], "`--data` must be a folder with dut_train.tsv"),
         (["fre-qrnn-single-0", "--words", "no"], "`--words` must be a file, but 'no' is none."),
