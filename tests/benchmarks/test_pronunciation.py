@@ -288,6 +288,28 @@ def test_an_ensemble_is_of_five_rows_and_a_student_learns_from_it(
     assert pronunciation_runs._folders(ensemble, given) == members
 
 
+def test_an_ensemble_and_its_student_are_trained_and_judged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pronunciation_runs, "ENSEMBLE_SEEDS", (0, 1))
+    # Enough for some words to be said to their end: only those are learnt from.
+    updates = {"max_steps": 40, "eval_every": 40, "save_every": 40, "learning_rate": 0.01}
+    enough = [word for name, value in updates.items() for word in (f"--{name}", str(value))]
+    assert run(folder, "fre-qrnn-ensemble-0", "--", *enough) == 0
+    ensemble = result(folder, "fre-qrnn-ensemble-0")
+    assert (ensemble["models"], ensemble["updates"]) == (2, 80)
+    assert not (folder / "results" / "fre-qrnn-single-0.json").exists()
+    assert run(folder, "fre-qrnn-distilled-0", "--", *enough) == 0
+    student = result(folder, "fre-qrnn-distilled-0")
+    assert (student["models"], student["updates"]) == (1, 40)
+    assert student["parameters"] == ensemble["parameters"] // 2
+    written = folder / "runs" / "data" / "fre-qrnn-distilled-0" / "distilled-1.tsv"
+    pairs = [line.split("\t") for line in written.read_text(encoding="utf-8").splitlines()]
+    assert {word for word, *_ in pairs} <= set(words(32))
+    options = json.loads((folder / "runs" / "fre-qrnn-distilled-0" / "run.json").read_text())
+    assert options["options"]["distilled_file"] == [str(written)]
+
+
 def test_a_run_that_failed_is_no_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pronunciation_runs, "run_task", lambda kind, flags: 3)
     with pytest.raises(RunFailedError):
