@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,13 @@ from .files import kind_of, shared_files
 from .verify import write_verification
 
 _REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# A "/" after a letter, "." or ":" is of a relative path or an address, and stays.
-_ABSOLUTE_FOLDER = re.compile(r"(?<![\w.:/])/(?:[^\s/\"']+/)+")
+# A "/" after a letter, "." or ":" is of a relative path or an address, and stays. Among other words
+# only quotes tell where a path with blanks ends.
+_QUOTED = re.compile(r"""(?<=')/[^']*(?=')|(?<=")/[^"]*(?=")""")
+_FOLDERS_IN_TEXT = re.compile(r"(?<![\w.:/])/(?:[^\s/\"']+/)+(?=[^\s/\"'])")
+_FOLDERS = re.compile(r"/(?:[^/]+/)+(?=[^/])")
+# Between paths in a row, and between a flag and its path; not before the "//" of an address.
+_SEAM = re.compile(r"(?<=[,;:=])(?=/(?!/))")
 # Keys of tokenizer_config.json that name files.
 _PATH_KEY = re.compile(r"\w+_files?|source_spm|target_spm|vocab|name_or_path")
 # The line of a card that names the model to load, as the card's template writes it.
@@ -61,15 +67,44 @@ class PushResult:
 def without_folders(value: Any) -> Any:
     """Return JSON content with absolute paths cut to their last part.
 
-    The folders of one machine say nothing to another's reader, and may name a person.
+    The folders of one machine say nothing to another's reader, and may name a person. A text under
+    the key "command" is a line of a shell; any other that begins with a path is one to its end,
+    blanks and all.
     """
     if isinstance(value, str):
-        return _ABSOLUTE_FOLDER.sub("", value)
+        return _cut_paths(value)
     if isinstance(value, dict):
-        return {key: without_folders(entry) for key, entry in value.items()}
+        return {
+            key: command_without_folders(entry)
+            if key == "command" and isinstance(entry, str)
+            else without_folders(entry)
+            for key, entry in value.items()
+        }
     if isinstance(value, list):
         return [without_folders(entry) for entry in value]
     return value
+
+
+def command_without_folders(command: str) -> str:
+    """Return a line of a shell with the absolute paths in its words cut to their last part."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote without its end
+        return _FOLDERS_IN_TEXT.sub("", command)
+    return shlex.join(_cut_paths(word) for word in words)
+
+
+def _cut_paths(text: str) -> str:
+    parts = _SEAM.split(text)
+    begins = [part.startswith("/") for part in parts]
+    if begins[0] or (len(parts) > 1 and " " not in parts[0]):
+        cut = (
+            _FOLDERS.sub("", part, count=1) if is_path else part
+            for part, is_path in zip(parts, begins, strict=True)
+        )
+        return "".join(cut)
+    text = _QUOTED.sub(lambda path: _FOLDERS.sub("", path[0], count=1), text)
+    return _FOLDERS_IN_TEXT.sub("", text)
 
 
 # ------------------------------------------------------------------ what travels

@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 
 from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.hub.push import without_folders
+from hf_qrnn.hub.push import command_without_folders, without_folders
 from hf_qrnn.metrics.table import BY_NAME, RECORDED
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
 from hf_qrnn.model.modeling_qrnn import HEADS, QRNNModel
@@ -414,7 +414,8 @@ def _command(run: dict[str, Any]) -> str:
     script, arguments = Path(found[0].strip("'")), found.string[found.end() :]
     # Folders say nothing to another reader, but that of our own scripts.
     name = f"scripts/{script.name}" if script.name in OUR_SCRIPTS else script.name
-    return f"python {shlex.quote(name)}{without_folders(arguments)}".rstrip()
+    arguments = command_without_folders(arguments)
+    return f"python {shlex.quote(name)} {arguments}".rstrip()
 
 
 def _versions(run: dict[str, Any]) -> str:

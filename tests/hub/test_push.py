@@ -308,10 +308,34 @@ def test_repository_names(repo: str, run: Path) -> None:
         ("../data/train.de", "../data/train.de"),
         ("https://hub.example/a/b", "https://hub.example/a/b"),
         ("a/b and 3 /4", "a/b and 3 /4"),
+        ("/4 of it", "/4 of it"),
+        ("/home/ann/my data/train.de", "train.de"),
+        ("/home/ann lee/x/my data.de", "my data.de"),
+        ("/home/ann/my data/", "my data/"),
+        ("/home/ann lee/a.de,/home/ann lee/b.de", "a.de,b.de"),
+        ("--config=/home/ann lee/y.yaml", "--config=y.yaml"),
+        ("read from '/home/ann lee/x.de' and \"/home/lee/b c/y\"", "read from 'x.de' and \"y\""),
+        ("see /home/ann/x/ and it's in c/d", "see x/ and it's in c/d"),
+        ("see this: /home/ann/x", "see this: x"),
+        ("read a=b of https://hub.example/a b/c", "read a=b of https://hub.example/a b/c"),
     ],
 )
 def test_without_folders(text: str, expected: str) -> None:
     assert without_folders({"a": [text, 1, None]}) == {"a": [expected, 1, None]}
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/home/ann/t.py --data /home/ann/a.de --cpu", "t.py --data a.de --cpu"),
+        ("'/home/ann lee/t.py' --data '/home/ann lee/my data/a b.de'", "t.py --data 'a b.de'"),
+        ("t.py '--config=/home/ann lee/c.yaml' -a b/c", "t.py --config=c.yaml -a b/c"),
+        ("t.py --about 'it is /home/ann/x'", "t.py --about 'it is x'"),
+        ("t.py --about 'no end /home/ann/x", "t.py --about 'no end x"),
+    ],
+)
+def test_without_folders_in_a_command(command: str, expected: str) -> None:
+    assert without_folders({"command": command}) == {"command": expected}
 
 
 def test_split_revision() -> None:
