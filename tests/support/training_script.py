@@ -11,6 +11,12 @@ from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/train_translation.py"
+# Two processes that meet at a free port: the usual one may be another run's of this machine.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--main_process_port", "0"),
+)
 
 
 def load_script() -> ModuleType:

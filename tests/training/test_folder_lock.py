@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_script import flags, start, suspend, tree, wait_until
+from training_script import TORCHRUN, flags, start, suspend, tree, wait_until
 
 from hf_qrnn.training.folder_lock import LOCK, FolderLock
 
@@ -85,8 +85,7 @@ def test_two_processes_refuse_a_folder_in_use_with_one_sentence(
         suspend(first)  # so that nothing changes but by the others
         before = tree(tmp_path / "out")
         changes = {"num_threads": 1, "max_steps": 2, "resume": resume}
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-        second = start(flags(tmp_path, **changes), *launcher)
+        second = start(flags(tmp_path, **changes), *TORCHRUN)
         _, error = second.communicate(timeout=180)
         assert second.returncode != 0
         sentence = f"error: `--output_dir` must not be in use, but process {first.pid} on "

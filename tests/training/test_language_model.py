@@ -16,7 +16,7 @@ import torch
 from hub_fixtures import CLIENT_WARNING, REPO
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
-from training_script import ROOT, wait_until
+from training_script import ROOT, TORCHRUN, wait_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM
@@ -149,9 +149,8 @@ def test_two_processes_share_a_run_and_resume_it_exactly(tmp_path: Path) -> None
 
     def two(folder: Path, *switches: str) -> None:
         argv = flags(tmp_path, *switches, output_dir=folder, **options)
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
         done = subprocess.run(
-            [sys.executable, *launcher, str(SCRIPT), *argv], capture_output=True, text=True,
+            [sys.executable, *TORCHRUN, str(SCRIPT), *argv], capture_output=True, text=True,
             check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

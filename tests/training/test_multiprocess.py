@@ -10,14 +10,11 @@ import multiprocess_worker as worker
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_script import ACCELERATE, ROOT, TORCHRUN
 from transformers import AutoModelForSeq2SeqLM
 
 from hf_qrnn.training import processes
 from hf_qrnn.training.options import RunOptions
-
-ROOT = Path(__file__).parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
 
 
 def python(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:

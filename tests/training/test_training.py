@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from hub_stand_in import HubStandIn
 from small_models import small_model
+from training_script import ROOT, TORCHRUN
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
@@ -32,7 +33,6 @@ from hf_qrnn.training.options import ModelOptions, RunOptions, parse_options
 from hf_qrnn.training.translation_task import TranslationOptions, TranslationTask
 from hf_qrnn.translation.search import generate_hypotheses
 
-ROOT = Path(__file__).parents[2]
 KINDS = (*TranslationTask.kinds, LoopOptions, RunOptions)
 
 
@@ -405,7 +405,7 @@ def test_two_processes_end_together_and_leave_one_model(tmp_path: Path) -> None:
         *("--max_steps", "100000", "--eval_every", "100000", "--log_every", "1"),
         *("--decoder_layers", "1", "--max_tokens", "64", "--cpu", "--num_threads", "1", *sizes),
         cwd=tmp_path,
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        launcher=TORCHRUN,
     )
     assert result.returncode == 0, result.stderr
     lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
