@@ -13,7 +13,8 @@ smoothing 0.1. Whoever is compared takes turns with ours, on the same batch, in 
 - baseline: the same update by the package in another folder, in a process of its own, as ours is.
 - Marian: `MarianMTModel` of transformers with as many parameters, layers of the same width.
 - nn.LSTM: the paper's preset against the same translator with LSTM layers (benchmarks/controls.py).
-- memory: resident memory over updates whose batches have all lengths and the rows that fit.
+- memory: resident memory over updates whose batches have all lengths and the rows that fit, kept
+  small as training keeps it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +46,8 @@ from hf_qrnn.speed.timing import Call, Timing, environment, interleave, using_th
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 200
+# Updates that a process has been told of before the first of their answers is read.
+AHEAD = 500
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,14 @@ class Plan:
     lengths: tuple[int, ...] = (100, 300, 1000)
     tokens: int = 3000  # a side, in the comparison by length
     paper: Sizes = Sizes(layers=4, hidden=320, rows=16, source=103, target=93)
+    memory: Sizes = Sizes(layers=3, hidden=128, rows=32, source=80, target=80)
     memory_updates: int = 1000
 
 
+TINY = Sizes(1, 16, 4, 6, 5)
 PLANS = {
     "goals": Plan(),
-    "smoke": Plan(Sizes(1, 16, 4, 6, 5), (8,), 16, Sizes(1, 16, 2, 6, 5), 20),
+    "smoke": Plan(TINY, (8,), 16, Sizes(1, 16, 2, 6, 5), TINY, 20),
 }
 
 
@@ -164,10 +170,20 @@ def make_batch(sizes: Sizes, seed: int = 0) -> dict[str, torch.Tensor]:
     return batch
 
 
-def update(model: nn.Module, batch: dict[str, torch.Tensor], dtype: str) -> Call:
-    """Make the call of one update."""
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimiser of every update here."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+
+def update(
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    dtype: str,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Call:
+    """Make the call of one update, by an optimiser of its own where none is given."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    optimizer = adamw(model) if optimizer is None else optimizer
     ours = isinstance(model, QRNNForConditionalGeneration)
 
     def step() -> None:
@@ -292,11 +308,11 @@ def against_lstm(sizes: Sizes, dtype: str, seconds: float) -> Record:
 
 
 class Worker:
-    """A process that makes updates by the package in `folder`, when it is told to."""
+    """A process that does `role` by the package in `folder`, a step for each line it is sent."""
 
-    def __init__(self, folder: Path, sizes: Sizes, dtype: str) -> None:
+    def __init__(self, folder: Path, sizes: Sizes, dtype: str, role: str = "work") -> None:
         threads = str(torch.get_num_threads())
-        words = [sys.executable, str(Path(__file__).resolve()), "--worker", dtype, threads]
+        words = [sys.executable, str(Path(__file__).resolve()), f"--{role}", dtype, threads]
         path = os.pathsep.join([str(folder.resolve()), str(ROOT / "benchmarks")])
         self.process = subprocess.Popen(
             [*words, json.dumps(asdict(sizes))],
@@ -308,10 +324,18 @@ class Worker:
 
     def ask(self, words: str) -> Any:
         """Send one line, and return the JSON of the answer."""
+        self.tell(words)
+        return self.answer()
+
+    def tell(self, words: str) -> None:
+        """Send one line."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(words + "\n")
         self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """Wait for the answer to a line, and return its JSON."""
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"a process of the benchmark ended with {self.process.wait()}.")
@@ -323,27 +347,35 @@ class Worker:
 
 
 def work(dtype: str, threads: str, sizes: str) -> None:
-    """Do what a `Worker` asks for, until its lines end: an update, or one of any shape."""
-    import time
+    """Make an update for each line of stdin, and tell its seconds."""
+    torch.set_num_threads(int(threads))
+    own = Sizes(**json.loads(sizes))
+    torch.manual_seed(0)
+    step = update(modern(own), make_batch(own), dtype)
+    for _ in sys.stdin:
+        started, began = time.perf_counter(), time.process_time()
+        step()
+        seconds = time.perf_counter() - started, time.process_time() - began
+        print(json.dumps(seconds), flush=True)
 
+
+def watch(dtype: str, threads: str, sizes: str) -> None:
+    """Make an update of the shape that each line names, as training does, and tell its memory."""
+    from hf_qrnn.training.memory import bound_kernel_caches, give_back
+
+    bound_kernel_caches()
     torch.set_num_threads(int(threads))
     own = Sizes(**json.loads(sizes))
     torch.manual_seed(0)
     model = modern(own)
-    step = update(model, make_batch(own), dtype)
-    optimizer_step: dict[str, Call] = {"update": step}
-    for line in sys.stdin:
-        name = line.strip()
-        if name.startswith("shape "):
-            rows, source, target = map(int, name.split()[1:])
-            shape = replace(own, rows=rows, source=source, target=target)
-            update(model, make_batch(shape), dtype)()
-            print(json.dumps(resident_megabytes()), flush=True)
-            continue
-        started, began = time.perf_counter(), time.process_time()
-        optimizer_step[name]()
-        seconds = time.perf_counter() - started, time.process_time() - began
-        print(json.dumps(seconds), flush=True)
+    optimizer = adamw(model)
+    for step, line in enumerate(sys.stdin, start=1):
+        rows, source, target = map(int, line.split())
+        shape = replace(own, rows=rows, source=source, target=target)
+        began = time.process_time()
+        update(model, make_batch(shape), dtype, optimizer)()
+        give_back(step)
+        print(json.dumps([resident_megabytes(), time.process_time() - began]), flush=True)
 
 
 def resident_megabytes() -> float:
@@ -372,25 +404,47 @@ def against_baseline(
     return {**about, **_speeds(sizes, ours, theirs)}
 
 
-def memory(sizes: Sizes, dtype: str, updates: int) -> Record:
-    """Watch memory over updates of random lengths, padded as training pads them."""
-    worker, draw = Worker(ROOT, sizes, dtype), random.Random(0)
-    most, seen = sizes.rows * max(sizes.source, sizes.target), []
+def memory(sizes: Sizes, dtypes: list[str], updates: int) -> Iterator[Record]:
+    """Watch memory over updates of random lengths, padded as training pads them.
+
+    The dtypes go side by side, each in its process, and bfloat16 is held beside float32.
+    """
+    workers = {dtype: Worker(ROOT, sizes, dtype, "watch") for dtype in dtypes}
+    draw, characters = random.Random(0), 0
+    most = sizes.rows * max(sizes.source, sizes.target)
+    answers: dict[str, list[tuple[float, float]]] = {dtype: [] for dtype in dtypes}
+    lines = []
+    for _ in range(updates):
+        source, target = (4 * draw.randint(1, sizes.source // 3) for _ in range(2))
+        rows = max(1, most // max(source, target))
+        rows = rows // 4 * 4 or rows
+        characters += rows * (source + target)
+        lines.append(f"{rows} {source} {target}")
     try:
-        for _ in range(updates):
-            source, target = (4 * draw.randint(1, sizes.source // 3) for _ in range(2))
-            rows = max(1, most // max(source, target))
-            rows = rows // 4 * 4 or rows
-            seen.append(worker.ask(f"shape {rows} {source} {target}"))
+        for number in range(updates + AHEAD):
+            for dtype, worker in workers.items():
+                if number < updates:
+                    worker.tell(lines[number])
+                if number >= AHEAD:
+                    answers[dtype].append(worker.answer())
     finally:
-        worker.close()
-    tenth = max(1, len(seen) // 10)
-    first, last = statistics.mean(seen[:tenth]), statistics.mean(seen[-tenth:])
-    return {
-        **_fields("memory", "its first tenth", dtype, sizes),
-        **{"updates": updates, "first_mb": round(first), "last_mb": round(last)},
-        **{"peak_mb": round(max(seen)), "growth": round(last / first, 3)},
-    }
+        for worker in workers.values():
+            worker.close()
+    peaks = {}
+    for dtype, found in answers.items():
+        megabytes, seconds = zip(*found, strict=True)
+        peaks[dtype] = max(megabytes)
+        tenth = max(1, updates // 10)
+        first, last = statistics.mean(megabytes[:tenth]), statistics.mean(megabytes[-tenth:])
+        yield {
+            **_fields("memory", "its first tenth", dtype, sizes),
+            **{"updates": updates, "first_mb": round(first), "last_mb": round(last)},
+            **{"peak_mb": round(max(megabytes)), "growth": round(last / first, 3)},
+            "characters_per_second": round(characters / sum(seconds)),  # of the processor's time
+        }
+    if {"float32", "bfloat16"} <= peaks.keys():
+        over = round(peaks["bfloat16"] / peaks["float32"], 3)
+        yield {**_fields("memory", "float32", "bfloat16", sizes), "over": over}
 
 
 # ------------------------------------------------------------------ running
@@ -403,12 +457,14 @@ def measure(options: argparse.Namespace) -> Iterator[Record]:
     dtypes = options.dtypes or ["float32", "bfloat16"]
     for threads in options.threads:
         with using_threads(threads):
-            for dtype in dtypes:
+            for dtype in () if options.memory_only else dtypes:
                 yield from measure_dtype(plan, dtype, options)
+            if options.memory or options.memory_only:
+                yield from memory(plan.memory, dtypes, plan.memory_updates)
 
 
 def measure_dtype(plan: Plan, dtype: str, options: argparse.Namespace) -> Iterator[Record]:
-    """Measure all comparisons in one dtype."""
+    """Measure all comparisons of speed in one dtype."""
     yield against_products(plan.update, dtype, options.seconds)
     if options.baseline is not None:
         rounds = max(5, int(options.seconds))
@@ -419,8 +475,6 @@ def measure_dtype(plan: Plan, dtype: str, options: argparse.Namespace) -> Iterat
         sizes = replace(plan.update, rows=rows, source=length, target=length)
         yield against_marian(sizes, dtype, options.seconds)
     yield against_lstm(plan.paper, dtype, options.seconds)
-    if options.memory:
-        yield memory(plan.update, dtype, plan.memory_updates)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -431,14 +485,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--plan", default="goals", choices=PLANS, help="sizes: the goals', or tiny ones (goals)")
     add("--baseline", type=Path, help="another checkout of hf_qrnn to compare with")
     add("--memory", action="store_true", help="watch memory over updates of random lengths too")
+    add("--memory_only", action="store_true", help="watch memory, and measure no speed")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and judge; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["--worker"]:
-        work(*words[1:])
+    roles = {"--work": work, "--watch": watch}
+    if words and words[0] in roles:
+        roles[words[0]](*words[1:])
         return 0
     parser = make_parser()
     return run(parser, parser.parse_args(argv), measure)

@@ -33,6 +33,7 @@ from .checkpoint import (
 from .clock import Stopwatch
 from .evaluation import run_batch
 from .identity import compare_identity
+from .memory import give_back
 from .meter import Meter, peak_memory
 from .options import check_at_least
 from .processes import Processes
@@ -348,6 +349,8 @@ class Trainer:
                     # Waits for a GPU, so only where something follows that waits anyway, and
                     # before the clock is read: the time it works is the updates'.
                     self._check_divergence()
+                if self.accelerator.device.type == "cpu":
+                    give_back(state.step)
                 lap = clock.take()
                 self.meter.seconds += lap
                 with clock.held():

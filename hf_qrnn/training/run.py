@@ -28,6 +28,7 @@ from .checkpoint import CheckpointFolder, find_checkpoint, read_marker
 from .fine_tuning import Base, has_base
 from .learning_curve import learning_curve_figure
 from .loop import LoopOptions, Trainer
+from .memory import bound_kernel_caches
 from .options import PublishOptions, RunOptions, flag_names, parse_options
 from .processes import (
     Processes,
@@ -84,6 +85,7 @@ def _run(task: Task, publish: PublishOptions) -> None:
     options, loop = task.options, task.loop
     if options.num_threads > 0:
         torch.set_num_threads(options.num_threads)
+    bound_kernel_caches()
     accelerator = make_accelerator(options)
     processes = Processes(accelerator)
     if not processes.is_main:

@@ -37,6 +37,38 @@ def test_every_comparison_end_to_end(
     assert [x["peer"] for x in results.read(path)[1:]] == ["products", "Marian", "nn.LSTM"]
 
 
+def test_memory_alone_is_held_beside_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Worker:
+        """Needs a hundred megabytes in the first update and ten more in each that follows."""
+
+        def __init__(self, folder: Path, sizes: Sizes, dtype: str, role: str) -> None:
+            assert role == "watch"
+            self.factor, self.lines = {"float32": 1, "bfloat16": 2}[dtype], []
+            self.answers = 0
+
+        def tell(self, line: str) -> None:
+            self.lines.append(tuple(map(int, line.split())))
+
+        def answer(self) -> tuple[float, float]:
+            self.answers += 1
+            assert self.answers <= len(self.lines)
+            return self.factor * (90 + 10 * self.answers), 0.5
+
+        def close(self) -> None:
+            assert len(set(self.lines)) > 2
+
+    monkeypatch.setattr(bench_training, "Worker", Worker)
+    path = tmp_path / "out.jsonl"
+    words = ["--plan", "smoke", "--memory_only", "--output", str(path)]
+    assert bench_training.main(words) == 0
+    *memory, over = results.read(path)[1:]
+    assert [x["growth"] for x in memory] == [round(285 / 105, 3)] * 2
+    assert [x["peak_mb"] for x in memory] == [290, 580]
+    assert (over["dtype"], over["peer"], over["over"]) == ("bfloat16", "float32", 2.0)
+
+
 def test_bare_products_are_those_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three for each matrix that is multiplied, but for those whose input wants no gradient."""
     shapes = []
