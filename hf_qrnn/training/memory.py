@@ -41,4 +41,4 @@ def _trimmer() -> Callable[[int], int] | None:
     except (AttributeError, OSError, TypeError):
         return None
     trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    return trim  # type: ignore[no-any-return]
+    return trim

@@ -45,7 +45,8 @@ def test_memory_alone_is_held_beside_float32(
 
         def __init__(self, folder: Path, sizes: Sizes, dtype: str, role: str) -> None:
             assert role == "watch"
-            self.factor, self.lines = {"float32": 1, "bfloat16": 2}[dtype], []
+            self.factor = {"float32": 1, "bfloat16": 2}[dtype]
+            self.lines: list[tuple[int, ...]] = []
             self.answers = 0
 
         def tell(self, line: str) -> None:
