@@ -1,4 +1,4 @@
-"""Helpers to run scripts/train_translation.py in a test, as a module or as a process."""
+"""Helpers to run the training scripts in a test, as a module, as a task or as a process."""
 
 import importlib.util
 import signal
@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+from hf_qrnn.training.run import run_task
+from hf_qrnn.training.task import Task
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/train_translation.py"
@@ -44,10 +47,18 @@ def flags(folder: Path, **changes: object) -> list[str]:
     return ["--cpu", *(text for k, v in options.items() for text in (f"--{k}", str(v)))]
 
 
-def start(argv: list[str], *launcher: str) -> subprocess.Popen[str]:
-    """Start the script as a process of its own."""
+def status_of(kind: type[Task], argv: list[str]) -> object:
+    """Run a task here; its exit status, also where the parser of its flags ends the process."""
+    try:
+        return run_task(kind, argv)
+    except SystemExit as error:
+        return error.code
+
+
+def start(argv: list[str], *launcher: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
+    """Start a script as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *argv],
+        [sys.executable, *launcher, str(script), *argv],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,6 +71,14 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> Non
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def kill_at_a_checkpoint(argv: list[str], folder: Path, script: Path) -> None:
+    """Start a script, and kill it when the first checkpoint in its `folder` is complete."""
+    process = start(argv, script=script)
+    wait_until(lambda: any((folder / "checkpoints").glob("step-*/complete.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
 
 
 def suspend(process: subprocess.Popen[str]) -> None:

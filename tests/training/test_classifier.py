@@ -3,9 +3,6 @@
 import json
 import random
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ import torch
 from hub_fixtures import CLIENT_WARNING, REPO
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
-from training_script import ROOT, wait_until
+from training_script import ROOT, kill_at_a_checkpoint, status_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_qrnn import QRNNForSequenceClassification
@@ -48,13 +45,7 @@ def flags(folder: Path, *switches: str, **changes: object) -> list[str]:
 def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert run_task(ClassificationTask, flags(tmp_path)) == 0
     argv = flags(tmp_path, output_dir=tmp_path / "cut")
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    wait_until(lambda: any((tmp_path / "cut/checkpoints").glob("step-*/complete.json")), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_at_a_checkpoint(argv, tmp_path / "cut", SCRIPT)
     assert run_task(ClassificationTask, [*argv, "--resume", "auto"]) == 0
     whole, again = (
         json.loads((tmp_path / name / "training.json").read_text()) for name in ("out", "cut")
@@ -154,10 +145,6 @@ def test_mistakes_are_one_sentence_and_change_nothing(
 ) -> None:
     argv = flags(tmp_path, **changes)
     (tmp_path / "valid.jsonl").write_text(text + "\n")
-    try:
-        status = run_task(ClassificationTask, argv)
-    except SystemExit as error:
-        status = error.code  # type: ignore[assignment]
-    assert status == 2
+    assert status_of(ClassificationTask, argv) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from hub_fixtures import CLIENT_WARNING, REPO
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
-from training_script import ROOT, TORCHRUN, wait_until
+from training_script import ROOT, TORCHRUN, kill_at_a_checkpoint, status_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM
@@ -110,13 +109,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     # Updates follow each other within an epoch: the state of the middle of one is needed.
     assert whole["epoch"] == 0 or whole["batch"] != 0
     argv = flags(tmp_path, max_steps=13, output_dir=tmp_path / "cut")
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    wait_until(lambda: any((tmp_path / "cut/checkpoints").glob("step-*/complete.json")), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_at_a_checkpoint(argv, tmp_path / "cut", SCRIPT)
     assert run_task(LanguageModelTask, [*argv, "--resume", "auto"]) == 0
     again = ended(tmp_path / "cut")
     assert again["weights_sha256"] == whole["weights_sha256"]
@@ -228,10 +221,6 @@ def test_run_is_told_as_a_language_models(
 def test_mistakes_are_one_sentence_and_change_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], sentence: str
 ) -> None:
-    try:
-        status = run_task(LanguageModelTask, flags(tmp_path, **changes))
-    except SystemExit as error:
-        status = error.code  # type: ignore[assignment]
-    assert status == 2
+    assert status_of(LanguageModelTask, flags(tmp_path, **changes)) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
