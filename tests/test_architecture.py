@@ -101,11 +101,12 @@ def test_arrows_make_no_circle() -> None:
             left = {name: targets for name, targets in left.items() if name not in ground}
 
 
-def test_root_of_the_package_is_three_modules() -> None:
+def test_root_of_the_package_is_four_modules() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} == {
         "__init__.py",
         "__main__.py",
         "layer.py",
+        "registration.py",
     }
 
 
@@ -309,6 +310,47 @@ def test_what_users_type_is_in_the_package_itself() -> None:
     assert {"QRNN", "train_character_tokenizer"} <= found[True]
 
 
+def test_names_have_the_homes_that_type_checkers_are_told() -> None:
+    branch = next(node for node in tree(MODULES["__init__"]).body if isinstance(node, ast.If))
+    assert ast.unparse(branch.test) == "TYPE_CHECKING"
+    told = {
+        alias.name: node.module
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == hf_qrnn._HOMES
+    assert sorted(told) == sorted(hf_qrnn.__all__)
+    assert all(getattr(hf_qrnn, name) is vars(hf_qrnn)[name] for name in told)
+
+
+def test_names_that_were_not_used_yet_are_there() -> None:
+    script = (
+        "import hf_qrnn\n"
+        "assert set(hf_qrnn.__all__) | {'__version__', 'model', 'data'} <= set(dir(hf_qrnn))\n"
+        "assert not hasattr(hf_qrnn, 'no_such_name')\n"
+        "assert not hasattr(hf_qrnn.data, 'no_such_name')\n"
+        "import hf_qrnn.data.flags\n"
+        "hf_qrnn.data.tokenization.load_tokenizer, hf_qrnn.translation.translator.Translator\n"
+        "hf_qrnn.layer.QRNN, hf_qrnn.model.modeling_qrnn.HEADS, hf_qrnn.model.warm_start\n"
+        "names = {}\n"
+        "exec('from hf_qrnn import *', names)\n"
+        "assert set(hf_qrnn.__all__) <= set(names)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_a_missing_package_is_not_taken_for_a_missing_name() -> None:
+    script = (
+        "import sys, hf_qrnn\n"
+        "sys.modules['huggingface_hub'] = None\n"
+        "try:\n    hf_qrnn.data.hub_replies\n"
+        "except ModuleNotFoundError as error:\n    assert error.name == 'huggingface_hub'\n"
+        "else:\n    raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_import_registers_the_operations_it_says() -> None:
     assert hf_qrnn.__doc__ is not None
     names = re.findall(r"`hf_qrnn::(\w+)`", hf_qrnn.__doc__)
@@ -325,9 +367,12 @@ def test_import_registers_the_operations_it_says() -> None:
 def test_import_prints_nothing_and_loads_nothing_heavy() -> None:
     script = (
         "import sys, hf_qrnn\n"
-        "heavy = {'datasets', 'evaluate', 'matplotlib', 'sacrebleu'}\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'huggingface_hub', 'yaml'}\n"
         "found = sorted(heavy & set(sys.modules))\n"
         "import torch\n"
+        "hf_qrnn.load_translator, hf_qrnn.QRNNTranslationPipeline\n"
+        "heavy = {'datasets', 'evaluate', 'matplotlib', 'sacrebleu'}\n"
+        "found += sorted(heavy & set(sys.modules))\n"
         "found += ['cuda'] * torch.cuda.is_initialized()\n"
         "sys.exit(', '.join(found) or 0)\n"
     )

@@ -102,6 +102,7 @@ class QRNNConfig(PreTrainedConfig):
     """
 
     model_type = "qrnn"
+    _auto_class = "AutoConfig"  # so that a saved config has its code beside it
     # What Trainer cannot put together from batches of other lengths.
     keys_to_ignore_at_inference = ["past_key_values", "decoder_attentions", "cross_attentions"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}

@@ -377,6 +377,9 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
 HEADS = heads()
 """The classes that Auto classes load."""
 
+for _head in HEADS:  # so that a saved model has its code beside it
+    _head.register_for_auto_class(_head.registration.auto_class)
+
 AUTO_MAP = auto_map()
 """What every saved config.json has: all heads' classes, so that each finds its own."""
 
