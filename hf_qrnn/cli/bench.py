@@ -32,7 +32,11 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    # Here, not above: `hf-qrnn --help` need not wait for torch.
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"`--threads` must be at least 1, but is {args.threads}.")
+    if not args.minutes > 0:
+        raise ValueError(f"`--minutes` must be above 0, but is {args.minutes}.")
+    # Here, not above: whoever made a mistake need not wait for torch.
     import torch
     from tqdm import tqdm
 
@@ -51,10 +55,6 @@ def _bench(args: argparse.Namespace) -> None:
     dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"`--dtype` must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"`--threads` must be at least 1, but is {args.threads}.")
-    if not args.minutes > 0:
-        raise ValueError(f"`--minutes` must be above 0, but is {args.minutes}.")
     check_device(device, dtype)
     # A GPU is timed by CUDA graphs: for small cells, launching would take longer than computing.
     on_gpu = torch.device(device).type == "cuda"

@@ -18,18 +18,15 @@ def add_info(commands: Any) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     import platform
-
-    import tokenizers
-    import torch
-    import transformers
+    from importlib.metadata import version
 
     from hf_qrnn import __version__
 
     print(f"hf_qrnn       {__version__}")
     print(f"python        {platform.python_version()}")
-    print(f"torch         {torch.__version__}")
-    print(f"transformers  {transformers.__version__}")
-    print(f"tokenizers    {tokenizers.__version__}")
+    # Not by importing them: transformers takes longer than all else here.
+    for package in ("torch", "transformers", "tokenizers"):
+        print(f"{package:13} {version(package)}")
     _print_backends()
 
 
