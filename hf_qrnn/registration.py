@@ -81,7 +81,7 @@ def _enter_models(modeling_auto: ModuleType) -> None:
         # Here `register` would put the class, and want it now.
         table = getattr(auto, "_model_mapping", None)
         entries = getattr(table, "_extra_content", None)
-        if isinstance(entries, dict):
+        if table is not None and isinstance(entries, dict):
             table._extra_content = entries = _Entries(entries)
         if isinstance(entries, _Entries):
             entries[QRNNConfig] = _Later(head.name)
@@ -201,7 +201,8 @@ class _Finder:
             spec: ModuleSpec | None = None if find is None else find(name, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader, _ENTRIES[name])
+                    wrapped: Any = _Loader(spec.loader, _ENTRIES[name])
+                    spec.loader = wrapped
                 return spec
         return None
 

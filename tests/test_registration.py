@@ -120,7 +120,8 @@ import torch
 assert hasattr(torch.ops.hf_qrnn, "pool_v2")
 """,
     "threads": """
-import threading, hf_qrnn
+# Alone first: transformers itself stands no threads in the first import of it.
+import threading, hf_qrnn, transformers
 statements = [
     "import transformers.models.auto.modeling_auto", "from transformers import AutoConfig",
     "import torch; torch.ops.hf_qrnn.pool_v2", "hf_qrnn.QRNNConfig", "hf_qrnn.QRNNModel",
