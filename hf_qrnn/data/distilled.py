@@ -24,8 +24,8 @@ import torch
 
 from .batching import BucketBatchSampler, EncodedPair
 from .flags import typed
+from .languages import check_language
 from .reading import DataOptions, TextPair, TranslationData, filter_pairs, read_lines
-from .symbols import check_language
 
 # Columns of a line, by whether it must have a language.
 _WIDTHS: dict[bool | None, tuple[int, ...]] = {None: (3, 4), False: (3,), True: (4,)}

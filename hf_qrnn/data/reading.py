@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .flags import option, several, typed
+from .languages import check_language
 from .rows import (
     LOCAL_FILES,
     OPENERS,
@@ -23,7 +24,6 @@ from .rows import (
     parquet_rows,
     read_text,
 )
-from .symbols import check_language
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TABLES = (".tsv", ".csv")

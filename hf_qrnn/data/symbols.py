@@ -27,6 +27,7 @@ from typing import cast
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .languages import check_language
 from .tokenization import (
     SPECIAL_TOKENS,
     UNK_TOKEN,
@@ -46,7 +47,6 @@ SYMBOL_MARK = "\u2581"
 # Stands for the mark while ids are decoded, where it is a blank and U+2581 a character. Unicode
 # promises that no text holds this code point: here it is always unknown.
 _NO_CHARACTER = "\U0010ffff"
-_LANGUAGE = re.compile(r"[!-;=?-~]+")  # printable ASCII without blanks, "<" and ">"
 
 
 def train_symbol_tokenizer(
@@ -280,15 +280,6 @@ def check_side(**given: str) -> None:
     for name, side in given.items():
         if side not in SIDES:
             raise ValueError(f"`{name}` must be one of 'char', 'blank', but is {side!r}.")
-
-
-def check_language(language: str) -> None:
-    """Raise ValueError unless `language` can be a tag."""
-    if not _LANGUAGE.fullmatch(language) or _tag(language) in SPECIAL_TOKENS:
-        raise ValueError(
-            "a language must be a code such as 'fre', of ASCII without blanks, '<' and '>', and "
-            f"none of 'pad', '/s', 'unk' and 's', but is {language!r}."
-        )
 
 
 def _alphabets(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
