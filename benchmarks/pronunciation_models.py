@@ -48,7 +48,8 @@ class TransformerPronouncer(MarianMTModel):
         number, smoothing = (kwargs.pop(x, y) for x, y in _LOSS_OPTIONS.items())
         if labels is None:
             return super().forward(*args, **kwargs)
-        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        config: Any = self.config
+        start, pad = config.decoder_start_token_id, config.pad_token_id
         kwargs["decoder_input_ids"] = shift_tokens_right(labels, pad, start)
         output = super().forward(*args, **kwargs, use_cache=False)
         loss = target_loss(output.logits, labels, number, smoothing)
@@ -65,14 +66,18 @@ def make_transformer(like: PreTrainedModel) -> TransformerPronouncer:
     config: Any = like.config
 
     def of(width: int) -> TransformerPronouncer:
-        sizes = {"d_model": width, "max_position_embeddings": 512, "scale_embedding": True}
+        sizes: dict[str, Any] = {
+            "d_model": width,
+            "max_position_embeddings": 512,
+            "scale_embedding": True,
+        }
+        sizes |= _ids(config)
         for side in ("encoder", "decoder"):
             sizes[f"{side}_layers"], sizes[f"{side}_ffn_dim"] = TRANSFORMER_LAYERS, 4 * width
             sizes[f"{side}_attention_heads"] = HEADS
         return TransformerPronouncer(
             MarianConfig(
-                **sizes,  # type: ignore[arg-type]
-                **_ids(config),
+                **sizes,
                 vocab_size=config.vocab_size,
                 dropout=config.dropout,
                 attention_dropout=config.dropout,
@@ -127,7 +132,8 @@ class LSTMLayer(nn.Module):
         width = layer.convolution.weight.shape[1] // layer.kernel_size
         self.lstm = nn.LSTM(width, layer.hidden_size, batch_first=True)
         with torch.no_grad():  # a forget gate that begins open, as is usual
-            self.lstm.bias_ih_l0[layer.hidden_size : 2 * layer.hidden_size] = 1.0
+            bias = dict(self.lstm.named_parameters())["bias_ih_l0"]  # input, forget, cell, output
+            bias[layer.hidden_size : 2 * layer.hidden_size] = 1.0
         self.encoding: nn.Linear | None = None
         if layer.encoding is not None:
             inner = layer.encoding.in_features
@@ -215,7 +221,8 @@ def make_lstm(like: PreTrainedModel) -> LSTMPronouncer:
 class ControlTask(TranslationTask):
     """Translation with another model in it: what is not written here is translation's own."""
 
-    make: ClassVar[Callable[[PreTrainedModel], PreTrainedModel]]
+    make: ClassVar[Any]
+    """Makes the control of the QRNN whose place it takes."""
 
     def load(self, processes: Processes) -> None:
         """Load the data as translation does, and put the control in the QRNN's place."""

@@ -102,7 +102,7 @@ def _load_g2p_en() -> Any:
             else:
                 sys.modules[name] = old
     # For whole sentences too, and read from a file that would stay open.
-    module.construct_homograph_dictionary = dict
+    vars(module)["construct_homograph_dictionary"] = dict
     network = module.G2p()
     network.variables.close()  # its weights are read, but the file would stay open
     return network.predict

@@ -230,7 +230,7 @@ def _controls_table(results: Mapping[str, Record]) -> str:
         own = [Row(data, "qrnn")]
         own += [Row(data, x, budget=y) for x in ARCHITECTURES[1:] for y in BUDGETS]
         found = [results.get(row.name) for row in own]
-        counts = [None if found[x] is None else found[x]["parameters"] for x in (0, 1, 3)]
+        counts = [None if x is None else x["parameters"] for x in (found[0], found[1], found[3])]
         sizes = " / ".join(_figure(count, 0) for count in counts)
         rows.append([data, *(_figure(None if x is None else x["wer"]) for x in found), sizes])
     return _lines(head, rows)
