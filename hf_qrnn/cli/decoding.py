@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from hf_qrnn.translation.translator import Translator
 
 
@@ -38,12 +40,14 @@ def check_decoding(args: argparse.Namespace) -> None:
             raise ValueError(f"`--{name}` must be at least 1, but is {value}.")
 
 
-def load(models: Sequence[str], device: str | None) -> Translator:
+def load(
+    models: Sequence[str], device: str | None, *, dtype: torch.dtype | None = None
+) -> Translator:
     """Load the translator of folders or names on the Hub, in silence; several are an ensemble."""
     from hf_qrnn.translation.translator import load_translator
 
     with _quiet_transformers():
-        return load_translator(*models, device=device)
+        return load_translator(*models, device=device, dtype=dtype)
 
 
 @contextlib.contextmanager

@@ -66,10 +66,10 @@ def _pronounce(args: argparse.Namespace) -> None:
     lexicon = None if args.lexicon is None else _read_lexicon(args.lexicon)
     model, language = _find_model(args.model, args.language)
 
-    from hf_qrnn.pronunciation.pronouncer import Pronouncer
+    from hf_qrnn.pronunciation.pronouncer import DTYPE, Pronouncer
 
     pronouncer = Pronouncer(
-        load(model, args.device),
+        load([model], args.device, dtype=DTYPE),
         lexicon=lexicon,
         language=language,
         num_beams=args.num_beams,

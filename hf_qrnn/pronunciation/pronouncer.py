@@ -20,6 +20,9 @@ from .spelling import Spelling, straight
 
 DEFAULT_THRESHOLD = 0.3
 """The confidence below which a model's answer is refused where nothing else is said."""
+DTYPE = torch.float32
+"""What models compute in, whatever they were saved in: small models in bfloat16 files, whose
+answers then differ between machines by no more than the sums of float32 do."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Pronouncer:
         }
         if not isinstance(model, Translator):
             with typed(name_or_path="model"):
-                model = load_translator(str(model), device=device)
+                model = load_translator(str(model), device=device, dtype=DTYPE)
         self._translator = model
         self._spelling = Spelling(model.tokenizer, language)
         self._language = language
