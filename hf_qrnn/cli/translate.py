@@ -28,7 +28,8 @@ from .streams import (
 )
 
 if TYPE_CHECKING:
-    from hf_qrnn.translation.translator import Translation, Translator
+    from hf_qrnn.data.translations import Translation
+    from hf_qrnn.translation.translator import Translator
 
 _TRANSLATE_TEXT = """\
 Translate text, one sentence per line. Every input line gives exactly one output line, in the same

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
+from hf_qrnn.data.translations import Hypothesis
 from hf_qrnn.model.limits_qrnn import RowLimits, end_ids, target_lengths, target_limits
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One generated target.
-
-    Attributes:
-        ids: Target ids with neither the start nor the end token.
-        score: Log-probability in nats, end token included: the sum for greedy search, the sum
-            over the length for beam search (transformers' `length_penalty`).
-        is_cut: Whether it reached its length limit before an end token.
-        log_probability: The same in nats as a sum over the target, end token included, whatever
-            the search.
-    """
-
-    ids: list[int]
-    score: float
-    is_cut: bool = False
-    log_probability: float = 0.0
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from hf_qrnn.data.flags import typed
 from hf_qrnn.data.hub_replies import hub_answer, split_revision
 from hf_qrnn.data.symbols import encode_sources, languages
 from hf_qrnn.data.tokenization import check_tokenizer, decode_batch
+from hf_qrnn.data.translations import Translation
 
 from .ensemble import Ensemble, check_same_tokenizers
 from .search import generate_hypotheses
@@ -31,27 +32,6 @@ from .search import generate_hypotheses
 _LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # A mistyped path does not fit: it is refused without asking the Hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One translation.
-
-    Attributes:
-        text: As the model wrote it; see `one_line`.
-        score: Log-probability in nats: the sum over the target tokens for greedy search, their
-            mean for beam search; 0 for an empty source.
-        is_cut: Whether it reached the length limit before its end.
-        log_probability: The same in nats as a sum over the target tokens, end token included,
-            whatever the search.
-        has_unknown: Whether the model wrote its token for unknown characters, which `text` lacks.
-    """
-
-    text: str
-    score: float
-    is_cut: bool = False
-    log_probability: float = 0.0
-    has_unknown: bool = False
 
 
 @dataclass(frozen=True)
