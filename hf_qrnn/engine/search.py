@@ -1,0 +1,312 @@
+"""Greedy and beam search over a decoder's steps; the hypotheses are those of `generate()`.
+
+Every source is searched for itself: a source that is done is dropped, and none waits for its
+neighbours.
+
+Shapes: B sources, M beams, R = B * M rows, T steps so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hf_qrnn.data.translations import Hypothesis
+
+from .equations import log_softmax
+from .generation import GenerationSettings
+from .weights import Array
+
+Ids = npt.NDArray[np.integer[Any]]
+_NEVER = np.float32(-1e9)  # what transformers subtracts from what must not be chosen
+
+
+class Decoder(Protocol):
+    """Rows of state that go on token by token: what is searched."""
+
+    def step(self, tokens: Ids) -> Array:
+        """Read a token of each row (R,) and return the logits of the next (R, V)."""
+
+    def select(self, rows: Ids, sources: Ids | None = None) -> None:
+        """Go on with `rows` of the state, and where given with `sources` of the memory only."""
+
+
+class Found(NamedTuple):
+    """The hypotheses of one source while they are searched for: ids with their end, and score."""
+
+    ids: list[int]
+    score: float
+
+
+def search(
+    decoder: Decoder,
+    settings: GenerationSettings,
+    limits: Sequence[int],
+    num_beams: int,
+    num_return_sequences: int,
+) -> list[list[Hypothesis]]:
+    """Search for the best targets of every source.
+
+    Args:
+        decoder: Over `len(limits)` sources, `num_beams` rows of each.
+        settings: What to search for.
+        limits: The most tokens of each source's target.
+        num_beams: 1 is greedy search.
+        num_return_sequences: Hypotheses a source, best first.
+
+    Raises:
+        ValueError: If the model computes NaN.
+    """
+    if num_beams == 1:
+        found = [[one] for one in _greedy(decoder, settings, np.asarray(limits))]
+    else:
+        beams = _BeamSearch(decoder, settings, np.asarray(limits), num_beams)
+        found = beams.run(num_return_sequences)
+    return [
+        [_hypothesis(one, settings.ends, limit) for one in some]
+        for some, limit in zip(found, limits, strict=True)
+    ]
+
+
+def _likelihoods(logits: Array) -> Array:
+    """Return log-probabilities (R, V) of logits.
+
+    Raises:
+        ValueError: If there is NaN among them.
+    """
+    likelihoods = log_softmax(logits)
+    # One NaN makes its whole row NaN. No comparison with it is true: what a search finds is chance.
+    if np.isnan(likelihoods[:, 0]).any():
+        raise ValueError(
+            "`model` must give numbers, but gives NaN: its weights are damaged, or too large."
+        )
+    return likelihoods
+
+
+def _hypothesis(found: Found, ends: Sequence[int], limit: int) -> Hypothesis:
+    ids = [token for token in found.ids if token not in ends]
+    return Hypothesis(ids, found.score, len(ids) >= limit)
+
+
+# ------------------------------------------------------------------ greedy search
+
+
+def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list[Found]:
+    """Take the likeliest token at every step."""
+    num = len(limits)
+    ids = np.empty((num, int(limits.max())), np.int64)
+    scores, lengths = np.zeros(num), np.zeros(num, np.int64)
+    active = np.arange(num)
+    tokens = np.full(num, settings.start)
+    change = _changes(settings)
+    for step in range(int(limits.max())):
+        logits = decoder.step(tokens)
+        if change is not None:
+            logits = change(_with_start(settings, ids[active, :step]), logits)
+        tokens = logits.argmax(axis=1)
+        scores[active] += _likelihoods(logits)[np.arange(len(active)), tokens]
+        ids[active, step] = tokens
+        lengths[active] = step + 1
+        goes_on = ~np.isin(tokens, settings.ends) & (step + 1 < limits[active])
+        if not goes_on.all():
+            kept = np.flatnonzero(goes_on)
+            active, tokens = active[kept], tokens[kept]
+            if not len(active):
+                break
+            decoder.select(kept, kept)
+    rows = zip(ids, lengths, scores, strict=True)
+    return [Found(row[:length].tolist(), float(score)) for row, length, score in rows]
+
+
+# ------------------------------------------------------------------ beam search
+
+
+class _BeamSearch:
+    """Beam search as transformers has it.
+
+    The best candidates of a source that do not end go on as its beams. Those that end are kept if
+    they are among the best M, by their score over `length ** length_penalty`. A source is done when
+    its best beam cannot become better than its worst kept hypothesis.
+
+    Tokens and the beams they follow are kept for each step; a hypothesis is its last token and
+    the beam that one follows, from which it is read backwards in the end.
+    """
+
+    def __init__(
+        self, decoder: Decoder, settings: GenerationSettings, limits: Ids, num_beams: int
+    ) -> None:
+        self._decoder, self._settings = decoder, settings
+        self._limits, self._num_beams = limits, num_beams
+        num = len(limits)
+        self._tokens: list[Ids] = []  # of each step (B, M), of all sources
+        self._parents: list[Ids] = []
+        # Of each kept hypothesis: its score, whether it is one, its length, its last token and the
+        # beam that one follows.
+        shape = (num, num_beams)
+        self._kept_scores = np.full(shape, _NEVER, np.float32)
+        self._is_kept = np.zeros(shape, bool)
+        self._kept_ends = np.zeros((*shape, 3), np.int64)
+        self._change = _changes(settings)
+        # Only what changes scores by the tokens so far needs these.
+        self._sequences = np.full((num, num_beams, 1), settings.start)
+
+    def run(self, num_return: int) -> list[list[Found]]:
+        """Search, and return the best hypotheses of every source."""
+        num, beams = len(self._limits), self._num_beams
+        active = np.arange(num)
+        tokens = np.full((num, beams), self._settings.start)
+        scores = np.full((num, beams), _NEVER, np.float32)
+        scores[:, 0] = 0  # else all beams would be the same
+        for step in range(int(self._limits.max())):
+            totals = self._totals(self._decoder.step(tokens.reshape(-1)), scores, active)
+            best = self._candidates(totals)  # (B, K)
+            vocab = totals.shape[1] // beams
+            values = np.take_along_axis(totals, best, 1)
+            parents, ids = best // vocab, best % vocab
+            hits = np.isin(ids, self._settings.ends) | (step + 1 >= self._limits[active])[:, None]
+            self._keep(step, active, values, np.stack([ids, parents], 2), hits)
+            open_values = values + hits * _NEVER
+            chosen = _best(open_values, beams)
+            scores = np.take_along_axis(open_values, chosen, 1)
+            parents, tokens = (np.take_along_axis(x, chosen, 1) for x in (parents, ids))
+            self._record(active, tokens, parents)
+            goes_on = self._goes_on(step + 1, active, scores)
+            rows = parents + np.arange(len(active))[:, None] * beams
+            kept = np.flatnonzero(goes_on)
+            if not len(kept):
+                break
+            if len(kept) == len(active):
+                self._decoder.select(rows.reshape(-1))
+            else:
+                self._decoder.select(rows[kept].reshape(-1), kept)
+                active, tokens, scores = active[kept], tokens[kept], scores[kept]
+        return [self._read(source, num_return) for source in range(num)]
+
+    def _totals(self, logits: Array, scores: Array, active: Ids) -> Array:
+        """Return the score of every candidate (B, M * V)."""
+        likelihoods = _likelihoods(logits)
+        if self._change is not None:
+            seen = self._sequences[active]
+            likelihoods = self._change(seen.reshape(-1, seen.shape[2]), likelihoods)
+        rows, beams = scores.shape
+        return (likelihoods.reshape(rows, beams, -1) + scores[:, :, None]).reshape(rows, -1)
+
+    def _candidates(self, totals: Array) -> Ids:
+        """Return the best candidates, as many as leave M that go on if all ends are among them."""
+        return _best(totals, max(2, 1 + len(self._settings.ends)) * self._num_beams)
+
+    def _keep(
+        self, step: int, active: Ids, values: Array, ends: Ids, hits: npt.NDArray[np.bool_]
+    ) -> None:
+        """Keep the candidates that ended, if they are better than what is kept."""
+        # The other candidates are there only so that beams go on.
+        is_new = hits & (np.arange(values.shape[1]) < self._num_beams)
+        if not is_new.any():
+            return
+        values = values / np.float32(float(step + 1) ** self._settings.length_penalty)
+        values = values + ~is_new * _NEVER
+        lengths = np.full((*values.shape, 1), step + 1)
+        merged = np.concatenate([self._kept_scores[active], values], axis=1)
+        chosen = _best(merged, self._num_beams)
+        self._kept_scores[active] = np.take_along_axis(merged, chosen, 1)
+        flags = np.concatenate([self._is_kept[active], is_new], axis=1)
+        self._is_kept[active] = np.take_along_axis(flags, chosen, 1)
+        places = np.concatenate(
+            [self._kept_ends[active], np.concatenate([lengths, ends], axis=2)], axis=1
+        )
+        self._kept_ends[active] = np.take_along_axis(places, chosen[:, :, None], 1)
+
+    def _record(self, active: Ids, tokens: Ids, parents: Ids) -> None:
+        for steps, values in ((self._tokens, tokens), (self._parents, parents)):
+            of_all = np.zeros((len(self._limits), self._num_beams), np.int32)
+            of_all[active] = values
+            steps.append(of_all)
+        if self._change is not None:
+            sequences = np.zeros((*self._sequences.shape[:2], len(self._tokens) + 1), np.int64)
+            sequences[active, :, :-1] = np.take_along_axis(
+                self._sequences[active], parents[:, :, None], 1
+            )
+            sequences[active, :, -1] = tokens
+            self._sequences = sequences
+
+    def _goes_on(self, length: int, active: Ids, scores: Array) -> npt.NDArray[np.bool_]:
+        """Tell which sources are not done after `length` tokens."""
+        settings, limits = self._settings, self._limits[active]
+        lengths = np.full(len(active), float(length))
+        if settings.early_stopping == "never" and settings.length_penalty > 0:
+            lengths = limits.astype(float)
+        hoped = scores[:, 0] / (lengths**settings.length_penalty).astype(np.float32)
+        kept, is_kept = self._kept_scores[active], self._is_kept[active]
+        worst = np.where(is_kept, kept.min(1, keepdims=True), _NEVER)
+        goes_on = (hoped[:, None] > worst).any(1) & (length < limits)
+        if settings.early_stopping is True:
+            goes_on &= ~is_kept.all(1)
+        return goes_on
+
+    def _read(self, source: int, num: int) -> list[Found]:
+        """Read the best hypotheses of a source, from their last tokens backwards."""
+        found = []
+        for beam in range(num):
+            length, token, parent = map(int, self._kept_ends[source, beam])
+            ids = [token]
+            for step in range(length - 2, -1, -1):
+                ids.append(int(self._tokens[step][source, parent]))
+                parent = int(self._parents[step][source, parent])
+            found.append(Found(ids[::-1], float(self._kept_scores[source, beam])))
+        return found
+
+
+def _best(values: Array, num: int) -> Ids:
+    """Return the places of the `num` largest values of each row, the largest first."""
+    num = min(num, values.shape[1])
+    if num < values.shape[1]:
+        places = np.argpartition(-values, num - 1, axis=1)[:, :num]
+        places.sort(axis=1)  # of equal values the first comes first
+    else:
+        places = np.broadcast_to(np.arange(num), values.shape)
+    order = np.argsort(-np.take_along_axis(values, places, 1), axis=1, kind="stable")
+    return np.take_along_axis(places, order, 1)
+
+
+# ------------------------------------------------------------------ changes of the scores
+
+_Change = Callable[[Ids, Array], Array]
+
+
+def _with_start(settings: GenerationSettings, ids: Ids) -> Ids:
+    return np.concatenate([np.full((len(ids), 1), settings.start), ids], axis=1)
+
+
+def _changes(settings: GenerationSettings) -> _Change | None:
+    """Return what changes scores (R, V) by the tokens so far (R, 1 + T), or None."""
+    penalty, size = np.float32(settings.repetition_penalty), settings.no_repeat_ngram_size
+    if penalty == 1 and size == 0:
+        return None
+
+    def change(ids: Ids, scores: Array) -> Array:
+        scores = scores.copy()
+        if penalty != 1:
+            seen = np.take_along_axis(scores, ids, 1)
+            np.put_along_axis(scores, ids, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+        if size:
+            for row, tokens in enumerate(ids.tolist()):
+                scores[row, _repeating(tokens, size)] = -np.inf
+        return scores
+
+    return change
+
+
+def _repeating(tokens: list[int], size: int) -> list[int]:
+    """Return the tokens that would make an n-gram of `size` stand twice."""
+    start = len(tokens) + 1 - size
+    if start < 0:
+        return []
+    last = tokens[start:]
+    return [
+        tokens[at + size - 1]
+        for at in range(len(tokens) - size + 1)
+        if tokens[at : at + size - 1] == last
+    ]

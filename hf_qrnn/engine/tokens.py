@@ -1,0 +1,147 @@
+"""Reads a saved tokenizer by `tokenizers` alone: texts to ids and back.
+
+The ids and texts are those of `encode_batch` and `decode_batch` (data/tokenization.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from hf_qrnn.data.json_files import read_json
+
+from .settings import require
+
+# Classes that are their tokenizer.json. Any other may build a tokenizer of its own from it.
+_PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# Fields by which transformers changes what tokenizer.json says.
+_CHANGES = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "extra_special_tokens",
+    "additional_special_tokens",
+)
+_CHUNK_SIZE = 512
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokens:
+    """The tokenizer of a folder.
+
+    Args:
+        folder: A folder with tokenizer.json and tokenizer_config.json.
+        vocab_size: Tokens that the model has.
+
+    Raises:
+        ValueError: If there is no tokenizer, it is damaged, it has no end token, or transformers
+            would make another one of it than its tokenizer.json says.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        config = read_json(_file(folder, "tokenizer_config.json"))
+        _check_plain(config)
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(_file(folder, "tokenizer.json")))
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise ValueError(
+                f"`tokenizer.json` must be a saved tokenizer, but is damaged: {error}."
+            ) from error
+        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        _check_added(config, known)
+        # Special tokens that only the config names are cut out of a decoded text too.
+        named = [_content(config.get(name)) for name in _NAMED]
+        missing = [token for token in dict.fromkeys(named) if token and token not in known]
+        self._tokenizer.add_tokens([AddedToken(token, special=True) for token in missing])
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A special token is never read from text.
+        self._tokenizer.encode_special_tokens = True
+        end = _content(config.get("eos_token"))
+        eos: Any = None if end is None else self._tokenizer.token_to_id(end)
+        require("eos_token", "a token of the tokenizer", end, eos is not None)
+        self.eos = int(eos)
+        size = self._tokenizer.get_vocab_size()
+        require("vocab_size", f"at least {size}, the tokenizer's", vocab_size, vocab_size >= size)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as ids that end with exactly one end token.
+
+        Raises:
+            TypeError: If `texts` is one string, or holds something else than strings.
+            ValueError: If a text is not valid Unicode (half a surrogate pair).
+        """
+        if isinstance(texts, str):
+            raise TypeError("`texts` must be a list of texts, but is one string.")
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), _CHUNK_SIZE):
+            chunk = list(texts[start : start + _CHUNK_SIZE])
+            _check_texts(chunk)
+            rows.extend(encoding.ids for encoding in self._tokenizer.encode_batch(chunk))
+        # Some tokenizers append none, some another token first; the model must see one end.
+        for row in rows:
+            while row and row[-1] == self.eos:
+                row.pop()
+            row.append(self.eos)
+        return rows
+
+    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Decode rows of ids without their special tokens."""
+        # One by one: a batch would start threads.
+        return [self._tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"The model must have a tokenizer, but there is no `{name}`.")
+    return path
+
+
+def _check_plain(config: dict[str, Any]) -> None:
+    """Refuse a tokenizer of which transformers makes more than its tokenizer.json."""
+    kind = config.get("tokenizer_class")
+    rule = f"one of {', '.join(map(repr, _PLAIN))} for the engine"
+    require("tokenizer_class", rule, kind, kind in _PLAIN)
+    for name in _CHANGES:
+        value = config.get(name)
+        require(name, "absent for the engine, which does not have it", value, not value)
+
+
+def _check_added(config: dict[str, Any], known: set[str]) -> None:
+    added = config.get("added_tokens_decoder")
+    for token in map(_content, added.values() if isinstance(added, dict) else ()):
+        if token not in known:
+            raise ValueError(
+                f"`added_tokens_decoder` must hold tokens of tokenizer.json, but holds {token!r}."
+            )
+
+
+def _content(token: Any) -> str | None:
+    """Return the text of a special token, which may be an object that describes it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _check_texts(texts: Iterable[object]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
+        # `isascii` takes no time, and spares most texts the search.
+        if not text.isascii() and _SURROGATE.search(text):
+            raise ValueError(
+                f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
+            )

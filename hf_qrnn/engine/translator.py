@@ -1,0 +1,130 @@
+"""A translator without torch: a saved model and its tokenizer behind one `translate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hf_qrnn.data.translations import Hypothesis, Translation
+
+from .decoder import NumpyDecoder
+from .generation import read_generation
+from .network import read_network
+from .search import search
+from .settings import read_settings, require
+from .tokens import Tokens
+from .weights import Weights
+
+
+class Translator:
+    """A translation model of a folder, computed without torch.
+
+    Args:
+        path: A folder as `save_pretrained` writes it, with its tokenizer.
+
+    Raises:
+        ValueError: If the folder is no such model, is damaged, or the engine cannot do what a field
+            of its config says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        folder = Path(path)
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"`path` must be a folder with a saved translation model, but is {str(path)!r}."
+            )
+        settings, config = read_settings(folder)
+        self.generation = read_generation(folder, config, settings.vocab_size)
+        self.tokens = Tokens(folder, settings.vocab_size)
+        self.network = read_network(settings, Weights(folder))
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        *,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[Translation]]:
+        """Translate texts; a result does not depend on the batch it was computed in.
+
+        Args:
+            texts: Sentences. One without anything but white space gives empty translations.
+            num_beams: Beams; 1 is greedy search.
+            num_return_sequences: Translations a text, best first; at most `num_beams`.
+            max_new_tokens: The most tokens of a translation, its end token included; None = what
+                the model's generation config says.
+            batch_size: Texts a batch.
+            on_batch: Called with a number of texts whenever they are done.
+
+        Returns:
+            For every text its `num_return_sequences` translations.
+
+        Raises:
+            TypeError: If `texts` is one string.
+            ValueError: If a number is out of range or a text is not valid Unicode.
+        """
+        rows = self.tokens.encode(texts)
+        # A model makes up a sentence for an empty source.
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        results = [[Translation("", 0.0)] * num_return_sequences for _ in texts]
+        if on_batch is not None and len(filled) < len(texts):
+            on_batch(len(texts) - len(filled))
+        hypotheses = self.generate(
+            [rows[index] for index in filled],
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+        for index, found in zip(filled, hypotheses, strict=True):
+            outputs = self.tokens.decode(hypothesis.ids for hypothesis in found)
+            results[index] = [
+                Translation(text, hypothesis.score, hypothesis.is_cut)
+                for text, hypothesis in zip(outputs, found, strict=True)
+            ]
+        return results
+
+    def generate(
+        self,
+        sources: Sequence[Sequence[int]],
+        *,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Generate the best targets of many sources, in the order given, as `translate` does.
+
+        Args:
+            sources: Source ids, each with its end token.
+            num_beams, num_return_sequences, max_new_tokens, batch_size, on_batch: See `translate`.
+        """
+        given = {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        for name, value in given.items():
+            require(name, "at least 1", value, value is None or value >= 1)
+        rule = f"in [1, `num_beams`] = [1, {num_beams}]"
+        fits = 1 <= num_return_sequences <= num_beams
+        require("num_return_sequences", rule, num_return_sequences, fits)
+        # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
+        order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
+        results: list[list[Hypothesis]] = [[] for _ in sources]
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            rows = [list(sources[index]) for index in indices]
+            limits = [max_new_tokens or self.generation.limit(len(row)) for row in rows]
+            # Numbers that are too large end as NaN, of which the search speaks.
+            with np.errstate(over="ignore", invalid="ignore"):
+                decoder = NumpyDecoder(self.network, rows, num_beams)
+                found = search(decoder, self.generation, limits, num_beams, num_return_sequences)
+            for index, hypotheses in zip(indices, found, strict=True):
+                results[index] = hypotheses
+            if on_batch is not None:
+                on_batch(len(indices))
+        return results

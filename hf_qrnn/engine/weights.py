@@ -1,0 +1,130 @@
+"""Reads weights in the safetensors format, mapped from disk, as float32.
+
+A file is a header's length (8 bytes), the header (JSON: names with dtype, shape and place), and the
+numbers. Nothing in it is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hf_qrnn.data.json_files import read_json
+
+# Always float32; of what is computed from one, numpy cannot tell a type checker so.
+Array = npt.NDArray[Any]
+
+_MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# bfloat16 is the upper half of float32: numpy, which has none, reads it as integers.
+_DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
+
+
+class Weights:
+    """The weights of a folder by name.
+
+    Args:
+        folder: A folder with model.safetensors, or with the index of several such files.
+
+    Raises:
+        ValueError: If there are none or they are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        names = ["model.safetensors"]
+        if not (folder / names[0]).is_file() and index.is_file():
+            names = _shards(read_json(index))
+        self._tensors: dict[str, tuple[str, npt.NDArray[Any]]] = {}
+        for name in names:
+            self._tensors.update(_read_file(folder / name))
+
+    def take(self, name: str, *shape: int) -> Array:
+        """Return a weight as float32; that of the file itself where it is float32.
+
+        Raises:
+            ValueError: If there is none of this shape.
+        """
+        if name not in self._tensors:
+            raise ValueError(f"The model must have the weight `{name}`, but has none.")
+        dtype, tensor = self._tensors[name]
+        if tensor.shape != shape:
+            raise ValueError(
+                f"The weight `{name}` must be of shape {list(shape)}, as its config says, "
+                f"but is of {list(tensor.shape)}."
+            )
+        if dtype == "BF16":
+            return (tensor.astype(np.uint32) << 16).view(np.float32)
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"The weight `{name}` must be of one of {', '.join(_DTYPES)} for the engine, "
+                f"but is of {dtype}."
+            )
+        return tensor.astype(np.float32, copy=False)
+
+
+def _shards(index: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files of an index; they lie beside it and nowhere else."""
+    places = index.get("weight_map")
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise ValueError(
+            "`model.safetensors.index.json` must name files beside it, but is damaged."
+        )
+    return names
+
+
+def _read_file(path: Path) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+    """Map a file and return its tensors with their dtypes' names."""
+    try:
+        data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
+    except FileNotFoundError:
+        raise ValueError(f"The model must have weights, but there is no `{path.name}`.") from None
+    except ValueError:  # what numpy says of an empty file
+        data = np.empty(0, np.uint8)
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if data.size < 8 or not 0 < length <= min(data.size - 8, _MOST_HEADER_BYTES):
+        raise _damaged(path, "its header does not fit into the file")
+    try:
+        header = json.loads(data[8 : 8 + length].tobytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is no JSON object")
+    header.pop("__metadata__", None)
+    body = data[8 + length :]
+    return {name: _tensor(path, name, entry, body) for name, entry in header.items()}
+
+
+def _tensor(
+    path: Path, name: str, entry: Any, body: npt.NDArray[np.uint8]
+) -> tuple[str, npt.NDArray[Any]]:
+    """Return the tensor that an entry of the header describes."""
+    fields = entry if isinstance(entry, dict) else {}
+    # Any: of what a file says nothing is known.
+    dtype: Any = fields.get("dtype")
+    shape: Any = fields.get("shape")
+    offsets: Any = fields.get("data_offsets")
+    is_whole = isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets)
+    if not is_whole or len(offsets) != 2 or not offsets[0] <= offsets[1] <= body.size:
+        raise _damaged(path, f"its entry of `{name}` does not fit into the file")
+    raw = body[offsets[0] : offsets[1]]
+    if dtype not in _DTYPES:  # an error where it is a weight of the model
+        return str(dtype), raw.reshape(shape) if math.prod(shape) == raw.size else raw
+    if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != raw.size:
+        raise _damaged(path, f"`{name}` has not as many numbers as its shape")
+    # The format lets a number begin anywhere; numpy reads it there too.
+    return dtype, raw.view(_DTYPES[dtype]).reshape(shape)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(x) is int and 0 <= x < 2**48 for x in values)
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"`{path.name}` must be a whole file of safetensors, but {what}.")

@@ -1,0 +1,129 @@
+"""The engine's tokenizer: the ids and texts of the package's, by `tokenizers` alone."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_qrnn import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.data.tokenization import check_tokenizer, decode_batch, encode_batch
+from hf_qrnn.engine.tokens import Tokens
+
+TEXTS = [
+    "",
+    " ",
+    "Der Hund schläft.",
+    "</s> is <pad> no <unk> token <s>",
+    "e\u0301 decomposed, é composed",
+    "unknown: \U0001f600\u4e2d",
+    " two  blanks . and a full stop .",
+    "line\nend\ttab",
+]
+TOKENIZERS = {
+    "char": lambda: train_character_tokenizer(TEXTS[:5]),
+    "char nfc": lambda: train_character_tokenizer(TEXTS[:5], nfc=True),
+    "char, limited": lambda: train_character_tokenizer(TEXTS[:5], model_max_length=4),
+    "byte": make_byte_tokenizer,
+    "byte nfc": lambda: make_byte_tokenizer(nfc=True),
+}
+
+
+@pytest.fixture(params=TOKENIZERS.values(), ids=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedTokenizerBase:
+    made: PreTrainedTokenizerBase = request.param()
+    made.save_pretrained(tmp_path)
+    return check_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
+
+
+def test_encodes_as_the_package_does(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    assert Tokens(tmp_path, 300).encode(TEXTS) == encode_batch(tokenizer, TEXTS)
+
+
+def test_decodes_as_the_package_does(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [draw.choices(range(len(tokenizer)), k=12) for _ in range(40)]
+    rows += encode_batch(tokenizer, TEXTS)
+    assert Tokens(tmp_path, 300).decode(rows) == decode_batch(tokenizer, rows)
+
+
+def test_many_texts_are_encoded_in_order(tmp_path: Path) -> None:
+    tokenizer = train_character_tokenizer(["abc"])
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["abc"[: 1 + index % 3] for index in range(1100)]
+    assert Tokens(tmp_path, 300).encode(texts) == encode_batch(tokenizer, texts)
+
+
+def test_token_that_only_the_config_names_is_special(tmp_path: Path) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    change(tmp_path, mask_token="a")
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    rows = encode_batch(loaded, ["abc"])
+    tokens = Tokens(tmp_path, 300)
+    assert tokens.encode(["abc"]) == rows
+    assert tokens.decode(rows) == decode_batch(loaded, rows) == ["bc"]
+
+
+def change(folder: Path, **fields: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, **fields}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"tokenizer_class": "T5Tokenizer"},
+            "`tokenizer_class` must be one of 'TokenizersBackend'",
+        ),
+        ({"add_prefix_space": True}, "`add_prefix_space` must be absent for the engine"),
+        ({"eos_token": None}, "`eos_token` must be a token of the tokenizer, but is None"),
+        (
+            {"added_tokens_decoder": {"7": {"content": "<new>", "special": True}}},
+            "`added_tokens_decoder` must hold tokens of tokenizer.json, but holds '<new>'",
+        ),
+    ],
+)
+def test_tokenizer_that_is_more_than_its_json_is_refused(
+    fields: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    change(tmp_path, **fields)
+    with pytest.raises(ValueError, match=sentence):
+        Tokens(tmp_path, 300)
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`vocab_size` must be at least 7, the tokenizer's"):
+        Tokens(tmp_path, 6)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1.0"}', "\0"])
+def test_damaged_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"`tokenizer\.json` must be a saved tokenizer"):
+        Tokens(tmp_path, 300)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_missing_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"there is no `{name}`"):
+        Tokens(tmp_path, 300)
+
+
+def test_texts_must_be_texts(tmp_path: Path) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    tokens = Tokens(tmp_path, 300)
+    with pytest.raises(TypeError, match="but is one string"):
+        tokens.encode("abc")
+    with pytest.raises(TypeError, match="but holds 3"):
+        tokens.encode(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        tokens.encode(["a\ud800"])
