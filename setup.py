@@ -38,7 +38,10 @@ class BuildPython(build_py):
         mode = builder.mode_from_environment()
         try:
             folder = Path(self.build_lib) / "hf_qrnn" / "kernels" / "lib"
-            BuildPython.library = builder.build(mode, folder)
+            # The engine's needs no torch, and a wheel with it alone is for one platform too.
+            if mode != "off":
+                BuildPython.library = builder.build_engine(folder)
+            BuildPython.library = builder.build(mode, folder) or BuildPython.library
         except (builder.BuildError, OSError) as error:
             if mode != "auto":
                 raise

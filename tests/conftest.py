@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +56,14 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> "Emulated":
     return Emulated(
         compile_emulated(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
     )
+
+
+@pytest.fixture(scope="session")
+def engine_library() -> Path:
+    """The engine's library, built in seconds where it is not there."""
+    from hf_qrnn.kernels.build import build_engine
+
+    return build_engine()
 
 
 @pytest.fixture(autouse=True)

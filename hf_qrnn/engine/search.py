@@ -21,6 +21,7 @@ from .generation import GenerationSettings
 from .weights import Array
 
 Ids = npt.NDArray[np.integer[Any]]
+_NAN = "`model` must give numbers, but gives NaN: its weights are damaged, or too large."
 _NEVER = np.float32(-1e9)  # what transformers subtracts from what must not be chosen
 
 
@@ -80,9 +81,7 @@ def _likelihoods(logits: Array) -> Array:
     likelihoods = log_softmax(logits)
     # One NaN makes its whole row NaN. No comparison with it is true: what a search finds is chance.
     if np.isnan(likelihoods[:, 0]).any():
-        raise ValueError(
-            "`model` must give numbers, but gives NaN: its weights are damaged, or too large."
-        )
+        raise ValueError(_NAN)
     return likelihoods
 
 
@@ -96,12 +95,18 @@ def _hypothesis(found: Found, ends: Sequence[int], limit: int) -> Hypothesis:
 
 def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list[Found]:
     """Take the likeliest token at every step."""
+    change = _changes(settings)
+    in_one_call = getattr(decoder, "greedy", None)
+    if in_one_call is not None and change is None:
+        found = in_one_call(settings.start, settings.ends, limits)
+        if found is None:
+            raise ValueError(_NAN)
+        return _rows(*found)
     num = len(limits)
     ids = np.empty((num, int(limits.max())), np.int64)
     scores, lengths = np.zeros(num), np.zeros(num, np.int64)
     active = np.arange(num)
     tokens = np.full(num, settings.start)
-    change = _changes(settings)
     for step in range(int(limits.max())):
         logits = decoder.step(tokens)
         if change is not None:
@@ -117,6 +122,10 @@ def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list
             if not len(active):
                 break
             decoder.select(kept, kept)
+    return _rows(ids, lengths, scores)
+
+
+def _rows(ids: Ids, lengths: Ids, scores: npt.NDArray[np.float64]) -> list[Found]:
     rows = zip(ids, lengths, scores, strict=True)
     return [Found(row[:length].tolist(), float(score)) for row, length, score in rows]
 

@@ -11,8 +11,9 @@ from hf_qrnn.data.translations import Hypothesis, Translation
 
 from .decoder import NumpyDecoder
 from .generation import read_generation
-from .network import read_network
-from .search import search
+from .native import NativeDecoder, NativeNetwork
+from .network import Network, read_network
+from .search import Decoder, search
 from .settings import read_settings, require
 from .tokens import Tokens
 from .weights import Weights
@@ -23,13 +24,21 @@ class Translator:
 
     Args:
         path: A folder as `save_pretrained` writes it, with its tokenizer.
+        backend: "native" (C++), "numpy", or "auto", the first that is there.
+
+    Attributes:
+        backend: The one in use, "native" or "numpy".
+        reason: Why "auto" is not "native", or None.
 
     Raises:
         ValueError: If the folder is no such model, is damaged, or the engine cannot do what a field
-            of its config says.
+            of its config says; or if "native" is asked for and not there.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, backend: str = "auto") -> None:
+        choices = ("auto", "native", "numpy")
+        rule = f"one of {', '.join(map(repr, choices))}"
+        require("backend", rule, backend, backend in choices)
         folder = Path(path)
         if not (folder / "config.json").is_file():
             raise ValueError(
@@ -38,7 +47,20 @@ class Translator:
         settings, config = read_settings(folder)
         self.generation = read_generation(folder, config, settings.vocab_size)
         self.tokens = Tokens(folder, settings.vocab_size)
-        self.network = read_network(settings, Weights(folder))
+        network = read_network(settings, Weights(folder))
+        self.backend = "numpy"
+        self.reason: str | None = None
+        self._network: Network | NativeNetwork = network
+        if backend != "numpy":
+            try:
+                self._network = NativeNetwork(network)
+                self.backend = "native"
+            except OSError as error:
+                if backend == "native":
+                    raise ValueError(
+                        f"`backend` must be one that is there, but is 'native': {error}."
+                    ) from error
+                self.reason = str(error)
 
     def translate(
         self,
@@ -105,6 +127,9 @@ class Translator:
         Args:
             sources: Source ids, each with its end token.
             num_beams, num_return_sequences, max_new_tokens, batch_size, on_batch: See `translate`.
+
+        Raises:
+            ValueError: If a number is out of range, or a source is empty or has no such ids.
         """
         given = {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
         for name, value in given.items():
@@ -112,6 +137,11 @@ class Translator:
         rule = f"in [1, `num_beams`] = [1, {num_beams}]"
         fits = 1 <= num_return_sequences <= num_beams
         require("num_return_sequences", rule, num_return_sequences, fits)
+        vocab = self._network.settings.vocab_size
+        rule = f"lists of at least one id in [0, {vocab})"
+        for source in sources:
+            fits = len(source) > 0 and 0 <= min(source) <= max(source) < vocab
+            require("sources", rule, list(source), fits)
         # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
         order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
         results: list[list[Hypothesis]] = [[] for _ in sources]
@@ -121,10 +151,15 @@ class Translator:
             limits = [max_new_tokens or self.generation.limit(len(row)) for row in rows]
             # Numbers that are too large end as NaN, of which the search speaks.
             with np.errstate(over="ignore", invalid="ignore"):
-                decoder = NumpyDecoder(self.network, rows, num_beams)
+                decoder = self._decoder(rows, num_beams)
                 found = search(decoder, self.generation, limits, num_beams, num_return_sequences)
             for index, hypotheses in zip(indices, found, strict=True):
                 results[index] = hypotheses
             if on_batch is not None:
                 on_batch(len(indices))
         return results
+
+    def _decoder(self, rows: list[list[int]], num_beams: int) -> Decoder:
+        if isinstance(self._network, NativeNetwork):
+            return NativeDecoder(self._network, rows, num_beams)
+        return NumpyDecoder(self._network, rows, num_beams)

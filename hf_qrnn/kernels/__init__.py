@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 NAMESPACE = "hf_qrnn_kernels"
 CURE = "run `python -m hf_qrnn.kernels.build`"
@@ -56,6 +57,9 @@ def load() -> Loaded:
 
     A second copy of it would end the process, so an operation that is there already is taken.
     """
+    # In functions: the engine finds its library here, and runs without torch.
+    import torch
+
     found = find()
     if found.path is None or hasattr(getattr(torch.ops, NAMESPACE), "pool_forward"):
         return found
@@ -75,6 +79,8 @@ def unavailable(device: torch.device) -> str | None:
     The first question about a CUDA device runs a kernel on it: a device that the library has no
     code for, or a driver that is too old, shows only then.
     """
+    import torch
+
     if device.type not in ("cpu", "cuda"):
         return f"the compiled library has no code for {device.type}"
     loaded = load()
@@ -99,4 +105,6 @@ def unavailable(device: torch.device) -> str | None:
 @functools.cache
 def operation(name: str) -> Any:
     """Return the library's operation `name`; `unavailable` has said that it is there."""
+    import torch
+
     return getattr(getattr(torch.ops, NAMESPACE), name).default

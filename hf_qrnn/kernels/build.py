@@ -45,10 +45,15 @@ _NVCC = (
 )
 # One source, pool_cpu_kernels.h, compiled for three instruction sets; the CPU chooses when it runs.
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_ISA = {
-    "cpu_avx2.cpp": _AVX2,
-    "cpu_avx512.cpp": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-}
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_ISA = {"cpu_avx2.cpp": _AVX2, "cpu_avx512.cpp": _AVX512}
+
+# The engine's library: without torch, and with its own C++ runtime, so that one file is enough.
+ENGINE_NAME = "hf_qrnn_engine.so"
+ENGINE_SOURCES = SOURCES / "engine"
+_ENGINE_CXX = ("-std=c++17", *_CXX, "-Wno-maybe-uninitialized")
+_ENGINE_LINK = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
+_ENGINE_ISA = {"engine_avx2.cpp": _AVX2, "engine_avx512.cpp": _AVX512}
 
 
 class BuildError(Exception):
@@ -94,9 +99,7 @@ def find_tools(mode: str) -> Tools:
     torch = Path(spec.origin).parent
     if not (torch / "include/torch/csrc/stable/library.h").is_file():
         raise BuildError(f"torch has no headers of the stable ABI in {torch / 'include'}")
-    cxx = shutil.which(os.environ.get("CXX") or "g++")
-    if cxx is None:
-        raise BuildError("there is no C++ compiler: install g++, or set CXX")
+    cxx = _find_cxx()
     nvcc: str | None = None
     archs: tuple[str, ...] = ()
     if mode != "cpu" and cuda_sources():
@@ -137,16 +140,71 @@ def source_hash() -> str:
     """Make a name of the sources and flags: a library of another name is out of date."""
     digest = hashlib.sha256(repr((_COMMON, _CXX, _NVCC, sorted(_ISA.items()))).encode())
     for file in sorted(SOURCES.rglob("*")):
-        if file.is_file():
+        if file.is_file() and ENGINE_SOURCES not in file.parents:
             digest.update(f"{file.relative_to(SOURCES)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Return the place of the libraries of these sources, one folder each."""
+def cache_folder(name: str | None = None) -> Path:
+    """Return the place of the libraries of these sources, one folder each; or of other `name`."""
     given = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
     base = Path(given) if given else Path.home() / ".cache"
-    return base / "hf_qrnn" / f"{platform.machine()}-{source_hash()}"
+    return base / "hf_qrnn" / f"{platform.machine()}-{name or source_hash()}"
+
+
+def engine_path() -> Path:
+    """Return the place of the engine's library of these very sources in the user's cache."""
+    digest = hashlib.sha256(repr((_ENGINE_CXX, _ENGINE_LINK, sorted(_ENGINE_ISA.items()))).encode())
+    # What its sources include lies beside the folder of the engine.
+    for file in sorted([*ENGINE_SOURCES.iterdir(), *SOURCES.glob("*.h")]):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
+    return cache_folder(f"engine-{digest.hexdigest()[:16]}") / ENGINE_NAME
+
+
+def build_engine(folder: Path | None = None) -> Path:
+    """Build the engine's library unless it is there, and return its path.
+
+    Args:
+        folder: Where to write it; None is the user's cache.
+
+    Raises:
+        BuildError: If it cannot be built; what the compiler said is in the text.
+    """
+    if platform.system() != "Linux":
+        raise BuildError(f"the compiled library is for Linux, but this is {platform.system()}")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _compile_engine(folder / ENGINE_NAME)
+    target = engine_path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent / "lock"):
+        if not target.is_file():
+            with tempfile.TemporaryDirectory(dir=target.parent) as name:
+                _compile_engine(Path(name) / ENGINE_NAME).rename(target)
+    return target
+
+
+def _compile_engine(library: Path) -> Path:
+    cxx = _find_cxx()
+    others = platform.machine() not in ("x86_64", "AMD64")
+    with tempfile.TemporaryDirectory() as name:
+        jobs = [
+            [cxx, *_ENGINE_CXX, *flags, "-c", str(source), "-o", f"{name}/{source.stem}.o"]
+            for source in sorted(ENGINE_SOURCES.glob("*.cpp"))
+            for flags in [_ENGINE_ISA.get(source.name, ())]
+            if not (flags and others)
+        ]
+        with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
+            list(pool.map(_run, jobs))
+        _run([cxx, *_ENGINE_LINK, *(job[-1] for job in jobs), "-o", str(library)])
+    return library
+
+
+def _find_cxx() -> str:
+    cxx = shutil.which(os.environ.get("CXX") or "g++")
+    if cxx is None:
+        raise BuildError("there is no C++ compiler: install g++, or set CXX")
+    return cxx
 
 
 def variant(tools: Tools) -> str:
@@ -269,6 +327,9 @@ def main() -> int:
     """Build as HF_QRNN_BUILD says; return the exit status."""
     try:
         mode = mode_from_environment()
+        # First: it needs no torch.
+        if mode != "off":
+            build_engine()
         library = build(mode)
     except (BuildError, OSError) as error:
         print(f"hf_qrnn: no compiled library: {error}", file=sys.stderr)

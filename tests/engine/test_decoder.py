@@ -5,22 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_models import random_sources, saved
+from engine_models import network_of, random_sources, saved
 
 from hf_qrnn.engine.decoder import NumpyDecoder
 from hf_qrnn.engine.encoder import encode
-from hf_qrnn.engine.network import Network, read_network
-from hf_qrnn.engine.settings import NUM_GATES, read_settings
-from hf_qrnn.engine.weights import Weights
+from hf_qrnn.engine.settings import NUM_GATES
 from hf_qrnn.model import pool_kinds_qrnn
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
 
 SEEDS = range(16)
 STEPS = 5
-
-
-def network_of(folder: Path) -> Network:
-    return read_network(read_settings(folder)[0], Weights(folder))
 
 
 def logits_of(

@@ -15,6 +15,8 @@ from hf_qrnn.engine.generation import GenerationSettings
 from hf_qrnn.engine.search import search
 from hf_qrnn.translation.search import generate_hypotheses
 
+pytestmark = pytest.mark.usefixtures("engine_library")
+
 
 def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
     for some, others in zip(found, expected, strict=True):
@@ -32,8 +34,9 @@ def test_hypotheses_are_those_of_generate_over_random_models(
     model, sources = saved(tmp_path, seed), random_sources(seed, num=7)
     options = {"num_beams": num_beams, "num_return_sequences": max(1, num_beams // 2)}
     expected = generate_hypotheses(model, sources, batch_size=4, **options)
-    found = Translator(tmp_path).generate(sources, batch_size=4, **options)
-    assert_same(found, expected)
+    for backend in ("numpy", "native"):
+        found = Translator(tmp_path, backend=backend).generate(sources, batch_size=4, **options)
+        assert_same(found, expected)
     # Neither only cut nor only whole ones, or half of the search would not be looked at.
     assert len({len(one.ids) for some in found for one in some}) > 1
 
@@ -76,14 +79,16 @@ def test_generation_config_is_followed(
     options = {"num_beams": num_beams, "num_return_sequences": num_beams}
     if not changes.keys() & {"max_length", "max_new_tokens"}:
         options["max_new_tokens"] = 16
-    found = Translator(tmp_path).generate(sources, **options)
-    assert_same(found, generate_hypotheses(model, sources, **options))
+    expected = generate_hypotheses(model, sources, **options)
+    for backend in ("numpy", "native"):
+        assert_same(Translator(tmp_path, backend=backend).generate(sources, **options), expected)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_result_does_not_depend_on_the_batch(num_beams: int, tmp_path: Path) -> None:
+def test_result_does_not_depend_on_the_batch(num_beams: int, backend: str, tmp_path: Path) -> None:
     saved(tmp_path, 1)
-    translator, sources = Translator(tmp_path), random_sources(1, num=9)
+    translator, sources = Translator(tmp_path, backend=backend), random_sources(1, num=9)
     together = translator.generate(sources, num_beams=num_beams)
     alone = translator.generate(sources, num_beams=num_beams, batch_size=1)
     assert_same(together, alone)

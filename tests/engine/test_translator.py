@@ -18,6 +18,7 @@ from hf_qrnn.engine import Translator
 from hf_qrnn.engine.weights import Weights
 
 TEXTS = ["der hund schläft.", "", "  ", "a", "zwei\nzeilen", "ein längerer satz, der mehr sagt."]
+pytestmark = pytest.mark.usefixtures("engine_library")
 SAVED_BY_0_1_0 = Path(__file__).parents[1] / "saved_by_0_1_0"
 
 
@@ -28,11 +29,14 @@ def assert_same(found: list[list[Any]], expected: list[list[Any]]) -> None:
             assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 4, "num_return_sequences": 2}])
-def test_translations_are_those_of_the_translator(options: dict[str, int], tmp_path: Path) -> None:
+def test_translations_are_those_of_the_translator(
+    options: dict[str, int], backend: str, tmp_path: Path
+) -> None:
     saved(tmp_path, 7)
     counted: list[int] = []
-    found = Translator(tmp_path).translate(
+    found = Translator(tmp_path, backend=backend).translate(
         TEXTS, **options, max_new_tokens=20, batch_size=3, on_batch=counted.append
     )
     expected = load_translator(str(tmp_path)).translate(TEXTS, **options, max_new_tokens=20)
@@ -49,16 +53,19 @@ package = types.ModuleType("hf_qrnn")
 package.__path__ = [sys.argv[1]]
 sys.modules["hf_qrnn"] = package
 from hf_qrnn.engine import Translator
-for found in Translator(sys.argv[2]).translate(sys.argv[3:], num_beams=3, max_new_tokens=20):
+translator = Translator(sys.argv[2], backend=sys.argv[3])
+assert translator.backend == sys.argv[3]
+for found in translator.translate(sys.argv[4:], num_beams=3, max_new_tokens=20):
     print(repr(found[0].text), found[0].score)
 """
 
 
-def test_works_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_works_where_torch_cannot_be_imported(backend: str, tmp_path: Path) -> None:
     saved(tmp_path, 7)
-    command = [sys.executable, "-c", PROGRAM, str(PACKAGE), str(tmp_path), *TEXTS]
+    command = [sys.executable, "-c", PROGRAM, str(PACKAGE), str(tmp_path), backend, *TEXTS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = Translator(tmp_path).translate(TEXTS, num_beams=3, max_new_tokens=20)
+    found = Translator(tmp_path, backend=backend).translate(TEXTS, num_beams=3, max_new_tokens=20)
     assert done.stdout.splitlines() == [f"{one[0].text!r} {one[0].score}" for one in found]
 
 
@@ -206,6 +213,9 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             translator.translate(["a"], **{name: 0})
     with pytest.raises(ValueError, match=r"`num_return_sequences` must be in \[1, `num_beams`\]"):
         translator.translate(["a"], num_return_sequences=2)
+    for source in ([], [5, 99], [-1, 1]):
+        with pytest.raises(ValueError, match="`sources` must be lists of at least one id in"):
+            translator.generate([[5, 1], source])
     with pytest.raises(ValueError, match="`path` must be a folder with a saved translation model"):
         Translator(tmp_path / "nowhere")
 

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, train_character_tokenizer
+from hf_qrnn.engine.network import Network, read_network
+from hf_qrnn.engine.settings import read_settings
+from hf_qrnn.engine.weights import Weights
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz äöüß.,"
 VOCAB_SIZE = 4 + len(LETTERS)
@@ -73,6 +76,11 @@ def saved(folder: Path, seed: int = 0, **changes: Any) -> QRNNForConditionalGene
     model = random_model(config, seed)
     save(model, folder)
     return model
+
+
+def network_of(folder: Path) -> Network:
+    """Read the network of a folder."""
+    return read_network(read_settings(folder)[0], Weights(folder))
 
 
 def random_sources(seed: int, num: int = 6, longest: int = 14) -> list[list[int]]:

@@ -1,0 +1,142 @@
+// The engine: a translation model's encoder and decoder in C++, without torch and without Python.
+//
+// Shapes: B sources, M rows of each, R = B * M rows, N source steps in all, E input channels,
+// H units, K filter width, G gates, A attention heads, V vocabulary. Gate order is always z, f, o, i.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "functions.h"
+
+namespace hf_qrnn {
+namespace engine {
+
+// Numbers on whole cache lines, zero at first.
+class Numbers {
+ public:
+  Numbers() = default;
+  explicit Numbers(int64_t size);
+  float* data() { return memory_.get(); }
+  const float* data() const { return memory_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t size_ = 0;
+};
+
+// A matrix (inner, outer) in panels.
+struct Matrix {
+  int64_t inner = 0, outer = 0;
+  Numbers numbers;
+  Panels panels() const { return {inner, outer, numbers.data()}; }
+};
+
+struct FeedForward {
+  Numbers norm;
+  Matrix gate, in, out;
+};
+
+enum class Attention { none, output, block };
+
+struct Layer {
+  int64_t input_size, kernel_size;
+  bool adds_input, keeps_input;
+  Attention attends;
+  std::vector<bool> reverses;  // of each direction
+  std::vector<Matrix> convolutions;
+  std::vector<Numbers> biases;
+  Numbers norm;  // empty without one
+  bool has_feed_forward = false;
+  FeedForward feed_forward;
+  Matrix encoding;
+  // Attention::output: context and cell, one above the other.
+  Matrix context_and_cell;
+  // Attention::block.
+  Numbers attention_norm;
+  Matrix query, key_value, out;
+};
+
+struct Network {
+  const Kernels* kernels;
+  int pooling;
+  int64_t num_gates, hidden, embedding_size, vocab, heads, inner;
+  bool causal;
+  float score_scale;
+  Numbers embedding;
+  std::vector<Layer> encoder, decoder;
+  Numbers encoder_norm, decoder_norm;  // empty without
+  bool projects = false;
+  Matrix projection, output;
+  Numbers output_bias;
+};
+
+// Make a network of its description: numbers and pointers to weights, in the order of
+// hf_qrnn/engine/native.py. `instruction_set` counts from 0.
+std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
+                                      const float* const* weights, int64_t instruction_set);
+
+// Pack `source` (outer, inner), rows `stride` apart, or with `transposed` (inner, outer).
+void pack(const Kernels& kernels, const float* source, int64_t stride, bool transposed,
+          int64_t inner, int64_t outer, Matrix& matrix);
+
+// The encoding of B sources: states (N, H), one source behind the other, and h~ (L, B, H).
+struct Encoded {
+  Numbers states;
+  std::vector<Numbers> finals;
+};
+
+Encoded encode(const Network& network, const int64_t* ids, const std::vector<int64_t>& lengths);
+
+// x + feed-forward(x), in place, of `rows` rows of H.
+void add_feed_forward(const Network& network, const FeedForward& block, int64_t rows, float* x);
+
+// The decoder over B sources with M rows of each that share its keys and values.
+class Decoder {
+ public:
+  Decoder(const Network& network, const int64_t* ids, std::vector<int64_t> lengths,
+          int64_t rows_each);
+  int64_t rows() const { return static_cast<int64_t>(lengths_.size()) * rows_each_; }
+  // Read a token of each row; logits are (R, V).
+  void step(const int64_t* tokens, float* logits);
+  // Go on with some rows, and where `sources` is not null with some sources only.
+  void select(const int64_t* rows, int64_t num_rows, const int64_t* sources, int64_t num_sources);
+  // Take the likeliest token of every row until it ends: ids (B, `width`), lengths and sums of
+  // log-probabilities (B). One row a source. False if the model computes NaN.
+  bool greedy(int64_t start, const int64_t* ends, int64_t num_ends, const int64_t* limits,
+              int64_t width, int64_t* ids, int64_t* lengths, double* scores);
+
+ private:
+  // What a layer keeps of a source: V h~ + bias, and keys and values of each head.
+  struct Memory {
+    Numbers gate_bias;
+    std::vector<Matrix> keys, values;
+  };
+  struct State {
+    Numbers c;       // (R, H)
+    Numbers inputs;  // (R, K, E), the last for the step's own
+  };
+  void remember(const Encoded& encoded);
+  void run_layer(size_t index);
+  void attend(size_t index, const float* query, int64_t query_stride, float* context,
+              int64_t context_stride);
+
+  const Network& network_;
+  std::vector<int64_t> lengths_;
+  int64_t rows_each_, longest_ = 0;
+  std::vector<std::vector<Memory>> memory_;  // of each layer and source
+  std::vector<State> states_;
+  // Of a step: a layer's input and output (R, width), and what is between.
+  Numbers x_, y_, gates_, o_, context_, query_, scores_;
+};
+
+}  // namespace engine
+}  // namespace hf_qrnn
