@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ CURE = "run `python -m hf_qrnn.kernels.build`"
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _KINDS = {type(None): 0, OutputAttention: 1, AttentionBlock: 2}
 
+_CALLBACK = ctypes.CFUNCTYPE(None)
 _Integers = npt.NDArray[np.int64]
 
 
@@ -43,7 +44,7 @@ def library() -> Any:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     functions: dict[str, tuple[Any, list[Any]]] = {
         "qrnn_num_instruction_sets": (number, []),
-        "qrnn_network_new": (pointer, [pointer, ctypes.c_double, pointer, number]),
+        "qrnn_network_new": (pointer, [pointer, ctypes.c_double, pointer, number, _CALLBACK]),
         "qrnn_network_free": (None, [pointer]),
         "qrnn_decoder_new": (pointer, [pointer, pointer, pointer, number, number]),
         "qrnn_decoder_free": (None, [pointer]),
@@ -71,13 +72,20 @@ class NativeNetwork:
     Args:
         network: Its weights; they are copied.
         instruction_set: One of `instruction_sets()`; None is the widest.
+        taken: Called after each weight that has been copied.
 
     Raises:
         OSError: If there is no library.
         MemoryError: If there is not enough memory.
     """
 
-    def __init__(self, network: Network, instruction_set: str | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        instruction_set: str | None = None,
+        *,
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
         self._library = library()
         self.settings = network.settings
         fields, weights = _described(network)
@@ -90,7 +98,11 @@ class NativeNetwork:
         )
         self.handle = _checked(
             self._library.qrnn_network_new(
-                numbers.ctypes.data, network.settings.score_scale, pointers, index
+                numbers.ctypes.data,
+                network.settings.score_scale,
+                pointers,
+                index,
+                _CALLBACK(taken),
             )
         )
         weakref.finalize(self, self._library.qrnn_network_free, self.handle)

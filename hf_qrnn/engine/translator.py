@@ -47,13 +47,14 @@ class Translator:
         settings, config = read_settings(folder)
         self.generation = read_generation(folder, config, settings.vocab_size)
         self.tokens = Tokens(folder, settings.vocab_size)
-        network = read_network(settings, Weights(folder))
+        weights = Weights(folder)
+        network = read_network(settings, weights)
         self.backend = "numpy"
         self.reason: str | None = None
         self._network: Network | NativeNetwork = network
         if backend != "numpy":
             try:
-                self._network = NativeNetwork(network)
+                self._network = NativeNetwork(network, taken=weights.release)
                 self.backend = "native"
             except OSError as error:
                 if backend == "native":

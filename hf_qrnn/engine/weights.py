@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,17 @@ class Weights:
         if not (folder / names[0]).is_file() and index.is_file():
             names = _shards(read_json(index))
         self._tensors: dict[str, tuple[str, npt.NDArray[Any]]] = {}
+        self._maps: list[mmap.mmap] = []
         for name in names:
-            self._tensors.update(_read_file(folder / name))
+            mapped = _map_file(folder / name)
+            if mapped is not None:
+                self._maps.append(mapped)
+            self._tensors.update(_read_file(folder / name, mapped))
+
+    def release(self) -> None:
+        """Give back the memory of the files; what is read again comes from disk again."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def take(self, name: str, *shape: int) -> Array:
         """Return a weight as float32; that of the file itself where it is float32.
@@ -79,14 +90,20 @@ def _shards(index: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _read_file(path: Path) -> dict[str, tuple[str, npt.NDArray[Any]]]:
-    """Map a file and return its tensors with their dtypes' names."""
+def _map_file(path: Path) -> mmap.mmap | None:
+    """Map a file; None if it is empty, of which there is no map."""
     try:
-        data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return None
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ValueError(f"The model must have weights, but there is no `{path.name}`.") from None
-    except ValueError:  # what numpy says of an empty file
-        data = np.empty(0, np.uint8)
+
+
+def _read_file(path: Path, mapped: mmap.mmap | None) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+    """Return the tensors of a mapped file with their dtypes' names."""
+    data = np.empty(0, np.uint8) if mapped is None else np.frombuffer(mapped, np.uint8)
     length = int.from_bytes(data[:8].tobytes(), "little")
     if data.size < 8 or not 0 < length <= min(data.size - 8, _MOST_HEADER_BYTES):
         raise _damaged(path, "its header does not fit into the file")

@@ -1,18 +1,27 @@
 """The engine in C++: equal to NumPy's on every instruction set, and there or said not to be."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from engine_models import network_of, random_sources, saved
+from sources import PACKAGE
 
 from hf_qrnn.engine import Translator, native
 from hf_qrnn.engine.decoder import NumpyDecoder
 from hf_qrnn.engine.native import NativeDecoder, NativeNetwork, instruction_sets
 from hf_qrnn.kernels import build
 
+WITHOUT_TORCH = f"""
+import sys, types
+sys.modules.update(torch=None, transformers=None)
+package = types.ModuleType("hf_qrnn")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["hf_qrnn"] = package
+"""
 pytestmark = pytest.mark.usefixtures("engine_library")
 
 
@@ -164,16 +173,46 @@ def test_library_is_built_once_and_anew_where_its_sources_change(
         build.build_engine()
 
 
-def test_memory_of_many_decoders_is_given_back(tmp_path: Path) -> None:
-    import resource
+def test_weights_are_not_in_memory_twice(tmp_path: Path) -> None:
+    sizes = {"encoder_layers": 4, "decoder_layers": 4, "hidden_size": 240}
+    kernel_sizes = {"encoder_kernel_sizes": 2, "decoder_kernel_sizes": 2}
+    saved(tmp_path, 0, **sizes, **kernel_sizes)
+    program = (
+        "import sys; from hf_qrnn.engine.native import NativeNetwork;"
+        "from hf_qrnn.engine.network import read_network;"
+        "from hf_qrnn.engine.settings import read_settings;"
+        "from hf_qrnn.engine.weights import Weights; from pathlib import Path;"
+        "folder = Path(sys.argv[1]); weights = Weights(folder);"
+        "network = read_network(read_settings(folder)[0], weights);"
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]);"
+        "before = peak();"
+        "taken = weights.release if sys.argv[2] == 'released' else (lambda: None);"
+        "NativeNetwork(network, taken=taken);"
+        "print(peak() - before)"
+    )
+    peaks = []
+    for kind in ("released", "kept"):
+        command = [sys.executable, "-c", f"{WITHOUT_TORCH}\n{program}", str(tmp_path), kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) * 1024)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    # Packed and, for a moment, one weight of the file; else the whole file beside it.
+    assert peaks[0] < 1.5 * size
+    assert peaks[1] > 1.8 * size
 
+
+def test_memory_of_many_decoders_is_given_back(tmp_path: Path) -> None:
     saved(tmp_path, 0, hidden_size=64, num_attention_heads=1)
     network = NativeNetwork(network_of(tmp_path))
     sources = [[5] * 400 + [1]] * 8
     for _ in range(5):
         NativeDecoder(network, sources, 8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = kilobytes_in_use()
     for _ in range(40):
         NativeDecoder(network, sources, 8)
-    # Each holds about 5 MB.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    # Each holds about 2 MB.
+    assert kilobytes_in_use() - before < 20_000
+
+
+def kilobytes_in_use() -> int:
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])

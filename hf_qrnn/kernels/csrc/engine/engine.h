@@ -80,9 +80,11 @@ struct Network {
 };
 
 // Make a network of its description: numbers and pointers to weights, in the order of
-// hf_qrnn/engine/native.py. `instruction_set` counts from 0.
+// hf_qrnn/engine/native.py. `instruction_set` counts from 0. `taken` is called after each weight
+// that has been taken.
 std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
-                                      const float* const* weights, int64_t instruction_set);
+                                      const float* const* weights, int64_t instruction_set,
+                                      void (*taken)());
 
 // Pack `source` (outer, inner), rows `stride` apart, or with `transposed` (inner, outer).
 void pack(const Kernels& kernels, const float* source, int64_t stride, bool transposed,

@@ -25,9 +25,11 @@ QRNN_EXPORT int64_t qrnn_num_instruction_sets() {
 }
 
 QRNN_EXPORT void* qrnn_network_new(const int64_t* fields, double score_scale,
-                                   const float* const* weights, int64_t instruction_set) {
+                                   const float* const* weights, int64_t instruction_set,
+                                   void (*taken)()) {
   try {
-    return hf_qrnn::engine::make_network(fields, score_scale, weights, instruction_set).release();
+    return hf_qrnn::engine::make_network(fields, score_scale, weights, instruction_set, taken)
+        .release();
   } catch (const std::bad_alloc&) {
     return nullptr;
   }

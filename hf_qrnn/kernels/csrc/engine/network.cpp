@@ -59,11 +59,15 @@ struct Reader {
   const Kernels& kernels;
   const int64_t* fields;
   const float* const* weights;
+  void (*taken)();
 
   int64_t field() { return *fields++; }
   Matrix matrix(int64_t outer, int64_t inner) {
     Matrix result;
-    if (const float* source = *weights++) pack(kernels, source, inner, false, inner, outer, result);
+    if (const float* source = *weights++) {
+      pack(kernels, source, inner, false, inner, outer, result);
+      taken();
+    }
     return result;
   }
   Numbers numbers(int64_t size) {
@@ -112,11 +116,12 @@ Layer read_layer(Reader& reader, const Network& network, bool decodes) {
 }  // namespace
 
 std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
-                                      const float* const* weights, int64_t instruction_set) {
+                                      const float* const* weights, int64_t instruction_set,
+                                      void (*taken)()) {
   auto network = std::make_unique<Network>();
   network->kernels = kernels_of(instruction_set);
   network->score_scale = static_cast<float>(score_scale);
-  Reader reader{*network->kernels, fields, weights};
+  Reader reader{*network->kernels, fields, weights, taken};
   network->pooling = static_cast<int>(reader.field());
   network->num_gates = reader.field();
   network->hidden = reader.field();

@@ -1,0 +1,90 @@
+"""The engine's C++ under the address and undefined-behaviour sanitizers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine_models import saved
+from sources import PACKAGE
+
+from hf_qrnn.kernels import build
+
+# Searches of every kind on every instruction set, by the sanitized library.
+PROGRAM = """
+import sys, types
+from pathlib import Path
+import numpy as np
+sys.modules.update(torch=None, transformers=None)
+package = types.ModuleType("hf_qrnn")
+package.__path__ = [sys.argv[1]]
+sys.modules["hf_qrnn"] = package
+from hf_qrnn.engine import native
+from hf_qrnn.engine.network import read_network
+from hf_qrnn.engine.settings import read_settings
+from hf_qrnn.engine.weights import Weights
+native.engine_path = lambda: Path(sys.argv[2])
+draw = np.random.default_rng(0)
+sources = [[*draw.integers(4, 30, length).tolist(), 1] for length in (0, 3, 9, 100, 5)]
+for folder in map(Path, sys.argv[4:]):
+    weights = Weights(folder)
+    network = read_network(read_settings(folder)[0], weights)
+    for name in native.instruction_sets():
+        packed = native.NativeNetwork(network, name)
+        for rows_each in (1, 2, 7):
+            decoder = native.NativeDecoder(packed, sources, rows_each)
+            for _ in range(2):
+                decoder.step(draw.integers(1, 30, len(sources) * rows_each))
+            decoder.select(draw.integers(0, 5 * rows_each, 2 * rows_each), np.array([3, 0]))
+            decoder.step(draw.integers(1, 30, 2 * rows_each))
+        native.NativeDecoder(packed, sources, 1).greedy(3, [1], [5, 3, 20, 7, 8])
+        if sys.argv[3] == "broken":
+            decoder = native.NativeDecoder(packed, sources, 1)
+            ids, logits = np.full(5, 10**6), np.empty((5, network.settings.vocab_size), np.float32)
+            decoder._call("step", ids.ctypes.data, logits.ctypes.data)
+print("whole")
+"""
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The library with sanitizers, and the libraries that must be loaded before it."""
+    compiler = build._find_cxx()
+    preload = []
+    for name in ("libasan.so", "libubsan.so"):
+        asked = [compiler, f"-print-file-name={name}"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        if found == name:
+            pytest.skip(f"there is no {name}")
+        preload.append(found)
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-w")
+    library = tmp_path_factory.mktemp("sanitized") / build.ENGINE_NAME
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_ENGINE_CXX", (*build._ENGINE_CXX, *flags))
+        patch.setattr(build, "_ENGINE_LINK", ("-shared", "-fsanitize=address,undefined"))
+        build.build_engine(library.parent)
+    return library, ":".join(preload)
+
+
+@pytest.mark.parametrize("state", ["whole", "broken"])
+def test_nothing_is_read_or_written_out_of_bounds(
+    state: str, sanitized: tuple[Path, str], tmp_path: Path
+) -> None:
+    # "broken" shows that it would be seen: a token that is not in the vocabulary, past the checks.
+    library, preload = sanitized
+    folders = [tmp_path / str(seed) for seed in (range(10) if state == "whole" else range(1))]
+    for seed, folder in enumerate(folders):
+        saved(folder, seed)
+    command = [sys.executable, "-c", PROGRAM, str(PACKAGE), str(library), state]
+    # Python does not give back all of its own.
+    environment = {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [*command, *map(str, folders)], env=environment, capture_output=True, text=True, check=False
+    )
+    if state == "whole":
+        assert done.stdout == "whole\n", done.stderr
+        assert done.returncode == 0
+    else:
+        assert done.returncode != 0
+        assert "AddressSanitizer" in done.stderr
