@@ -18,6 +18,7 @@ from hf_qrnn.data.translations import Hypothesis
 
 from .equations import log_softmax
 from .generation import GenerationSettings
+from .ranking import LengthPenalty, Ranking
 from .weights import Array
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -48,6 +49,7 @@ def search(
     limits: Sequence[int],
     num_beams: int,
     num_return_sequences: int,
+    ranking: Ranking | None = None,
 ) -> list[list[Hypothesis]]:
     """Search for the best targets of every source.
 
@@ -57,6 +59,7 @@ def search(
         limits: The most tokens of each source's target.
         num_beams: 1 is greedy search.
         num_return_sequences: Hypotheses a source, best first.
+        ranking: Of hypotheses in beam search; None is the length penalty of `settings`.
 
     Raises:
         ValueError: If the model computes NaN.
@@ -64,7 +67,8 @@ def search(
     if num_beams == 1:
         found = [[one] for one in _greedy(decoder, settings, np.asarray(limits))]
     else:
-        beams = _BeamSearch(decoder, settings, np.asarray(limits), num_beams)
+        ranking = LengthPenalty(settings, limits) if ranking is None else ranking
+        beams = _BeamSearch(decoder, settings, np.asarray(limits), num_beams, ranking)
         found = beams.run(num_return_sequences)
     return [
         [_hypothesis(one, settings.ends, limit) for one in some]
@@ -137,7 +141,7 @@ class _BeamSearch:
     """Beam search as transformers has it.
 
     The best candidates of a source that do not end go on as its beams. Those that end are kept if
-    they are among the best M, by their score over `length ** length_penalty`. A source is done when
+    they are among the best M by the ranking. A source is done when
     its best beam cannot become better than its worst kept hypothesis.
 
     Tokens and the beams they follow are kept for each step; a hypothesis is its last token and
@@ -145,10 +149,15 @@ class _BeamSearch:
     """
 
     def __init__(
-        self, decoder: Decoder, settings: GenerationSettings, limits: Ids, num_beams: int
+        self,
+        decoder: Decoder,
+        settings: GenerationSettings,
+        limits: Ids,
+        num_beams: int,
+        ranking: Ranking,
     ) -> None:
         self._decoder, self._settings = decoder, settings
-        self._limits, self._num_beams = limits, num_beams
+        self._limits, self._num_beams, self._ranking = limits, num_beams, ranking
         num = len(limits)
         self._tokens: list[Ids] = []  # of each step (B, M), of all sources
         self._parents: list[Ids] = []
@@ -215,7 +224,8 @@ class _BeamSearch:
         is_new = hits & (np.arange(values.shape[1]) < self._num_beams)
         if not is_new.any():
             return
-        values = values / np.float32(float(step + 1) ** self._settings.length_penalty)
+        is_end = np.isin(ends[:, :, 0], self._settings.ends)
+        values = self._ranking.score(values, step, is_end, active)
         values = values + ~is_new * _NEVER
         lengths = np.full((*values.shape, 1), step + 1)
         merged = np.concatenate([self._kept_scores[active], values], axis=1)
@@ -244,10 +254,7 @@ class _BeamSearch:
     def _goes_on(self, length: int, active: Ids, scores: Array) -> npt.NDArray[np.bool_]:
         """Tell which sources are not done after `length` tokens."""
         settings, limits = self._settings, self._limits[active]
-        lengths = np.full(len(active), float(length))
-        if settings.early_stopping == "never" and settings.length_penalty > 0:
-            lengths = limits.astype(float)
-        hoped = scores[:, 0] / (lengths**settings.length_penalty).astype(np.float32)
+        hoped = self._ranking.hope(scores[:, 0], length, active)
         kept, is_kept = self._kept_scores[active], self._is_kept[active]
         worst = np.where(is_kept, kept.min(1, keepdims=True), _NEVER)
         goes_on = (hoped[:, None] > worst).any(1) & (length < limits)

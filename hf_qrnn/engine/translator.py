@@ -13,6 +13,7 @@ from .decoder import NumpyDecoder
 from .generation import read_generation
 from .native import NativeDecoder, NativeNetwork
 from .network import Network, read_network
+from .ranking import RANKINGS, PaperRanking, Ranking
 from .search import Decoder, search
 from .settings import read_settings, require
 from .tokens import Tokens
@@ -72,6 +73,8 @@ class Translator:
         max_new_tokens: int | None = None,
         batch_size: int = 32,
         on_batch: Callable[[int], None] | None = None,
+        ranking: str = "length_penalty",
+        alpha: float = 0.6,
     ) -> list[list[Translation]]:
         """Translate texts; a result does not depend on the batch it was computed in.
 
@@ -83,6 +86,9 @@ class Translator:
                 the model's generation config says.
             batch_size: Texts a batch.
             on_batch: Called with a number of texts whenever they are done.
+            ranking: Of the hypotheses of beam search: "length_penalty", the generation config's, or
+                "paper", Eq. 9 of arXiv 1611.01576.
+            alpha: Of "paper", at least 0: 0 is the plain sum, more favours longer targets.
 
         Returns:
             For every text its `num_return_sequences` translations.
@@ -104,6 +110,8 @@ class Translator:
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             on_batch=on_batch,
+            ranking=ranking,
+            alpha=alpha,
         )
         for index, found in zip(filled, hypotheses, strict=True):
             outputs = self.tokens.decode(hypothesis.ids for hypothesis in found)
@@ -122,12 +130,15 @@ class Translator:
         max_new_tokens: int | None = None,
         batch_size: int = 32,
         on_batch: Callable[[int], None] | None = None,
+        ranking: str = "length_penalty",
+        alpha: float = 0.6,
     ) -> list[list[Hypothesis]]:
         """Generate the best targets of many sources, in the order given, as `translate` does.
 
         Args:
             sources: Source ids, each with its end token.
-            num_beams, num_return_sequences, max_new_tokens, batch_size, on_batch: See `translate`.
+            num_beams, num_return_sequences, max_new_tokens, batch_size, on_batch, ranking, alpha:
+                See `translate`.
 
         Raises:
             ValueError: If a number is out of range, or a source is empty or has no such ids.
@@ -135,6 +146,7 @@ class Translator:
         given = {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
         for name, value in given.items():
             require(name, "at least 1", value, value is None or value >= 1)
+        require("ranking", f"one of {', '.join(map(repr, RANKINGS))}", ranking, ranking in RANKINGS)
         rule = f"in [1, `num_beams`] = [1, {num_beams}]"
         fits = 1 <= num_return_sequences <= num_beams
         require("num_return_sequences", rule, num_return_sequences, fits)
@@ -153,7 +165,12 @@ class Translator:
             # Numbers that are too large end as NaN, of which the search speaks.
             with np.errstate(over="ignore", invalid="ignore"):
                 decoder = self._decoder(rows, num_beams)
-                found = search(decoder, self.generation, limits, num_beams, num_return_sequences)
+                by_paper: Ranking | None = None
+                if ranking == "paper":
+                    by_paper = PaperRanking(alpha, [len(row) - 1 for row in rows], limits)
+                found = search(
+                    decoder, self.generation, limits, num_beams, num_return_sequences, by_paper
+                )
             for index, hypotheses in zip(indices, found, strict=True):
                 results[index] = hypotheses
             if on_batch is not None:
