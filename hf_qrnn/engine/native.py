@@ -72,6 +72,7 @@ class NativeNetwork:
     Args:
         network: Its weights; they are copied.
         instruction_set: One of `instruction_sets()`; None is the widest.
+        halves: Keep matrices in bfloat16: exact where they come from it.
         taken: Called after each weight that has been copied.
 
     Raises:
@@ -84,11 +85,12 @@ class NativeNetwork:
         network: Network,
         instruction_set: str | None = None,
         *,
+        halves: bool = False,
         taken: Callable[[], None] = lambda: None,
     ) -> None:
         self._library = library()
         self.settings = network.settings
-        fields, weights = _described(network)
+        fields, weights = _described(network, halves)
         index = INSTRUCTION_SETS.index(instruction_set or instruction_sets()[-1])
         numbers = np.array(fields, np.int64)
         # Kept until they are packed: a pointer keeps nothing.
@@ -209,7 +211,7 @@ def _checked(handle: int | None) -> int:
     return handle
 
 
-def _described(network: Network) -> tuple[list[int], list[Array | None]]:
+def _described(network: Network, halves: bool) -> tuple[list[int], list[Array | None]]:
     """Return the numbers and the weights of a network in the order `make_network` reads them."""
     settings = network.settings
     fields = [
@@ -222,6 +224,7 @@ def _described(network: Network) -> tuple[list[int], list[Array | None]]:
         settings.feed_forward_size,
         settings.encoder_causal,
         network.projection is not None,
+        halves,
         len(network.encoder),
         len(network.decoder),
     ]

@@ -50,6 +50,11 @@ class Weights:
                 self._maps.append(mapped)
             self._tensors.update(_read_file(folder / name, mapped))
 
+    @property
+    def are_halves(self) -> bool:
+        """Tell whether all weights are of bfloat16, so that half the bytes are enough."""
+        return all(dtype == "BF16" for dtype, _ in self._tensors.values())
+
     def release(self) -> None:
         """Give back the memory of the files; what is read again comes from disk again."""
         for mapped in self._maps:

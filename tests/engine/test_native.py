@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import network_of, random_sources, saved
+import torch
+from engine_models import network_of, random_config, random_model, random_sources, save, saved
 from sources import PACKAGE
 
 from hf_qrnn.engine import Translator, native
 from hf_qrnn.engine.decoder import NumpyDecoder
 from hf_qrnn.engine.native import NativeDecoder, NativeNetwork, instruction_sets
+from hf_qrnn.engine.weights import Weights
 from hf_qrnn.kernels import build
 
 WITHOUT_TORCH = f"""
@@ -60,6 +62,37 @@ def test_sizes_around_those_of_vectors_and_panels(hidden_size: int, tmp_path: Pa
             decoder = NativeDecoder(NativeNetwork(network, name), sources, 1)
             for tokens, logits in zip(([5, 6], [7, 1]), expected, strict=True):
                 np.testing.assert_allclose(decoder.step(np.array(tokens)), logits, atol=1e-4)
+
+
+def test_weights_of_bfloat16_stay_in_it_and_lose_nothing(tmp_path: Path) -> None:
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        save(random_model(random_config(seed), seed).to(torch.bfloat16), folder)
+        assert Weights(folder).are_halves
+        network, sources = network_of(folder), random_sources(seed, num=3)
+        for name in instruction_sets():
+            wide = NativeDecoder(NativeNetwork(network, name), sources, 3)
+            half = NativeDecoder(NativeNetwork(network, name, halves=True), sources, 3)
+            for tokens in np.random.default_rng(seed).integers(1, 30, (3, 9)):
+                # The same numbers in the same order.
+                np.testing.assert_array_equal(half.step(tokens), wide.step(tokens))
+
+
+def test_bfloat16_is_rounded_to_the_nearest(tmp_path: Path) -> None:
+    model = saved(tmp_path, 0)
+    assert not Weights(tmp_path).are_halves
+    network, sources = network_of(tmp_path), random_sources(0, num=2)
+    found = NativeDecoder(NativeNetwork(network, halves=True), sources, 1).step(np.array([5, 6]))
+    # Matrices alone are rounded: embeddings, norms and biases are not.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and not name.startswith(("model.shared", "lm_head")):
+                weight.copy_(weight.bfloat16().float())
+    save(model, tmp_path / "rounded")
+    rounded = network_of(tmp_path / "rounded")
+    output = torch.from_numpy(rounded.output.copy()).bfloat16().float().numpy()
+    expected = NumpyDecoder(rounded._replace(output=output), sources, 1).step(np.array([5, 6]))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_sources", [1, 6, 13])

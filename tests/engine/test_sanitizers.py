@@ -13,7 +13,7 @@ from hf_qrnn.kernels import build
 
 # Searches of every kind on every instruction set, by the sanitized library.
 PROGRAM = """
-import sys, types
+import itertools, sys, types
 from pathlib import Path
 import numpy as np
 sys.modules.update(torch=None, transformers=None)
@@ -30,8 +30,8 @@ sources = [[*draw.integers(4, 30, length).tolist(), 1] for length in (0, 3, 9, 1
 for folder in map(Path, sys.argv[4:]):
     weights = Weights(folder)
     network = read_network(read_settings(folder)[0], weights)
-    for name in native.instruction_sets():
-        packed = native.NativeNetwork(network, name)
+    for name, halves in itertools.product(native.instruction_sets(), (False, True)):
+        packed = native.NativeNetwork(network, name, halves=halves)
         for rows_each in (1, 2, 7):
             decoder = native.NativeDecoder(packed, sources, rows_each)
             for _ in range(2):

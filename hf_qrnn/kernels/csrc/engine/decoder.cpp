@@ -75,9 +75,9 @@ void Decoder::remember(const Encoded& encoded) {
       const int64_t length = lengths_[b];
       for (int64_t a = 0; a < network_.heads; ++a) {
         memory.keys.emplace_back();
-        pack(k, keys + a * size, stride, false, size, length, memory.keys.back());
+        pack(k, keys + a * size, stride, false, size, length, false, memory.keys.back());
         memory.values.emplace_back();
-        pack(k, values + a * size, stride, true, length, size, memory.values.back());
+        pack(k, values + a * size, stride, true, length, size, false, memory.values.back());
       }
       keys += length * stride;
       values += length * stride;

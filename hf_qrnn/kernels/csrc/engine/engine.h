@@ -37,7 +37,8 @@ class Numbers {
 struct Matrix {
   int64_t inner = 0, outer = 0;
   Numbers numbers;
-  Panels panels() const { return {inner, outer, numbers.data()}; }
+  bool halves = false;  // two bfloat16 in the place of a float32
+  Panels panels() const { return {inner, outer, numbers.data(), halves}; }
 };
 
 struct FeedForward {
@@ -86,9 +87,10 @@ std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
                                       const float* const* weights, int64_t instruction_set,
                                       void (*taken)());
 
-// Pack `source` (outer, inner), rows `stride` apart, or with `transposed` (inner, outer).
+// Pack `source` (outer, inner), rows `stride` apart, or with `transposed` (inner, outer). With
+// `halves` as bfloat16, rounded to the nearest.
 void pack(const Kernels& kernels, const float* source, int64_t stride, bool transposed,
-          int64_t inner, int64_t outer, Matrix& matrix);
+          int64_t inner, int64_t outer, bool halves, Matrix& matrix);
 
 // The encoding of B sources: states (N, H), one source behind the other, and h~ (L, B, H).
 struct Encoded {

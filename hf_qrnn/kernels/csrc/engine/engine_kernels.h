@@ -38,8 +38,8 @@ QRNN_INLINE float sum_of(V x) {
 // Of R rows and U vectors of a panel. One row alone has more sums than vectors, or each multiply
 // would wait for the last.
 // Only unrolled loops keep the sums in registers.
-template <int R, int U>
-void product_block(const float* x, int64_t x_stride, const float* panel, int64_t inner,
+template <int R, int U, typename W>
+void product_block(const float* x, int64_t x_stride, const W* panel, int64_t inner,
                    const float* bias, float* y, int64_t y_stride, int64_t columns, bool adds) {
   constexpr int kSums = R > 2 ? 1 : (R == 2 ? 2 : 4);
   V sums[kSums][R][U] = {};
@@ -47,11 +47,11 @@ void product_block(const float* x, int64_t x_stride, const float* panel, int64_t
   for (; k + kSums <= inner; k += kSums) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSums; ++s) {
-      const float* w = panel + (k + s) * kPanel;
-      if (R <= 2) __builtin_prefetch(w + 24 * kPanel);
+      const W* w = panel + (k + s) * kPanel;
+      if (R <= 2) __builtin_prefetch(w + 24 * kPanel * (4 / sizeof(W)));
       V b[U];
 #pragma GCC unroll 4
-      for (int u = 0; u < U; ++u) b[u] = load_all(w + u * kLanes);
+      for (int u = 0; u < U; ++u) b[u] = load<false, float>(w + u * kLanes, kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
         const float a = x[r * x_stride + k + s];
@@ -63,7 +63,7 @@ void product_block(const float* x, int64_t x_stride, const float* panel, int64_t
   for (; k < inner; ++k) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
-      const V b = load_all(panel + k * kPanel + u * kLanes);
+      const V b = load<false, float>(panel + k * kPanel + u * kLanes, kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) sums[0][r][u] += b * x[r * x_stride + k];
     }
@@ -90,43 +90,50 @@ void product_block(const float* x, int64_t x_stride, const float* panel, int64_t
   }
 }
 
-template <int U>
-void product_panel(const float* x, int64_t x_stride, int64_t rows, const float* panel,
+template <int U, typename W>
+void product_panel(const float* x, int64_t x_stride, int64_t rows, const W* panel,
                    int64_t inner, const float* bias, float* y, int64_t y_stride, int64_t columns,
                    bool adds) {
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
-    product_block<kRows, U>(x + r * x_stride, x_stride, panel, inner, bias, y + r * y_stride,
+    product_block<kRows, U, W>(x + r * x_stride, x_stride, panel, inner, bias, y + r * y_stride,
                             y_stride, columns, adds);
   }
   const float* from = x + r * x_stride;
   float* to = y + r * y_stride;
   switch (rows - r) {
-    case 1: return product_block<1, U>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
-    case 2: return product_block<2, U>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
-    case 3: return product_block<3, U>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
-    case 4: return product_block<4, U>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
-    case 5: return product_block<5, U>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
+    case 1: return product_block<1, U, W>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
+    case 2: return product_block<2, U, W>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
+    case 3: return product_block<3, U, W>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
+    case 4: return product_block<4, U, W>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
+    case 5: return product_block<5, U, W>(from, x_stride, panel, inner, bias, to, y_stride, columns, adds);
     default: return;
+  }
+}
+
+template <typename W>
+void product_of(const float* x, int64_t x_stride, int64_t rows, const Panels& w, const float* bias,
+             float* y, int64_t y_stride, bool adds) {
+  const W* panel = static_cast<const W*>(w.data);
+  for (int64_t at = 0; at < w.outer; at += kPanel, panel += w.inner * kPanel) {
+    const int64_t columns = w.outer - at < kPanel ? w.outer - at : kPanel;
+    const float* own = bias ? bias + at : nullptr;
+    switch ((columns + kLanes - 1) / kLanes) {
+      case 1: product_panel<1, W>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
+      case 2: product_panel<2, W>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
+#if QRNN_SIMD_BYTES == 64
+      case 3: product_panel<3, W>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
+      case 4: product_panel<4, W>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
+#endif
+      default: break;
+    }
   }
 }
 
 void product(const float* x, int64_t x_stride, int64_t rows, const Panels& w, const float* bias,
              float* y, int64_t y_stride, bool adds) {
-  const float* panel = w.data;
-  for (int64_t at = 0; at < w.outer; at += kPanel, panel += w.inner * kPanel) {
-    const int64_t columns = w.outer - at < kPanel ? w.outer - at : kPanel;
-    const float* own = bias ? bias + at : nullptr;
-    switch ((columns + kLanes - 1) / kLanes) {
-      case 1: product_panel<1>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
-      case 2: product_panel<2>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
-#if QRNN_SIMD_BYTES == 64
-      case 3: product_panel<3>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
-      case 4: product_panel<4>(x, x_stride, rows, panel, w.inner, own, y + at, y_stride, columns, adds); break;
-#endif
-      default: break;
-    }
-  }
+  if (w.halves) return product_of<BFloat16>(x, x_stride, rows, w, bias, y, y_stride, adds);
+  product_of<float>(x, x_stride, rows, w, bias, y, y_stride, adds);
 }
 
 // ---------------------------------------------------------------- pooling

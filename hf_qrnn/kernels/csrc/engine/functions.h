@@ -11,7 +11,8 @@ namespace engine {
 // of the inner dimension behind the other.
 struct Panels {
   int64_t inner, outer;
-  const float* data;
+  const void* data;
+  bool halves;  // bfloat16, else float32
 };
 
 // The functions that are compiled for several instruction sets.

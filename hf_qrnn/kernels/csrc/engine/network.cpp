@@ -26,18 +26,38 @@ int64_t num_instruction_sets() {
 #endif
 }
 
+namespace {
+
+uint16_t half_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  // Not a number stays one: rounding could make it infinite.
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace
+
 void pack(const Kernels& kernels, const float* source, int64_t stride, bool transposed,
-          int64_t inner, int64_t outer, Matrix& matrix) {
+          int64_t inner, int64_t outer, bool halves, Matrix& matrix) {
   const int64_t panel = kernels.panel, panels = (outer + panel - 1) / panel;
   matrix.inner = inner;
   matrix.outer = outer;
-  matrix.numbers = Numbers(panels * panel * inner);
-  float* to = matrix.numbers.data();
-  for (int64_t first = 0; first < outer; first += panel, to += panel * inner) {
-    const int64_t columns = std::min(panel, outer - first);
+  matrix.halves = halves;
+  matrix.numbers = Numbers(halves ? (panels * panel * inner + 1) / 2 : panels * panel * inner);
+  float* const wholes = matrix.numbers.data();
+  for (int64_t first = 0; first < outer; first += panel) {
+    const int64_t columns = std::min(panel, outer - first), start = first * inner;
     for (int64_t j = 0; j < columns; ++j) {
       for (int64_t k = 0; k < inner; ++k) {
-        to[k * panel + j] = source[transposed ? k * stride + first + j : (first + j) * stride + k];
+        const int64_t to = start + k * panel + j;
+        const float x = source[transposed ? k * stride + first + j : (first + j) * stride + k];
+        if (halves) {
+          const uint16_t half = half_of(x);
+          std::memcpy(reinterpret_cast<char*>(wholes) + 2 * to, &half, sizeof half);
+        } else {
+          wholes[to] = x;
+        }
       }
     }
   }
@@ -57,6 +77,7 @@ const Kernels* kernels_of(int64_t instruction_set) {
 // Takes what describes a network in the order in which native.py writes it.
 struct Reader {
   const Kernels& kernels;
+  bool halves;
   const int64_t* fields;
   const float* const* weights;
   void (*taken)();
@@ -65,7 +86,7 @@ struct Reader {
   Matrix matrix(int64_t outer, int64_t inner) {
     Matrix result;
     if (const float* source = *weights++) {
-      pack(kernels, source, inner, false, inner, outer, result);
+      pack(kernels, source, inner, false, inner, outer, halves, result);
       taken();
     }
     return result;
@@ -121,7 +142,7 @@ std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
   auto network = std::make_unique<Network>();
   network->kernels = kernels_of(instruction_set);
   network->score_scale = static_cast<float>(score_scale);
-  Reader reader{*network->kernels, fields, weights, taken};
+  Reader reader{*network->kernels, false, fields, weights, taken};
   network->pooling = static_cast<int>(reader.field());
   network->num_gates = reader.field();
   network->hidden = reader.field();
@@ -131,6 +152,7 @@ std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
   network->inner = reader.field();
   network->causal = reader.field() != 0;
   network->projects = reader.field() != 0;
+  reader.halves = reader.field() != 0;
   const int64_t encoder_layers = reader.field(), decoder_layers = reader.field();
   const int64_t hidden = network->hidden, embed = network->embedding_size;
   network->embedding = reader.numbers(network->vocab * embed);
