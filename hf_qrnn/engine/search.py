@@ -37,10 +37,17 @@ class Decoder(Protocol):
 
 
 class Found(NamedTuple):
-    """The hypotheses of one source while they are searched for: ids with their end, and score."""
+    """A hypothesis as a search finds it.
+
+    Attributes:
+        ids: Its ids, the end token included.
+        score: What it is ranked by.
+        log_probability: The sum over its tokens.
+    """
 
     ids: list[int]
     score: float
+    log_probability: float
 
 
 def search(
@@ -91,7 +98,7 @@ def _likelihoods(logits: Array) -> Array:
 
 def _hypothesis(found: Found, ends: Sequence[int], limit: int) -> Hypothesis:
     ids = [token for token in found.ids if token not in ends]
-    return Hypothesis(ids, found.score, len(ids) >= limit)
+    return Hypothesis(ids, found.score, len(ids) >= limit, found.log_probability)
 
 
 # ------------------------------------------------------------------ greedy search
@@ -131,7 +138,7 @@ def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list
 
 def _rows(ids: Ids, lengths: Ids, scores: npt.NDArray[np.float64]) -> list[Found]:
     rows = zip(ids, lengths, scores, strict=True)
-    return [Found(row[:length].tolist(), float(score)) for row, length, score in rows]
+    return [Found(row[:length].tolist(), float(score), float(score)) for row, length, score in rows]
 
 
 # ------------------------------------------------------------------ beam search
@@ -161,10 +168,11 @@ class _BeamSearch:
         num = len(limits)
         self._tokens: list[Ids] = []  # of each step (B, M), of all sources
         self._parents: list[Ids] = []
-        # Of each kept hypothesis: its score, whether it is one, its length, its last token and the
-        # beam that one follows.
+        # Of each kept hypothesis: its score, its sum of log-probabilities, whether it is one, its
+        # length, its last token and the beam that one follows.
         shape = (num, num_beams)
         self._kept_scores = np.full(shape, _NEVER, np.float32)
+        self._kept_sums = np.full(shape, _NEVER, np.float32)
         self._is_kept = np.zeros(shape, bool)
         self._kept_ends = np.zeros((*shape, 3), np.int64)
         self._change = _changes(settings)
@@ -225,12 +233,14 @@ class _BeamSearch:
         if not is_new.any():
             return
         is_end = np.isin(ends[:, :, 0], self._settings.ends)
+        sums = np.concatenate([self._kept_sums[active], values], axis=1)
         values = self._ranking.score(values, step, is_end, active)
         values = values + ~is_new * _NEVER
         lengths = np.full((*values.shape, 1), step + 1)
         merged = np.concatenate([self._kept_scores[active], values], axis=1)
         chosen = _best(merged, self._num_beams)
         self._kept_scores[active] = np.take_along_axis(merged, chosen, 1)
+        self._kept_sums[active] = np.take_along_axis(sums, chosen, 1)
         flags = np.concatenate([self._is_kept[active], is_new], axis=1)
         self._is_kept[active] = np.take_along_axis(flags, chosen, 1)
         places = np.concatenate(
@@ -271,7 +281,8 @@ class _BeamSearch:
             for step in range(length - 2, -1, -1):
                 ids.append(int(self._tokens[step][source, parent]))
                 parent = int(self._parents[step][source, parent])
-            found.append(Found(ids[::-1], float(self._kept_scores[source, beam])))
+            score, total = self._kept_scores[source, beam], self._kept_sums[source, beam]
+            found.append(Found(ids[::-1], float(score), float(total)))
         return found
 
 

@@ -74,6 +74,8 @@ class Tokens:
         eos: Any = None if end is None else self._tokenizer.token_to_id(end)
         require("eos_token", "a token of the tokenizer", end, eos is not None)
         self.eos = int(eos)
+        unknown = _content(config.get("unk_token"))
+        self.unk = None if unknown is None else self._tokenizer.token_to_id(unknown)
         size = self._tokenizer.get_vocab_size()
         require("vocab_size", f"at least {size}, the tokenizer's", vocab_size, vocab_size >= size)
 

@@ -118,8 +118,10 @@ class Translator:
         for index, found in zip(filled, hypotheses, strict=True):
             outputs = self.tokens.decode(hypothesis.ids for hypothesis in found)
             results[index] = [
-                Translation(text, hypothesis.score, hypothesis.is_cut)
-                for text, hypothesis in zip(outputs, found, strict=True)
+                Translation(
+                    text, one.score, one.is_cut, one.log_probability, self.tokens.unk in one.ids
+                )
+                for text, one in zip(outputs, found, strict=True)
             ]
         return results
 

@@ -24,6 +24,8 @@ def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]])
         assert [one.is_cut for one in some] == [other.is_cut for other in others]
         for one, other in zip(some, others, strict=True):
             assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-4)
+            sums = (one.log_probability, other.log_probability)
+            assert sums[0] == pytest.approx(sums[1], rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4, 8])
@@ -134,7 +136,8 @@ def test_row_ends_at_its_own_limit() -> None:
     table = Table([[0.1, 0.1, 0.8]] * 3)
     settings = GenerationSettings(start=0, ends=(1,))
     short, long = search(table, settings, [2, 5], 1, 1)
-    assert short == [Hypothesis([2, 2], pytest.approx(2 * np.log(0.8), rel=1e-4), is_cut=True)]
+    total = pytest.approx(2 * np.log(0.8), rel=1e-4)
+    assert short == [Hypothesis([2, 2], total, is_cut=True, log_probability=total)]
     assert long[0].ids == [2] * 5
 
 

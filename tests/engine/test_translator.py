@@ -27,6 +27,9 @@ def assert_same(found: list[list[Any]], expected: list[list[Any]]) -> None:
         for one, other in zip(some, others, strict=True):
             assert (one.text, one.is_cut) == (other.text, other.is_cut)
             assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-4)
+            sums = (one.log_probability, other.log_probability)
+            assert sums[0] == pytest.approx(sums[1], rel=1e-4, abs=1e-3)
+            assert one.has_unknown == other.has_unknown
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
