@@ -328,7 +328,7 @@ def _judge_model(row: Row, splits: Splits, setting: Setting) -> Record:
         "models": len(folders),
         "parameters": sum(map(count_parameters, models)),
         "updates": sum(state["step"] for state in ended),
-        "seconds": round(sum(state["seconds"] for state in ended), 1),
+        "seconds": round(sum(state["seconds"] for state in ended), 2),
         "beams": BEAMS,
         "signature": signature(row.data, splits, beams=BEAMS),
         **judge(texts, splits.judged, stress=row.data == CMUDICT),

@@ -40,6 +40,7 @@ FILES: dict[str, bytes] = {
     "cut.gz": b"\x1f\x8b\x08",
     "open.csv": b'a,b\n"a,b\n',
     "wide.csv": b"a,b\na,b,c\n",
+    "open.json": b'{"a": "b"}\n',
     "bad.yaml": b"seed: [1\nhidden_size: 3\n",
     "latin.yaml": b"card_title: gr\xfc\xdfe\n",
     "tab.yaml": b"seed: 1\n\thidden_size: 3\n",
@@ -90,7 +91,8 @@ LANGUAGES = ["--source_lang", "de", "--target_lang", "en"]
             "`--train_file` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz)",
         ),
         (["--train_file", "none.csv", *LANGUAGES], "`--train_file` must be an existing file"),
-        (["--train_file", "wide.csv"], "`--source_lang` must be the key of a language like 'de'"),
+        (["--train_file", "wide.csv"], "line 2 of 'wide.csv' must have 2 columns (separated by c"),
+        (["--train_file", "open.json"], "`--source_lang` must be the key of a language like 'de'"),
         (["--train_file", "open.csv", *LANGUAGES], "the row in line 2 of 'open.csv' must be comma"),
         (
             ["--streaming", "--dataset_name", "wide.csv", *LANGUAGES, *VALID],
