@@ -19,7 +19,10 @@ def check_files(input_path: str | None, output_path: str | None) -> None:
         # To open the output would empty the input. Links are followed.
         if input_path is not None and os.path.realpath(input_path) == os.path.realpath(output_path):
             raise ValueError(f"`--output` must not be the input, but is '{output_path}' too.")
-    if input_path is not None and not Path(input_path).is_file():
+    if input_path is None:
+        return
+    # `<(command)` of a shell is a pipe.
+    if not (Path(input_path).is_file() or Path(input_path).is_fifo()):
         raise ValueError(f"`--input` must be an existing file, but is '{input_path}'.")
 
 

@@ -40,8 +40,8 @@ def first_line(error: Exception) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Read the whole content of a file, unpacked if it is .gz or .xz."""
-    if not path.is_file():
+    """Read the whole content of a file or a pipe, unpacked if it is .gz or .xz."""
+    if not (path.is_file() or path.is_fifo()):  # `<(command)` of a shell is a pipe
         raise FileNotFoundError(f"`path` must be an existing file, but is '{path}'.")
     opener = OPENERS.get(path.suffix.lower())
     if opener is None:

@@ -461,3 +461,22 @@ def test_wrong_language_is_refused_before_the_output_is_opened(
     given = ["--hypotheses", str(source), "--references", str(source), "--language", "fre"]
     assert main(["score", *given]) == 2
     assert "`--language` must be left out with --hypotheses" in _error(capsysbinary)
+
+
+def test_pipes_of_the_shell_are_files(model: str, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(TEXT)
+    command = "{0} -m hf_qrnn {1} <(cat lines) {2}"
+    parts = {
+        "translate": ["translate " + model + " -i", ""],
+        "score": ["score --references", "--hypotheses <(cat lines)"],
+    }
+    found = {}
+    for name, (front, rest) in parts.items():
+        done = subprocess.run(
+            ["bash", "-c", command.format(sys.executable, front, rest)],
+            capture_output=True, cwd=tmp_path, env=ENVIRONMENT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[name] = done.stdout
+    assert found["translate"].count(b"\n") == len(LINES)
+    assert b"chrF  100.00" in found["score"]
