@@ -19,7 +19,7 @@ from .decoding import add_decoding, add_language, check_decoding, load, progress
 from .streams import naming
 
 if TYPE_CHECKING:
-    from hf_qrnn.translation.translator import Translation
+    from hf_qrnn.data.translations import Translation
 
 _WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches.
 
@@ -101,7 +101,7 @@ def _lines(
 ) -> bytes:
     """Write the lines of one source, and count them and what is left out."""
     from hf_qrnn.data.distilled import distilled_line
-    from hf_qrnn.translation.translator import one_line
+    from hf_qrnn.data.translations import one_line
 
     if not source.strip():
         counts["empty"] += 1
@@ -169,7 +169,7 @@ def _read_sources(path: str) -> list[str]:
         ValueError: If one has a tab or what may be taken for a line end (names it).
     """
     from hf_qrnn.data.reading import read_lines
-    from hf_qrnn.translation.translator import one_line
+    from hf_qrnn.data.translations import one_line
 
     with typed(path="--source"):
         lines = read_lines(path)

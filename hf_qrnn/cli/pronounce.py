@@ -164,8 +164,8 @@ def _is_arpabet(found: Pronunciation) -> bool:
 
 def _format(row: Sequence[Pronunciation], *, ipa: bool, scores: bool) -> bytes:
     """Write the lines of one word, UTF-8, each with its newline."""
+    from hf_qrnn.data.translations import one_line
     from hf_qrnn.pronunciation.arpabet import to_ipa
-    from hf_qrnn.translation.translator import one_line
 
     lines = []
     for found in row:

@@ -156,7 +156,7 @@ def _lines(path: str, flag: str) -> list[str]:
 
 
 def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:
-    from hf_qrnn.translation.translator import one_line
+    from hf_qrnn.data.translations import one_line
 
     translator = load(args.model, args.device)
     start = time.perf_counter()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .decoding import (
@@ -17,6 +18,7 @@ from .decoding import (
     tell_cut,
     throughput,
 )
+from .engines import add_engine, choose_engine
 from .streams import (
     check_files,
     check_folder,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from hf_qrnn.data.translations import Translation
     from hf_qrnn.translation.translator import Translator
 
+_Translate = Callable[..., "list[list[Translation]]"]
 _TRANSLATE_TEXT = """\
 Translate text, one sentence per line. Every input line gives exactly one output line, in the same
 order; an empty line stays empty. Only a newline ends a line. With --n_best N every input line gives
@@ -61,12 +64,12 @@ def add_translate(commands: Any) -> None:
     add("--interactive", action="store_true", help="prompt for one line at a time; Ctrl-D ends")
     add_language(add)
     add_decoding(add)
+    add_engine(add)
 
 
 def _translate(args: argparse.Namespace) -> None:
     _check_translate(args)
-    translator = load(args.model, args.device)
-    translator.check_language(args.language)  # to open an output empties it
+    translate, translator = _load(args)
     interactive = args.interactive
     num_lines = num_characters = num_cut = 0
     seconds = 0.0
@@ -79,9 +82,8 @@ def _translate(args: argparse.Namespace) -> None:
         lines = decode(prompted(source) if interactive else source)
         for window in windows(lines, 1 if interactive else args.batch_size, grow=not interactive):
             start = time.perf_counter()
-            results = translator.translate(
+            results = translate(
                 window,
-                language=args.language,
                 num_beams=args.num_beams,
                 num_return_sequences=args.n_best,
                 max_new_tokens=args.max_new_tokens,
@@ -97,7 +99,7 @@ def _translate(args: argparse.Namespace) -> None:
             target.flush()  # whoever reads on need not wait for the end
             # The picture is of the first line with text, once, whichever window it is in.
             text = next((line for line in window if line.strip()), None)
-            if text is not None and not drawn:
+            if text is not None and not drawn and translator is not None:
                 _draw(translator, text, args)
                 drawn = True
     if not interactive:
@@ -106,6 +108,18 @@ def _translate(args: argparse.Namespace) -> None:
     # Only now, with all translations written: a picture that is not there takes none of them away.
     if not drawn:
         raise ValueError("`--input` must have a line with text to make a picture of, but has none.")
+
+
+def _load(args: argparse.Namespace) -> tuple[_Translate, Translator | None]:
+    """Load what translates, and its translator where that is not the engine."""
+    needs_torch = {name: getattr(args, name) for name in ("attention", "hidden_states", "language")}
+    choice = choose_engine(args.engine, args.model, args.device, needs_torch)
+    if choice.engine is not None:
+        return choice.engine.translate, None
+    translator = load(args.model, args.device)
+    translator.check_language(args.language)  # to open an output empties it
+    choice.tell_refusal()
+    return partial(translator.translate, language=args.language), translator
 
 
 def _check_translate(args: argparse.Namespace) -> None:
@@ -146,7 +160,7 @@ def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:
 
 def _format(translations: Sequence[Translation], *, scores: bool) -> bytes:
     """Write the lines of one source, UTF-8, each with its newline."""
-    from hf_qrnn.translation.translator import one_line
+    from hf_qrnn.data.translations import one_line
 
     lines = [
         (f"{translation.score:.4f}\t" if scores else "") + one_line(translation.text) + "\n"

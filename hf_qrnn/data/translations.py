@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+# All that Python, an editor or another tool may take as the end of a line.
+_LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,8 @@ class Translation:
     is_cut: bool = False
     log_probability: float = 0.0
     has_unknown: bool = False
+
+
+def one_line(text: str) -> str:
+    """Return `text` with a blank for every line end, so that one line in is one line out."""
+    return _LINE_ENDS.sub(" ", text)

@@ -92,6 +92,9 @@ def read_settings(folder: Path) -> tuple[Settings, dict[str, Any]]:
     Raises:
         ValueError: If it is damaged, or the engine cannot do what a field says.
     """
+    # transformers loads another model for it, and what it adds.
+    adapter = (folder / "adapter_config.json").is_file()
+    require("path", "a model without an adapter for the engine", str(folder), not adapter)
     config = read_json(folder / "config.json")
     kind, translates = config.get("model_type"), config.get("is_encoder_decoder", True)
     require("model_type", "'qrnn' for the engine", kind, kind == "qrnn")

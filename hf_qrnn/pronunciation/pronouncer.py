@@ -12,7 +12,8 @@ import torch
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.symbols import encode_sources
 from hf_qrnn.data.tokenization import decode_batch
-from hf_qrnn.translation.search import Hypothesis, generate_hypotheses
+from hf_qrnn.data.translations import Hypothesis
+from hf_qrnn.translation.search import generate_hypotheses
 from hf_qrnn.translation.translator import Translator, load_translator
 
 from .lexicon import read_lexicon

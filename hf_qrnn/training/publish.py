@@ -8,9 +8,10 @@ from pathlib import Path
 
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.json_files import read_text
+from hf_qrnn.data.translations import one_line
 from hf_qrnn.hub.push import PushResult, check_access, push
 from hf_qrnn.translation.plots import attention_figure, save_figure
-from hf_qrnn.translation.translator import Translator, one_line
+from hf_qrnn.translation.translator import Translator
 
 from .cards import model_card
 from .options import PublishOptions

@@ -14,9 +14,9 @@ from hf_qrnn.data.distilled import with_distilled
 from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
 from hf_qrnn.data.symbols import languages, sides_of
+from hf_qrnn.data.translations import one_line
 from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
-from hf_qrnn.translation.translator import one_line
 
 from .best import METRIC_CHOICES, Choice, check_metric, choose_metric
 from .checkpoint import CheckpointFolder

@@ -28,8 +28,6 @@ from hf_qrnn.data.translations import Translation
 from .ensemble import Ensemble, check_same_tokenizers
 from .search import generate_hypotheses
 
-# All that Python, an editor or another tool may take as the end of a line.
-_LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # A mistyped path does not fit: it is refused without asking the Hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 
@@ -286,11 +284,6 @@ def _load_model(
             f"{len(missing)} of its weights, {missing[0]!r} for one."
         )
     return model.to(place), tokenizer
-
-
-def one_line(text: str) -> str:
-    """Return `text` with a blank for every line end, so that one line in is one line out."""
-    return _LINE_ENDS.sub(" ", text)
 
 
 def _device(given: str | torch.device | None) -> torch.device:

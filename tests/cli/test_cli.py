@@ -19,6 +19,7 @@ from hf_qrnn.metrics.scoring import score_translations
 from hf_qrnn.metrics.table import TABLE
 from hf_qrnn.translation.translator import load_translator
 
+pytestmark = pytest.mark.usefixtures("engine_library")
 Capture = pytest.CaptureFixture[bytes]
 ALPHABET = "abcdefgh ijkl.ü\n\u2028"
 LINES = ["abc", "", "hül dki", "a\u2028b", "lkj ihg", "  ", "b", "d\re", "fgh."]
@@ -253,7 +254,7 @@ def test_loading_changes_no_global_switch(model: str, monkeypatch: pytest.Monkey
 
     before = (logging.is_progress_bar_enabled(), logging.get_verbosity())
     _feed(monkeypatch, b"a\n")
-    main(["translate", model, "-o", os.devnull])
+    main(["translate", model, "--engine", "torch", "-o", os.devnull])
     assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == before
 
 
@@ -399,15 +400,16 @@ def test_mistakes_are_one_sentence(
     assert capsysbinary.readouterr().out == b""
 
 
+@pytest.mark.parametrize(("engine", "home"), [("native", "engine"), ("torch", "translation")])
 def test_ctrl_c_ends_quietly(
-    model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+    engine: str, home: str, model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_qrnn.translation.translator.Translator.translate", interrupt)
+    monkeypatch.setattr(f"hf_qrnn.{home}.translator.Translator.translate", interrupt)
     _feed(monkeypatch, b"a\n")
-    assert main(["translate", model]) == 130
+    assert main(["translate", model, "--engine", engine]) == 130
     assert capsysbinary.readouterr().err == b""
 
 

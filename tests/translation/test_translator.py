@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
 from hf_qrnn.data.symbols import train_symbol_tokenizer
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
-from hf_qrnn.translation.translator import Translator, load_translator, one_line
+from hf_qrnn.data.translations import one_line
+from hf_qrnn.translation.translator import Translator, load_translator
 
 ALPHABET = "abcdefgh ijkl.ü\n"
 TEXTS = ["abc", "", "hül dki", " \t", "a", "lkj ihg fed cba abc def."]

@@ -1,0 +1,308 @@
+"""hf_qrnn.cli.engines: the engine where it can do what is asked, and the same lines as by torch."""
+
+import io
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_models import saved
+
+from hf_qrnn.cli import engines, translate
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.symbols import train_symbol_tokenizer
+from hf_qrnn.engine import translator as engine_translator
+
+pytestmark = pytest.mark.usefixtures("engine_library")
+
+TEXT = "der hund schläft.\n\nein a\n  \nzwei µ, drei\r\nein längerer satz, der mehr sagt.\nb\n"
+NOT_BUILT = "the engine's library is not built: run `python -m hf_qrnn.kernels.build`"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make(tmp_path_factory.mktemp("model"))
+
+
+def make(folder: Path, **generation: Any) -> str:
+    """Save a model, with fields of its generation config."""
+    saved(folder, 7)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **generation}))
+    return str(folder)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capture: Any, *arguments: str) -> tuple[str, str]:
+    """Translate `TEXT`: standard output and standard error."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert main(["translate", *arguments]) == 0
+    return capture.readouterr()
+
+
+def refuse_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test fail where the model is loaded by torch."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("loaded by torch")
+
+    monkeypatch.setattr(translate, "load", fail)
+
+
+def spoil_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test fail where the engine loads a model."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("loaded by the engine")
+
+    monkeypatch.setattr(engine_translator.Translator, "__init__", fail)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--num_beams 4",
+        "--num_beams 4 --n_best 3 --batch_size 2",
+        "--max_new_tokens 5 --num_beams 2",
+        "--batch_size 1 --device cpu",
+        "--interactive",
+    ],
+)
+def test_lines_are_those_of_torch(
+    flags: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, told = run(monkeypatch, capsys, model, "--engine", "native", *flags.split())
+    expected, also_told = run(monkeypatch, capsys, model, "--engine", "torch", *flags.split())
+    assert found == expected
+    assert len(set(found.splitlines())) > 4
+    # All but the time.
+    assert told.splitlines()[1:] == also_told.splitlines()[1:]
+
+
+@pytest.mark.parametrize("flags", ["", "--num_beams 3 --n_best 2"])
+def test_scores_are_those_of_torch_up_to_rounding(
+    flags: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = []
+    for engine in ("native", "torch"):
+        arguments = [model, "--scores", "--engine", engine, *flags.split()]
+        output, _ = run(monkeypatch, capsys, *arguments)
+        columns.append([line.split("\t") for line in output.splitlines()])
+    found, expected = columns
+    assert [text for _, text in found] == [text for _, text in expected]
+    wanted = [float(score) for score, _ in expected]
+    assert [float(score) for score, _ in found] == pytest.approx(wanted, rel=1e-5, abs=1.01e-4)
+    assert min(wanted) < 0
+
+
+def test_compressed_files_are_read_and_written(model: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.xz", tmp_path / "out"
+    source.write_bytes(lzma.compress(TEXT.encode()))
+    outputs = []
+    for engine in ("native", "torch"):
+        files = ["-i", str(source), "-o", str(target)]
+        assert main(["translate", model, "--engine", engine, *files]) == 0
+        outputs.append(target.read_bytes())
+    assert outputs[0] == outputs[1]
+    assert outputs[0].count(b"\n") == TEXT.count("\n")
+
+
+PROGRAM = """
+import sys
+sys.modules.update(torch=None, transformers=None)
+from hf_qrnn.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_translates_where_torch_cannot_be_imported(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, _ = run(monkeypatch, capsys, model, "--engine", "torch")
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, "translate", model, "--device", "cpu"]
+    done = subprocess.run(command, input=TEXT.encode(), capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode()) == (0, expected), done.stderr.decode()
+
+
+# ------------------------------------------------------------------ the choice
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "visible", "flags", "is_native"),
+    [
+        (False, None, "", True),
+        (False, None, "--engine torch", False),
+        (True, None, "", False),
+        (True, "0", "", False),
+        (True, "", "", True),
+        (True, "-1", "", True),
+        (True, None, "--device cpu", True),
+        (True, None, "--engine native", True),
+        (False, None, "--device cpu:0", False),  # torch knows what that is
+    ],
+)
+def test_auto_is_the_engine_where_no_gpu_is_there_or_asked_for(
+    has_gpu: bool,
+    visible: str | None,
+    flags: str,
+    is_native: bool,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    driver = tmp_path / "driver"
+    if has_gpu:
+        driver.touch()
+    monkeypatch.setattr(engines, "_GPU_PATHS", (str(driver),))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (refuse_torch if is_native else spoil_engine)(monkeypatch)
+    _, told = run(monkeypatch, capsys, model, "--max_new_tokens", "2", *flags.split())
+    assert "engine" not in told
+
+
+def test_what_needs_torch_goes_there_without_a_word(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil_engine(monkeypatch)
+    picture = tmp_path / "map.svg"
+    for arguments in ([model, model], [model, "--attention", str(picture)]):
+        arguments += ["--device", "cpu", "--max_new_tokens", "2"]
+        _, told = run(monkeypatch, capsys, *arguments)
+        assert "engine" not in told
+    assert picture.is_file()
+
+
+def test_model_with_tags_is_torchs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "model")
+    letters = "abcdefghijklmnopqrstuvwxyz äöüß"
+    tags = train_symbol_tokenizer([letters], [], target_tokens="char", languages=["deu"])
+    tags.save_pretrained(folder)
+    options = [folder, "--device", "cpu", "--max_new_tokens", "2"]
+    _, told = run(monkeypatch, capsys, *options, "--language", "deu")
+    assert "engine" not in told
+    # Without the flag it must not translate as if there were no tags.
+    assert main(["translate", *options]) == 2
+    assert capsys.readouterr().err == (
+        "error: `--language` must be one of 'deu', but is not given.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ({"min_length": 3}, "`min_length` must be absent for the engine, which does not have it"),
+        ({"diversity_penalty": 0.5}, "`diversity_penalty` must be absent for the engine"),
+    ],
+)
+def test_model_that_the_engine_refuses_is_translated_by_torch_with_a_sentence(
+    field: dict[str, Any],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make(tmp_path, **field)
+    options = [folder, "--device", "cpu", "--max_new_tokens", "6"]
+    found, told = run(monkeypatch, capsys, *options)
+    first, *others = told.splitlines()
+    assert first.startswith(f"generate() computes, since the engine cannot: {sentence}")
+    assert "engine" not in "".join(others)
+    expected, told = run(monkeypatch, capsys, *options, "--engine", "torch")
+    assert found == expected
+    assert "engine" not in told
+
+
+def test_adapter_is_loaded_by_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert main(["translate", folder, "--engine", "native"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: `--engine` must be auto or torch for '{folder}', but is 'native': 'model' must be "
+        f"a model without an adapter for the engine, but is '{folder}'.\n"
+    )
+
+
+def test_model_that_nothing_can_load_gets_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"none")
+    assert main(["translate", folder, "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: `MODEL` must be ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("{model} {model}", "`MODEL` must be one with --engine native, but is 2 models."),
+        ("some/name", "`MODEL` must be a folder with --engine native, but is 'some/name'."),
+        ("{model} --device cuda", "`--device` must be cpu with --engine native, but is 'cuda'."),
+        (
+            "{model} --language deu",
+            "`--language` must be left out with --engine native, but is 'deu'.",
+        ),
+        (
+            "{model} --attention a.png",
+            "`--attention` must be left out with --engine native, but is 'a.png'.",
+        ),
+        (
+            "{model} --hidden_states a.png",
+            "`--hidden_states` must be left out with --engine native, but is 'a.png'.",
+        ),
+        (
+            "{longer}",
+            "`--engine` must be auto or torch for '{longer}', but is 'native': 'min_length' must "
+            "be absent for the engine, which does not have it, but is 3.",
+        ),
+    ],
+)
+def test_native_says_why_not_and_opens_no_output(
+    arguments: str,
+    sentence: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    longer, output = make(tmp_path / "longer", min_length=3), tmp_path / "output"
+    refuse_torch(monkeypatch)
+    given = arguments.format(model=model, longer=longer).split()
+    assert main(["translate", *given, "--engine", "native", "-o", str(output)]) == 2
+    assert capsys.readouterr().err == f"error: {sentence.format(longer=longer)}\n"
+    assert not output.exists()
+
+
+def test_numpy_computes_where_there_is_no_library(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, _ = run(monkeypatch, capsys, model, "--engine", "native")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(NOT_BUILT)
+
+    monkeypatch.setattr(engine_translator, "NativeNetwork", fail)
+    # isinstance asks for a class.
+    monkeypatch.setattr(engine_translator.Translator, "_decoder", _numpy_decoder)
+    refuse_torch(monkeypatch)
+    found, told = run(monkeypatch, capsys, model, "--device", "cpu")
+    assert found == expected
+    assert told.splitlines()[0] == f"the engine computes in NumPy, which is slower: {NOT_BUILT}"
+    assert main(["translate", model, "--engine", "native"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: `--engine` must be auto or torch for ")
+    assert NOT_BUILT.replace("`", "'") in line
+
+
+def _numpy_decoder(self: Any, rows: list[list[int]], num_beams: int) -> Any:
+    return engine_translator.NumpyDecoder(self._network, rows, num_beams)
