@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .decoding import load, progress_bar
+from .engines import add_engine, tell_engine
 from .streams import check_files, decode, open_input, open_output, windows
 
 if TYPE_CHECKING:
     from hf_qrnn.pronunciation.lexicon import Lexicon
     from hf_qrnn.pronunciation.pronouncer import Pronunciation
+    from hf_qrnn.translation.translator import Translator
 
 _PRONOUNCE_TEXT = """\
 Pronounce words, one a line. Every word gives a line, in the same order: the word, a tab and its
@@ -58,6 +60,7 @@ def add_pronounce(commands: Any) -> None:
     add("--batch_size", metavar="N", type=int, default=64, help=batch)
     device = "such as cpu or cuda:0 (default: the GPU if there is one, else the CPU)"
     add("--device", metavar="D", help=device)
+    add_engine(add)
 
 
 def _pronounce(args: argparse.Namespace) -> None:
@@ -66,16 +69,19 @@ def _pronounce(args: argparse.Namespace) -> None:
     lexicon = None if args.lexicon is None else _read_lexicon(args.lexicon)
     model, language = _find_model(args.model, args.language)
 
-    from hf_qrnn.pronunciation.pronouncer import DTYPE, Pronouncer
+    from hf_qrnn.engine.choice import choose_engine
+    from hf_qrnn.pronunciation.pronouncer import Pronouncer
 
+    choice = choose_engine(args.engine, [model], args.device, {"language": language})
     pronouncer = Pronouncer(
-        load([model], args.device, dtype=DTYPE),
+        choice.engine or _load(model, args.device),
         lexicon=lexicon,
         language=language,
         num_beams=args.num_beams,
         batch_size=args.batch_size,
         **({} if args.threshold is None else {"threshold": args.threshold}),
     )
+    tell_engine(choice)
     num_words = num_refused = 0
     is_arpabet = True
     seconds = 0.0
@@ -100,6 +106,14 @@ def _pronounce(args: argparse.Namespace) -> None:
         print(f"{num_refused} of {num_words} words refused: their lines say why", file=sys.stderr)
     if args.ipa and not is_arpabet:
         print("symbols that are not ARPAbet are written as they are, not as --ipa", file=sys.stderr)
+
+
+def _load(model: str, device: str | None) -> Translator:
+    import torch
+
+    from hf_qrnn.pronunciation.pronouncer import DTYPE
+
+    return load([model], device, dtype=getattr(torch, DTYPE))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .decoding import (
     tell_cut,
     throughput,
 )
-from .engines import add_engine, choose_engine
+from .engines import add_engine, tell_engine
 from .streams import (
     check_files,
     check_folder,
@@ -112,13 +112,16 @@ def _translate(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> tuple[_Translate, Translator | None]:
     """Load what translates, and its translator where that is not the engine."""
+    from hf_qrnn.engine.choice import choose_engine
+
     needs_torch = {name: getattr(args, name) for name in ("attention", "hidden_states", "language")}
     choice = choose_engine(args.engine, args.model, args.device, needs_torch)
     if choice.engine is not None:
+        tell_engine(choice)
         return choice.engine.translate, None
     translator = load(args.model, args.device)
     translator.check_language(args.language)  # to open an output empties it
-    choice.tell_refusal()
+    tell_engine(choice)
     return partial(translator.translate, language=args.language), translator
 
 

@@ -46,13 +46,18 @@ class Tokens:
         folder: A folder with tokenizer.json and tokenizer_config.json.
         vocab_size: Tokens that the model has.
 
+    Attributes:
+        config: The fields of tokenizer_config.json.
+        eos: The id of the end token.
+        unk: The id of the token for unknown characters, or None.
+
     Raises:
         ValueError: If there is no tokenizer, it is damaged, it has no end token, or transformers
             would make another one of it than its tokenizer.json says.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        config = read_json(_file(folder, "tokenizer_config.json"))
+        self.config = config = read_json(_file(folder, "tokenizer_config.json"))
         _check_plain(config)
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(_file(folder, "tokenizer.json")))
@@ -99,6 +104,11 @@ class Tokens:
                 row.pop()
             row.append(self.eos)
         return rows
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return all tokens with their ids."""
+        found: dict[str, int] = self._tokenizer.get_vocab()
+        return found
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Decode rows of ids without their special tokens."""

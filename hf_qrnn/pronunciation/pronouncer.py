@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from hf_qrnn import engine as engines
 from hf_qrnn.data.flags import typed
-from hf_qrnn.data.symbols import encode_sources
-from hf_qrnn.data.tokenization import decode_batch
 from hf_qrnn.data.translations import Hypothesis
-from hf_qrnn.translation.search import generate_hypotheses
-from hf_qrnn.translation.translator import Translator, load_translator
+from hf_qrnn.engine.choice import choose_engine
 
+from .letters import EngineLetters, Letters, TokenizerLetters
 from .lexicon import read_lexicon
 from .spelling import Spelling, straight
 
+if TYPE_CHECKING:
+    import torch
+
+    from hf_qrnn.translation.translator import Translator
+
+_Generate = Callable[..., list[list[Hypothesis]]]
+
 DEFAULT_THRESHOLD = 0.3
 """The confidence below which a model's answer is refused where nothing else is said."""
-DTYPE = torch.float32
+DTYPE = "float32"
 """What models compute in, whatever they were saved in: small models in bfloat16 files, whose
 answers then differ between machines by no more than the sums of float32 do."""
 
@@ -79,13 +85,15 @@ class Pronouncer:
     (`limits_qrnn.py`: `target_limits`), so that none is longer.
 
     Args:
-        model: A folder with a saved model, its name on the Hub, or a translator.
+        model: A folder with a saved model, its name on the Hub, or a translator, also the engine's.
         lexicon: A file (`lexicon.py`: `read_lexicon`), or for each word its pronunciations.
         language: The language of the words, for a model that was trained with language tags.
         threshold: The least confidence that is not refused, in [0, 1]; 0 refuses none.
         num_beams: Beams of the search, and so the most pronunciations of a word.
         batch_size: Words that the model gets at once.
         device: Where to compute; None is the GPU if there is one, else the CPU.
+        engine: What computes a model that is loaded here: "native", the engine, which needs no
+            torch; "torch"; or "auto", the engine where it can do what is asked and there is no GPU.
 
     Raises:
         FileNotFoundError: If there is no such lexicon.
@@ -95,7 +103,7 @@ class Pronouncer:
 
     def __init__(
         self,
-        model: str | Path | Translator,
+        model: str | Path | Translator | engines.Translator,
         *,
         lexicon: str | Path | Mapping[str, Sequence[Sequence[str]]] | None = None,
         language: str | None = None,
@@ -103,6 +111,7 @@ class Pronouncer:
         num_beams: int = 5,
         batch_size: int = 64,
         device: str | torch.device | None = None,
+        engine: str = "auto",
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], but is {threshold}.")
@@ -116,12 +125,10 @@ class Pronouncer:
         self._lexicon = {
             word: [tuple(symbols) for symbols in found] for word, found in (lexicon or {}).items()
         }
-        if not isinstance(model, Translator):
-            with typed(name_or_path="model"):
-                model = load_translator(str(model), device=device, dtype=DTYPE)
-        self._translator = model
-        self._spelling = Spelling(model.tokenizer, language)
-        self._language = language
+        if isinstance(model, (str, Path)):
+            model = _load(str(model), None if device is None else str(device), engine, language)
+        self._generate, self._letters = _parts(model, language)
+        self._spelling = Spelling(self._letters)
         self._threshold, self._num_beams, self._batch_size = threshold, num_beams, batch_size
 
     def __call__(self, word: str) -> Pronunciation:
@@ -184,17 +191,15 @@ class Pronouncer:
         self, forms: Sequence[str], on_batch: Callable[[int], None] | None
     ) -> list[list[_Answer]]:
         """Let the model answer: for every form what the search found, best first."""
-        tokenizer = self._translator.tokenizer
-        found = generate_hypotheses(
-            self._translator.model,
-            encode_sources(tokenizer, forms, self._language),
+        found = self._generate(
+            self._letters.encode(forms),
             num_beams=self._num_beams,
             num_return_sequences=self._num_beams,
             batch_size=self._batch_size,
             on_batch=on_batch,
         )
         return [
-            _weigh(decode_batch(tokenizer, [hypothesis.ids for hypothesis in row]), row)
+            _weigh(self._letters.decode([hypothesis.ids for hypothesis in row]), row)
             for row in found
         ]
 
@@ -216,6 +221,33 @@ class Pronouncer:
         # Where the search found less than it was asked for, there are rows of no probability.
         good = [best, *(x for x in others if x.symbols and x.confidence > 0 and not x.is_cut)]
         return [Pronunciation(word, x.symbols, x.confidence, "model") for x in good]
+
+
+def _load(
+    model: str, device: str | None, engine: str, language: str | None
+) -> Translator | engines.Translator:
+    """Load a model by the engine or, where that is not wanted or cannot, by torch."""
+    found = choose_engine(engine, [model], device, {"language": language}).engine
+    if found is not None:
+        return found
+    import torch
+
+    from hf_qrnn.translation.translator import load_translator
+
+    with typed(name_or_path="model"):
+        return load_translator(model, device=device, dtype=getattr(torch, DTYPE))
+
+
+def _parts(
+    model: Translator | engines.Translator, language: str | None
+) -> tuple[_Generate, Letters]:
+    """Return the search and the letters of a model."""
+    if isinstance(model, engines.Translator):
+        return model.generate, EngineLetters(model.tokens, language)
+    from hf_qrnn.translation.search import generate_hypotheses
+
+    letters = TokenizerLetters(model.tokenizer, language)
+    return partial(generate_hypotheses, model.model), letters
 
 
 def _weigh(texts: Sequence[str], hypotheses: Sequence[Hypothesis]) -> list[_Answer]:

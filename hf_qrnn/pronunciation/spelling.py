@@ -5,9 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from transformers import PreTrainedTokenizerBase
-
-from hf_qrnn.data.symbols import alphabet, encode_sources, sides_of
+from .letters import Letters
 
 MAX_CHARACTERS = 100
 """The most characters of a word a model is asked. The longest in dictionaries have 60 to 80."""
@@ -31,20 +29,12 @@ class Spelling:
     Unicode's composed and decomposed forms (NFC, NFD).
 
     Args:
-        tokenizer: The model's.
-        language: The language of the words; None where the tokenizer has no tags.
-
-    Raises:
-        ValueError: If `language` is missing, unknown or too much.
+        letters: The model's.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, language: str | None = None) -> None:
-        self._tokenizer, self._language = tokenizer, language
-        self._has_symbols = (sides_of(tokenizer) or ("char",))[0] == "blank"
-        self._alphabet = alphabet(tokenizer, language)
-        characters = self._alphabet or tokenizer.get_vocab()
-        self._fold = None if self._has_symbols else _case(characters)
-        encode_sources(tokenizer, ["a"], language)  # a wrong language shows here
+    def __init__(self, letters: Letters) -> None:
+        self._letters = letters
+        self._fold = None if letters.has_symbols else _case(letters.alphabet or letters.vocabulary)
 
     def spell(self, words: Sequence[str]) -> list[tuple[str, str]]:
         """Spell words for the model.
@@ -76,7 +66,7 @@ class Spelling:
             return "is not valid Unicode"
         if len(word) > MAX_CHARACTERS:
             return f"is longer than {MAX_CHARACTERS} characters"
-        if self._has_symbols:  # of any kind, with blanks between them
+        if self._letters.has_symbols:  # of any kind, with blanks between them
             return ""
         kinds = {unicodedata.category(character)[0] for character in word}
         if any(character.isspace() for character in word):
@@ -101,20 +91,21 @@ class Spelling:
         return list(dict.fromkeys(forms))
 
     def _know(self, forms: Sequence[str]) -> list[bool]:
-        unknown = self._tokenizer.unk_token_id
-        rows = encode_sources(self._tokenizer, forms, self._language)
-        letters = self._alphabet
+        unknown, letters = self._letters.unknown, self._letters.alphabet
+        rows = self._letters.encode(forms)
         return [
             unknown not in row and (letters is None or letters.issuperset(form))
             for form, row in zip(forms, rows, strict=True)
         ]
 
     def _unknown(self, form: str) -> str:
-        parts = list(dict.fromkeys(form.split() if self._has_symbols else form))
+        parts = list(dict.fromkeys(form.split() if self._letters.has_symbols else form))
         known = self._know(parts)
         named = ", ".join(repr(x) for x, is_known in zip(parts, known, strict=True) if not is_known)
-        kind = "symbols" if self._has_symbols else "characters"
-        knower = "the model" if self._alphabet is None else f"the model, in {self._language!r},"
+        kind = "symbols" if self._letters.has_symbols else "characters"
+        language = self._letters.language
+        is_open = self._letters.alphabet is None
+        knower = "the model" if is_open else f"the model, in {language!r},"
         return f"has {kind} that {knower} does not know: {named}"
 
 

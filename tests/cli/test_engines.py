@@ -1,4 +1,4 @@
-"""hf_qrnn.cli.engines: the engine where it can do what is asked, and the same lines as by torch."""
+"""`--engine`: the engine where it can do what is asked, and the same lines as by torch."""
 
 import io
 import json
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from engine_models import saved
 
-from hf_qrnn.cli import engines, translate
+from hf_qrnn.cli import translate
 from hf_qrnn.cli.main import main
 from hf_qrnn.data.symbols import train_symbol_tokenizer
+from hf_qrnn.engine import choice
 from hf_qrnn.engine import translator as engine_translator
 
 pytestmark = pytest.mark.usefixtures("engine_library")
@@ -157,7 +158,7 @@ def test_auto_is_the_engine_where_no_gpu_is_there_or_asked_for(
     driver = tmp_path / "driver"
     if has_gpu:
         driver.touch()
-    monkeypatch.setattr(engines, "_GPU_PATHS", (str(driver),))
+    monkeypatch.setattr(choice, "_GPU_PATHS", (str(driver),))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -227,8 +228,8 @@ def test_adapter_is_loaded_by_torch(
     (tmp_path / "adapter_config.json").write_text("{}")
     assert main(["translate", folder, "--engine", "native"]) == 2
     assert capsys.readouterr().err == (
-        f"error: `--engine` must be auto or torch for '{folder}', but is 'native': 'model' must be "
-        f"a model without an adapter for the engine, but is '{folder}'.\n"
+        f"error: `--engine` must be 'auto' or 'torch' for '{folder}', but is 'native': 'model' "
+        f"must be a model without an adapter for the engine, but is '{folder}'.\n"
     )
 
 
@@ -245,25 +246,29 @@ def test_model_that_nothing_can_load_gets_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("{model} {model}", "`MODEL` must be one with --engine native, but is 2 models."),
-        ("some/name", "`MODEL` must be a folder with --engine native, but is 'some/name'."),
-        ("{model} --device cuda", "`--device` must be cpu with --engine native, but is 'cuda'."),
+        ("{model} {model}", "`MODEL` must be one for the engine, but is 2 models."),
+        ("some/name", "`MODEL` must be a folder for the engine, but is 'some/name'."),
+        ("{model} --device cuda", "`--device` must be cpu for the engine, but is 'cuda'."),
         (
             "{model} --language deu",
-            "`--language` must be left out with --engine native, but is 'deu'.",
+            "`--language` must be left out with the engine, but is 'deu'.",
         ),
         (
             "{model} --attention a.png",
-            "`--attention` must be left out with --engine native, but is 'a.png'.",
+            "`--attention` must be left out with the engine, but is 'a.png'.",
         ),
         (
             "{model} --hidden_states a.png",
-            "`--hidden_states` must be left out with --engine native, but is 'a.png'.",
+            "`--hidden_states` must be left out with the engine, but is 'a.png'.",
+        ),
+        (
+            "{model} --engine fast",
+            "`--engine` must be one of 'auto', 'native', 'torch', but is 'fast'.",
         ),
         (
             "{longer}",
-            "`--engine` must be auto or torch for '{longer}', but is 'native': 'min_length' must "
-            "be absent for the engine, which does not have it, but is 3.",
+            "`--engine` must be 'auto' or 'torch' for '{longer}', but is 'native': 'min_length' "
+            "must be absent for the engine, which does not have it, but is 3.",
         ),
     ],
 )
@@ -278,7 +283,7 @@ def test_native_says_why_not_and_opens_no_output(
     longer, output = make(tmp_path / "longer", min_length=3), tmp_path / "output"
     refuse_torch(monkeypatch)
     given = arguments.format(model=model, longer=longer).split()
-    assert main(["translate", *given, "--engine", "native", "-o", str(output)]) == 2
+    assert main(["translate", "--engine", "native", *given, "-o", str(output)]) == 2
     assert capsys.readouterr().err == f"error: {sentence.format(longer=longer)}\n"
     assert not output.exists()
 
@@ -300,7 +305,7 @@ def test_numpy_computes_where_there_is_no_library(
     assert told.splitlines()[0] == f"the engine computes in NumPy, which is slower: {NOT_BUILT}"
     assert main(["translate", model, "--engine", "native"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: `--engine` must be auto or torch for ")
+    assert line.startswith("error: `--engine` must be 'auto' or 'torch' for ")
     assert NOT_BUILT.replace("`", "'") in line
 
 

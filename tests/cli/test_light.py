@@ -20,7 +20,7 @@ except SystemExit as end:
 found = sorted(set(forbidden.split()) & set(sys.modules))
 sys.exit(f"{found} were imported" if found else status)
 """
-COMMANDS = ("translate", "score", "push", "verify", "info", "bench")
+COMMANDS = ("translate", "pronounce", "score", "push", "verify", "info", "bench")
 # What is wrong can be seen without loading anything.
 MISTAKES = {
     "no command": "",
@@ -32,6 +32,7 @@ MISTAKES = {
     "no file": "translate model --input {folder}/absent",
     "no picture": "translate model --attention map.txt",
     "no folder": "translate model --output {folder}/absent/file",
+    "no words": "pronounce --model model --num_beams 0",
     "no hypotheses": "score --references {folder}/lines",
     "no samples": "score --references {folder}/lines --hypotheses {folder}/lines --num_resamples 1",
     "no threads": "bench --threads 0",

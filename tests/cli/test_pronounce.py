@@ -16,6 +16,7 @@ from hf_qrnn.pronunciation import Pronouncer
 from hf_qrnn.pronunciation.lexicon import read_lexicon
 from hf_qrnn.pronunciation.pronouncer import DEFAULT_THRESHOLD
 
+pytestmark = pytest.mark.usefixtures("engine_library")
 Capture = pytest.CaptureFixture[bytes]
 WORDS = ["bax", "", "7up", "Sikka", "dad", "a b", "a\tb", "ebi", "bax", "ж"]
 
@@ -70,6 +71,36 @@ def test_line_in_is_line_out_and_the_output_is_a_lexicon(
     wanted = {row[0].word: [row[0].symbols] for row in expected if not row[0].is_refused}
     assert read_lexicon(target) == wanted
     assert set(wanted) == {"bax", "Sikka", "ebi"}
+
+
+@pytest.mark.parametrize("flags", ["", "--n_best 3 --scores", "--num_beams 1 --ipa --threshold 0"])
+def test_lines_are_the_same_by_both_engines(flags: str, model: str, capfdbinary: Capture) -> None:
+    options = [*WORDS[2:], "--model", model, *flags.split()]
+    found = run(capfdbinary, *options, "--engine", "native")
+    expected = run(capfdbinary, *options, "--engine", "torch")
+    if "--scores" in flags:
+        columns = [[line.split("\t", 1) for line in lines] for lines in (found, expected)]
+        scores = [[float(score) for score, _ in some] for some in columns]
+        assert scores[0] == pytest.approx(scores[1], abs=1.01e-4)
+        found, expected = ([text for _, text in some] for some in columns)
+    assert found == expected
+
+
+def test_model_that_the_engine_refuses_is_told(
+    tagged: str, tmp_path: Path, capfdbinary: Capture
+) -> None:
+    folder = tmp_path / "changed"
+    save_pronouncer(folder, steps=0)
+    path = folder / "generation_config.json"
+    path.write_text(path.read_text().replace("{", '{"min_length": 2,', 1))
+    assert main(["pronounce", "bax", "--model", str(folder), "--device", "cpu"]) == 0
+    first = capfdbinary.readouterr().err.decode().splitlines()[0]
+    assert first.startswith("generate() computes, since the engine cannot: `min_length` must be")
+    sentence = error(capfdbinary, "bax", "--model", str(folder), "--engine", "native")
+    assert sentence.startswith("`--engine` must be 'auto' or 'torch' for ")
+    flags = ["--language", "fre", "--engine", "native"]
+    sentence = error(capfdbinary, "bax", "--model", tagged, *flags)
+    assert sentence == "`--language` must be left out with the engine, but is 'fre'."
 
 
 def test_summary_goes_to_standard_error(model: str, capfdbinary: Capture) -> None:

@@ -14,7 +14,7 @@ from pronouncing import OFFSET, RATIO, SOUNDS, save_pronouncer, sounds
 
 from hf_qrnn.data.symbols import encode_sources, encode_targets
 from hf_qrnn.pronunciation import Pronouncer, Pronunciation
-from hf_qrnn.pronunciation import pronouncer as module
+from hf_qrnn.translation import search
 from hf_qrnn.translation.translator import Translator, load_translator
 
 SURE = ["bax", "sikka", "ebi", "k", "ikse", "baba", "ax'a", "isik"]  # without "d"
@@ -106,8 +106,8 @@ def test_order_is_kept_and_a_repeated_word_is_asked_once(
         asked.append(len(sources))
         return generate(model, sources, **options)
 
-    generate = module.generate_hypotheses
-    monkeypatch.setattr(module, "generate_hypotheses", counting)
+    generate = search.generate_hypotheses
+    monkeypatch.setattr(search, "generate_hypotheses", counting)
     words = ["sik", "7", "bax", "sik", "lex", "Sik", "ebi", "bax"]
     done: list[int] = []
     pronouncer = Pronouncer(trained, lexicon={"lex": [["L"]]}, batch_size=2)

@@ -7,9 +7,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.pronunciation.letters import TokenizerLetters
 from hf_qrnn.pronunciation.spelling import Spelling
 
 SMALL = "abcdefghijklmnopqrstuvwxyz'"
+
+
+def spelling(tokenizer: PreTrainedTokenizerBase, language: str | None = None) -> Spelling:
+    return Spelling(TokenizerLetters(tokenizer, language))
 
 
 def symbols(words: str, **options: str) -> PreTrainedTokenizerBase:
@@ -39,21 +44,21 @@ def symbols(words: str, **options: str) -> PreTrainedTokenizerBase:
 def test_word_gets_the_form_that_the_vocabulary_knows(
     vocabulary: str, word: str, form: str
 ) -> None:
-    assert Spelling(symbols(vocabulary)).spell([word]) == [(form, "")]
+    assert spelling(symbols(vocabulary)).spell([word]) == [(form, "")]
 
 
 def test_phones_that_are_symbols_are_no_letters_of_words() -> None:
     # "H" is in the vocabulary of the first, as a letter of "HH".
     tokenizer = train_character_tokenizer([SMALL, "HH AH0 L OW1"])
-    assert Spelling(tokenizer).spell(["Hello"]) == [("hello", "")]
-    ((_, reason),) = Spelling(symbols(SMALL)).spell(["helloə"])
+    assert spelling(tokenizer).spell(["Hello"]) == [("hello", "")]
+    ((_, reason),) = spelling(symbols(SMALL)).spell(["helloə"])
     assert reason == "has characters that the model does not know: 'ə'"
 
 
 def test_symbols_between_blanks_may_be_anything_that_is_known() -> None:
     tokenizer = symbols("HH AH0 L OW1", source_tokens="blank", target_tokens="char")
     words = ["HH AH0", " OW1 ", "hh", "", "L 7 x"]
-    assert Spelling(tokenizer).spell(words) == [
+    assert spelling(tokenizer).spell(words) == [
         ("HH AH0", ""),
         ("OW1", ""),
         ("", "has symbols that the model does not know: 'hh'"),
@@ -63,7 +68,7 @@ def test_symbols_between_blanks_may_be_anything_that_is_known() -> None:
 
 
 def test_bytes_know_every_letter_and_keep_the_case() -> None:
-    found = Spelling(make_byte_tokenizer()).spell(["Hello", "語", "a1"])
+    found = spelling(make_byte_tokenizer()).spell(["Hello", "語", "a1"])
     assert found == [
         ("Hello", ""), ("語", ""), ("", "has digits, which must be written as words"),
     ]  # fmt: skip
@@ -71,9 +76,9 @@ def test_bytes_know_every_letter_and_keep_the_case() -> None:
 
 def test_many_words_keep_their_order() -> None:
     words = ["b", "7", "Ä", "a", "", "don\u2019t"]
-    forms = [form for form, _ in Spelling(symbols(SMALL)).spell(words)]
+    forms = [form for form, _ in spelling(symbols(SMALL)).spell(words)]
     assert forms == ["b", "", "", "a", "", "don't"]
-    assert Spelling(symbols(SMALL)).spell([]) == []
+    assert spelling(symbols(SMALL)).spell([]) == []
 
 
 def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:
     )
     with_alphabets(tokenizer, sources).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    spellings = {name: Spelling(loaded, name) for name, _ in sources}
+    spellings = {name: spelling(loaded, name) for name, _ in sources}
     reason = "has characters that the model, in 'eng', does not know: 'т', 'е'"
     assert spellings["eng"].spell(["те"]) == [("", reason)]
     assert spellings["bul"].spell(["ТЕ", "a"])[0] == ("те", "")
@@ -92,4 +97,4 @@ def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:
     assert spellings["eng"].spell(["Te"]) == [("te", "")]
     assert spellings["ger"].spell(["Te"]) == [("Te", "")]
     # A tokenizer that nobody told has the vocabulary alone.
-    assert Spelling(tokenizer, "eng").spell(["те"]) == [("те", "")]
+    assert spelling(tokenizer, "eng").spell(["те"]) == [("те", "")]
