@@ -86,7 +86,9 @@ def test_example_runs(
 
 @pytest.mark.parametrize(
     "command",
-    re.findall(r"^\| `(hf-qrnn (?:translate|pronounce|score|distill|info|bench)[^`]*)`", README, flags=re.M),
+    re.findall(
+        r"^\| `(hf-qrnn (?:translate|pronounce|score|distill|info|bench)[^`]*)`", README, flags=re.M
+    ),
 )
 def test_every_command_of_the_table_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
