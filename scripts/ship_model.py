@@ -53,8 +53,8 @@ def run(args: argparse.Namespace, box: Path = BOX) -> None:
             "Either `--run` with `--name` and `--sample`, or `--refresh` must be given."
         )
     if args.refresh:
-        for folder in sorted(path for path in box.iterdir() if path.is_dir()):
-            write_code(folder)
+        for config in sorted(box.glob("*/config.json")):
+            write_code(config.parent)
         return
     if args.name is None or args.sample is None:
         raise ValueError("`--run` needs `--name` and `--sample`.")
@@ -64,11 +64,25 @@ def run(args: argparse.Namespace, box: Path = BOX) -> None:
         rows = read_lines(args.sample)
     if not (args.run / "model.safetensors").is_file():
         raise ValueError(f"`--run` must be the folder of a finished run, but is '{args.run}'.")
-    ship(args.run, box / args.name, rows, args.lines)
+    ship(args.run, box / args.name, read_sample(rows, args.lines))
 
 
-def ship(run_folder: Path, folder: Path, rows: list[str], lines: int) -> None:
-    """Save a run's best model in bfloat16, and score it on a sample of `rows`."""
+def read_sample(rows: list[str], lines: int) -> dict[str, list[str]]:
+    """Read the targets of the first sources of a table."""
+    targets: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, 1):
+        if row.count("\t") != 1:
+            raise ValueError(f"line {number} of `--sample` must have one tab, but is {row!r}.")
+        source, target = row.split("\t")
+        if source in targets or len(targets) < lines:
+            targets.setdefault(source, []).append(target)
+    if not targets:
+        raise ValueError("`--sample` must have lines, but has none.")
+    return targets
+
+
+def ship(run_folder: Path, folder: Path, targets: dict[str, list[str]]) -> None:
+    """Save a run's best model in bfloat16, and score it on sources with their right targets."""
     folder.mkdir(parents=True, exist_ok=True)
     model = QRNNForConditionalGeneration.from_pretrained(run_folder)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -77,11 +91,6 @@ def ship(run_folder: Path, folder: Path, rows: list[str], lines: int) -> None:
     for name in _RECORDS:
         if (run_folder / name).is_file():
             shutil.copyfile(run_folder / name, folder / name)
-    targets: dict[str, list[str]] = {}
-    for row in rows:
-        source, target = row.split("\t")
-        if source in targets or len(targets) < lines:
-            targets.setdefault(source, []).append(target)
     sample = "".join(f"{x}\t{target}\n" for x, found in targets.items() for target in found)
     (folder / SAMPLE).write_text(sample, encoding="utf-8")
     scores = score(folder, targets)

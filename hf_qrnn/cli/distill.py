@@ -155,6 +155,8 @@ def _check_distill(args: argparse.Namespace) -> None:
         )
     if os.path.realpath(args.source) == os.path.realpath(output):
         raise ValueError(f"`--output` must not be the source, but is '{output}' too.")
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise ValueError(f"`--output` must be a file, but '{output}' is a pipe or a device.")
     if output.is_dir() or (output.exists() and not args.overwrite):
         raise ValueError(
             f"`--output` must be a new file, or be replaced by --overwrite, but '{output}' is "
@@ -187,9 +189,9 @@ def _whole_or_nothing(path: str) -> Iterator[IO[bytes]]:
     """Open a file that takes its place when the block ends well, packed as its name says."""
     from hf_qrnn.data.rows import OPENERS
 
-    target = Path(path)
-    fresh = target.with_name(f"{target.name}.saving")
-    opener: Any = OPENERS.get(target.suffix.lower(), open)
+    opener: Any = OPENERS.get(Path(path).suffix.lower(), open)
+    target = Path(os.path.realpath(path))  # a link stays one
+    fresh = target.with_name(f"{target.name}.{os.getpid()}.saving")
     try:
         with naming(path):
             with opener(fresh, "wb") as file:

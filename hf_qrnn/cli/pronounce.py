@@ -143,7 +143,7 @@ def _check_pronounce(args: argparse.Namespace) -> None:
     # Nobody who types the command alone knows what it waits for.
     if not args.words and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("`WORD` must be given, or --input, or a pipe to read words from.")
-    check_files(args.input, args.output)
+    check_files(args.input, args.output, lexicon=args.lexicon)
 
 
 def _read_lexicon(path: str) -> Lexicon:
@@ -164,9 +164,10 @@ def _find_model(model: str | None, language: str | None) -> tuple[str, str | Non
     several = _MODELS / _MANY_LANGUAGES
     if language is not None and several.is_dir():
         return str(several), language
+    there = ", ".join(path.name for path in sorted(_MODELS.glob("pronounce-*"))) or "none"
     raise ValueError(
         f"`--model` must be given where the repository's own is not there, as 'models/{own.name}' "
-        "is not beside this installation."
+        f"is not beside this installation (there is: {there})."
     )
 
 

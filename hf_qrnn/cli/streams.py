@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,18 +14,42 @@ from typing import IO
 _WINDOW_BATCHES = 64  # Lines are sorted by length within a window of 64 batches.
 
 
-def check_files(input_path: str | None, output_path: str | None) -> None:
-    """Raise ValueError where `--input` cannot be read or `--output` cannot be written."""
+def check_files(input_path: str | None, output_path: str | None, **others: str | None) -> None:
+    """Raise ValueError where `--input` cannot be read or `--output` cannot be written.
+
+    Args:
+        input_path: None is standard input.
+        output_path: None is standard output.
+        others: What other flags read or write, by the flags' names.
+    """
     if output_path is not None:
         check_folder(output_path)
-        # To open the output would empty the input. Links are followed.
-        if input_path is not None and os.path.realpath(input_path) == os.path.realpath(output_path):
+        # To open the output would empty the input.
+        if _is_same(input_path, output_path):
             raise ValueError(f"`--output` must not be the input, but is '{output_path}' too.")
+        for flag, path in others.items():
+            if path is not None and _is_same(path, output_path):
+                raise ValueError(
+                    f"`--output` must not be the file of --{flag}, but is '{output_path}' too."
+                )
     if input_path is None:
         return
     # `<(command)` of a shell is a pipe.
     if not (Path(input_path).is_file() or Path(input_path).is_fifo()):
         raise ValueError(f"`--input` must be an existing file, but is '{input_path}'.")
+
+
+def _is_same(path: str | None, other: str) -> bool:
+    """Tell whether two paths are one file, by links too; None is standard input."""
+    try:
+        if path is not None:
+            return os.path.realpath(path) == os.path.realpath(other) or os.path.samefile(
+                path, other
+            )
+        is_file = stat.S_ISREG(os.stat(other).st_mode)
+        return is_file and os.path.samestat(os.fstat(sys.stdin.fileno()), os.stat(other))
+    except (OSError, ValueError, AttributeError):  # one is not there, or no file of the system's
+        return False
 
 
 def check_folder(path: str) -> None:
@@ -40,9 +66,20 @@ def open_input(path: str | None) -> Iterator[IO[bytes]]:
     if path is None:
         yield sys.stdin.buffer
         return
-    opener = OPENERS.get(Path(path).suffix.lower(), open)
-    with opener(path, "rb") as file:
-        yield file
+    opener = OPENERS.get(Path(path).suffix.lower())
+    if opener is None:
+        with open(path, "rb") as file:
+            yield file
+        return
+    with opener(path, "rb") as packed:
+        try:
+            packed.peek(1)  # before an output is opened, which empties it
+        except (OSError, lzma.LZMAError, EOFError) as error:
+            kind = Path(path).suffix
+            raise ValueError(
+                f"`--input` must be a {kind} file, but '{path}' is not: {error}."
+            ) from error
+        yield packed
 
 
 @contextlib.contextmanager

@@ -146,7 +146,8 @@ def _check_translate(args: argparse.Namespace) -> None:
         if path is not None:
             check_figure_path(path)
             check_folder(path)
-    check_files(args.input, args.output)
+    pictures = {"attention": args.attention, "hidden_states": args.hidden_states}
+    check_files(args.input, args.output, **pictures)
 
 
 def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:

@@ -93,8 +93,9 @@ class NativeNetwork:
         fields, weights = _described(network, halves)
         index = INSTRUCTION_SETS.index(instruction_set or instruction_sets()[-1])
         numbers = np.array(fields, np.int64)
-        # Kept until they are packed: a pointer keeps nothing.
-        arrays = [None if x is None else np.ascontiguousarray(x, np.float32) for x in weights]
+        # Kept until they are packed: a pointer keeps nothing. Aligned, as C++ wants its floats: in
+        # a file they may begin anywhere.
+        arrays = [None if x is None else np.require(x, np.float32, ["C", "A"]) for x in weights]
         pointers = (ctypes.c_void_p * len(arrays))(
             *(None if array is None else array.ctypes.data for array in arrays)
         )

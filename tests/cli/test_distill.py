@@ -234,11 +234,29 @@ def test_an_interrupted_command_changes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tsv", "words.txt"]
 
 
+def test_links_stay_links_and_what_is_no_file_stays(
+    teachers: list[str], source: str, tmp_path: Path, capsys: Capture
+) -> None:
+    out, pipe, other = tmp_path / "out.tsv", tmp_path / "pipe", tmp_path / "out.tsv.saving"
+    (tmp_path / "real.tsv").write_text("old")
+    out.symlink_to("real.tsv")
+    os.mkfifo(pipe)
+    other.write_text("mine")
+    given = ["distill", teachers[0], "--source", source, "--overwrite", "-o"]
+    assert main([*given, str(out)]) == 0
+    assert out.is_symlink()
+    assert "\t" in (tmp_path / "real.tsv").read_text()
+    assert other.read_text() == "mine"
+    assert main([*given, str(pipe)]) == 2
+    assert "`--output` must be a file, but" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_disk_is_told_with_its_file(
     teachers: list[str], source: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    (tmp_path / "out.tsv.saving").symlink_to("/dev/full")
+    (tmp_path / f"out.tsv.{os.getpid()}.saving").symlink_to("/dev/full")
     out = str(tmp_path / "out.tsv")
     assert main(["distill", teachers[0], "--source", source, "-o", out]) == 2
     assert f"error: No space left on device: '{out}'." in capsys.readouterr().err

@@ -178,10 +178,11 @@ def test_default_model_is_the_repositorys_for_the_language(
     sentence = error(capfdbinary, "bax")
     assert sentence == (
         "`--model` must be given where the repository's own is not there, as 'models/pronounce-en' "
-        "is not beside this installation."
+        "is not beside this installation (there is: none)."
     )
     assert "'models/pronounce-fre'" in error(capfdbinary, "bax", "--language", "fre")
     (tmp_path / "pronounce-en").symlink_to(model)
+    assert "(there is: pronounce-en)." in error(capfdbinary, "bax", "--language", "fre")
     (tmp_path / "pronounce-11").symlink_to(tagged)
     assert run(capfdbinary, "bax") == run(capfdbinary, "bax", "--language", "en")
     assert run(capfdbinary, "bax", "--threshold", "0", "--language", "fre") != []
@@ -233,3 +234,34 @@ def test_help_names_the_default_threshold(capfdbinary: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["pronounce", "--help"])
     assert f"(default: {DEFAULT_THRESHOLD})" in capfdbinary.readouterr().out.decode()
+
+
+def test_output_is_none_of_the_files_that_are_read(
+    model: str, tmp_path: Path, capfdbinary: Capture
+) -> None:
+    lexicon, words, link = tmp_path / "lexicon.tsv", tmp_path / "words", tmp_path / "link"
+    lexicon.write_text("bax\tB\n")
+    words.write_text("bax\n")
+    os.link(words, link)
+    given = ["pronounce", "--model", model, "-i", str(words), "-o"]
+    assert main([*given, str(lexicon), "--lexicon", str(lexicon)]) == 2
+    assert b"must not be the file of --lexicon, but is" in capfdbinary.readouterr().err
+    assert main([*given, str(link)]) == 2
+    assert b"must not be the input, but is" in capfdbinary.readouterr().err
+    assert (lexicon.read_text(), words.read_text()) == ("bax\tB\n", "bax\n")
+    with words.open() as source:
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_qrnn", "pronounce", "--model", model, "-o", str(words)],
+            stdin=source, capture_output=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert words.read_text() == "bax\n"
+
+
+def test_damaged_input_leaves_the_output(model: str, tmp_path: Path, capfdbinary: Capture) -> None:
+    packed, out = tmp_path / "words.gz", tmp_path / "out"
+    packed.write_bytes(b"no gzip")
+    out.write_text("mine")
+    assert main(["pronounce", "--model", model, "-i", str(packed), "-o", str(out)]) == 2
+    assert b"`--input` must be a .gz file, but" in capfdbinary.readouterr().err
+    assert out.read_text() == "mine"

@@ -70,7 +70,10 @@ def test_code_is_written_anew(ship_model: Any, tmp_path: Path) -> None:
     (folder / "gone_qrnn.py").write_text("old")
     (folder / "pooling_qrnn.py").write_text("old")
     (folder / "config.json").write_text("{}")
+    other = tmp_path / "box" / "notes"  # no model: left alone
+    other.mkdir()
     ship_model.run(options(refresh=True), box=tmp_path / "box")
+    assert list(other.iterdir()) == []
     there = {path.name: path.read_bytes() for path in folder.glob("*.py")}
     assert there == {path.name: path.read_bytes() for path in ship_model.CODE.glob("*_qrnn.py")}
     assert (folder / "config.json").read_text() == "{}"
@@ -100,3 +103,17 @@ def test_a_folder_without_a_model_is_refused(ship_model: Any, tmp_path: Path) ->
     with pytest.raises(ValueError, match="`--run` must be the folder of a finished run"):
         ship_model.run(given, box=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["table.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a\tB\nb\n", "line 2 of `--sample` must have one tab"), ("", "`--sample` must have lines")],
+)
+def test_a_damaged_sample_changes_nothing(
+    ship_model: Any, run_folder: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    table = tmp_path / "table.tsv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ship_model.run(options(run=run_folder, name="mine", sample=table), box=tmp_path)
+    assert not (tmp_path / "mine").exists()
