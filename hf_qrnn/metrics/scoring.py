@@ -296,7 +296,20 @@ def _streams(references: list[list[str]]) -> list[Any]:
 def _scorer(name: str, bleu_tokenize: str) -> Any:
     make = BY_NAME[name].scorer
     assert make is not None, "sacrebleu does not know this metric"
-    return make(bleu_tokenize)
+    scorer = make(bleu_tokenize)
+    if name == "chrf":
+        compute = scorer._compute_score_from_stats
+
+        def compute_of_one_type(stats: Any) -> Any:
+            found = compute(stats)
+            # Of drawn test sets NumPy's, but a float where nothing is common: the mean of the
+            # bootstrap refuses a mixture.
+            if hasattr(stats, "dtype"):
+                found.score = stats.dtype.type(found.score)
+            return found
+
+        scorer._compute_score_from_stats = compute_of_one_type
+    return scorer
 
 
 def _corpus_score(

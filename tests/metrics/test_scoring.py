@@ -216,3 +216,13 @@ def test_columns_are_as_wide_as_the_longest_label(monkeypatch: pytest.MonkeyPatc
     text = str(score_translations(HYPOTHESES, REFERENCES))
     # Six letters, a blank, and three places before the point.
     assert {line.index(".") for line in text.splitlines()} == {10}
+
+
+def test_intervals_of_lines_with_nothing_in_common() -> None:
+    # Some of the drawn test sets have no n-gram of their references, others have.
+    found = score_translations(
+        ["the cat sat", "xyz", "xyz", "xyz"], [["the cat sat"], ["bug"], ["bug"], ["bug"]],
+        num_resamples=50,
+    )  # fmt: skip
+    assert found.chrf.confidence is not None
+    assert 0 < found.chrf.confidence.mean < 100
