@@ -16,7 +16,7 @@ import hashlib
 import math
 from bisect import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -161,7 +161,7 @@ def describe_distilled(pairs: Iterable[TextPair]) -> dict[str, Any]:
     digest, lines, groups = hashlib.sha256(), 0, set[int]()
     for pair in pairs:
         if isinstance(pair, DistilledPair):
-            digest.update(f"{pair.group} {pair.score!r} ".encode())
+            digest.update(repr(astuple(pair)).encode())
             lines += 1
             groups.add(pair.group)
     if not lines:

@@ -23,7 +23,10 @@ UPDATES_BETWEEN = 20
 def bound_kernel_caches() -> None:
     """Let oneDNN and torch keep few kernels, unless the environment says how many."""
     for name in CACHE_VARIABLES:
-        os.environ.setdefault(name, str(KEPT_KERNELS))
+        given = os.environ.get(name, "").strip()
+        # With none at all torch's cache ends the process.
+        if not given or (given == "0" and name == "LRU_CACHE_CAPACITY"):
+            os.environ[name] = str(KEPT_KERNELS)
 
 
 def give_back(step: int) -> None:

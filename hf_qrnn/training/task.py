@@ -79,7 +79,7 @@ def make_pair_tokenizer(
         texts = (text for pair in pairs for text in (pair.source, pair.target))
         tokenizer = make_tokenizer(options, texts)
         options.check_sides(sides_of(tokenizer) or ("char", "char"))
-        return tokenizer
+        return with_alphabets(tokenizer, ((pair.language, pair.source) for pair in pairs))
     tokenizer = train_symbol_tokenizer(
         (pair.source for pair in pairs),
         (pair.target for pair in pairs),

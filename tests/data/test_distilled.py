@@ -242,10 +242,12 @@ def test_without_alternatives_the_plan_is_what_it_was() -> None:
         assert epoch(sampler, number) == epoch(plain, number)
 
 
-def test_the_description_tells_scores_apart() -> None:
+def test_the_description_tells_scores_and_texts_apart() -> None:
     pairs = [DistilledPair("a", "b", score=-1.0), DistilledPair("a", "c", score=-2.0)]
     about = describe_distilled([*OWN, *pairs])
     assert (about["distilled_lines"], about["distilled_sources"]) == (2, 1)
     other = describe_distilled([*OWN, pairs[0], DistilledPair("a", "c", score=-2.5)])
     assert other["distilled_sha256"] != about["distilled_sha256"]
+    texts = describe_distilled([*OWN, pairs[0], DistilledPair("a", "d", score=-2.0)])
+    assert texts["distilled_sha256"] != about["distilled_sha256"]
     assert describe_distilled(OWN) == {}

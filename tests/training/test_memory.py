@@ -46,6 +46,19 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unset")
+def test_the_environment_says_how_many_kernels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = memory.CACHE_VARIABLES
+    monkeypatch.setenv(first, "0")
+    monkeypatch.setenv(second, "0")  # with none at all torch ends the process
+    memory.bound_kernel_caches()
+    assert [os.environ[name] for name in (first, second)] == ["0", str(memory.KEPT_KERNELS)]
+    monkeypatch.setenv(first, "")
+    monkeypatch.setenv(second, "7")
+    memory.bound_kernel_caches()
+    assert [os.environ[name] for name in (first, second)] == [str(memory.KEPT_KERNELS), "7"]
+
+
+@pytest.mark.usefixtures("unset")
 @pytest.mark.skipif(sys.platform != "linux" or onednn_linear() is None, reason="asks /proc, oneDNN")
 def test_few_kernels_are_kept() -> None:
     def left(**environment: str) -> float:

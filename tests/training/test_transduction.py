@@ -319,3 +319,12 @@ def test_two_sides_of_characters_are_the_character_tokenizer(tmp_path: Path) -> 
     assert tagged.convert_ids_to_tokens(encoded.source_ids) == ["<x>", "a", "b", "</s>"]
     assert tagged.convert_ids_to_tokens(encoded.target_ids) == ["b", "c", "</s>"]
     assert torch.tensor(encoded.source_ids)[2] == torch.tensor(encoded.target_ids)[0]
+
+
+def test_a_tokenizer_that_is_given_learns_the_letters_of_its_languages(tmp_path: Path) -> None:
+    first = [TextPair("ab", "A B", language="fre"), TextPair("xab", "X A B", language="eng")]
+    options = TokenizerOptions(target_tokens="blank")
+    make_pair_tokenizer(options, first).save_pretrained(tmp_path)
+    given = TokenizerOptions(tokenizer=str(tmp_path), target_tokens="blank")
+    tokenizer = make_pair_tokenizer(given, [TextPair("xab", "X A B", language="fre")])
+    assert alphabet(tokenizer, "fre") == frozenset("abx")
