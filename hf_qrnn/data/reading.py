@@ -5,7 +5,6 @@ a newline ends a line (U+2028, NEL and form feed are text), so line i of one fil
 translation of line i of the other. `datasets` and `pyarrow` are imported only when asked for.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,8 +23,8 @@ from .rows import (
     parquet_rows,
     read_text,
 )
+from .texts import has_half_pair
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _TABLES = (".tsv", ".csv")
 _FILE_SUFFIXES = (".jsonl", ".json", *_TABLES, ".parquet", *OPENERS)
 RowChange = Callable[[Iterable[tuple[int, Any]]], Iterable[tuple[int, Any]]]
@@ -562,7 +561,7 @@ def _text(texts: Mapping[str, Any], key: str, place: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"'{key}' in {place} must be text, but is {value!r}.")
     # JSON may write half a surrogate pair ("\ud800"), which no tokenizer can encode.
-    if not value.isascii() and _SURROGATE.search(value):
+    if has_half_pair(value):
         raise ValueError(
             f"'{key}' in {place} must be valid Unicode, but has half a surrogate pair."
         )

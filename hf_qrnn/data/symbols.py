@@ -28,11 +28,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .languages import check_language
+from .texts import check_texts
 from .tokenization import (
     SPECIAL_TOKENS,
     UNK_TOKEN,
     add_characters,
-    check_texts,
     encode_batch,
     is_nfc,
     tokenizer_kind,

@@ -14,7 +14,6 @@ AutoTokenizer read that config first, and transformers then asks whether to run 
 
 import copy
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .hub_replies import hub_answer
+from .texts import check_texts
 
 PAD_TOKEN = "<pad>"
 EOS_TOKEN = "</s>"
@@ -38,7 +38,6 @@ SPECIAL_TOKENS = (PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, BOS_TOKEN)
 # records (about 100 bytes a character) in memory.
 _CHUNK_SIZE = 512
 _UNUSED_CHARACTER = "\U0010fffd"  # of private use, and the last: no vocabulary should have it
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def train_character_tokenizer(
@@ -317,18 +316,6 @@ def decode_batch(
         )
         texts.append(cast(str, text))
     return texts
-
-
-def check_texts(texts: Iterable[object]) -> None:
-    """Raise TypeError or ValueError for what no tokenizer can encode."""
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
-        # `isascii` takes no time, and spares most texts the search.
-        if not text.isascii() and _SURROGATE.search(text):
-            raise ValueError(
-                f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
-            )
 
 
 def _check_unknown(tokenizer: PreTrainedTokenizerBase) -> None:

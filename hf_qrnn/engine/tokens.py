@@ -5,7 +5,6 @@ The ids and texts are those of `encode_batch` and `decode_batch` (data/tokenizat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from hf_qrnn.data.json_files import read_json
+from hf_qrnn.data.texts import check_texts
 
 from .settings import require
 
@@ -36,7 +36,6 @@ _CHANGES = (
     "additional_special_tokens",
 )
 _CHUNK_SIZE = 512
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokens:
@@ -96,7 +95,7 @@ class Tokens:
         rows: list[list[int]] = []
         for start in range(0, len(texts), _CHUNK_SIZE):
             chunk = list(texts[start : start + _CHUNK_SIZE])
-            _check_texts(chunk)
+            check_texts(chunk)
             rows.extend(encoding.ids for encoding in self._tokenizer.encode_batch(chunk))
         # Some tokenizers append none, some another token first; the model must see one end.
         for row in rows:
@@ -146,14 +145,3 @@ def _content(token: Any) -> str | None:
     """Return the text of a special token, which may be an object that describes it."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _check_texts(texts: Iterable[object]) -> None:
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
-        # `isascii` takes no time, and spares most texts the search.
-        if not text.isascii() and _SURROGATE.search(text):
-            raise ValueError(
-                f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
-            )

@@ -1,0 +1,25 @@
+"""Checks of texts that hold for any tokenizer, free of torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def has_half_pair(text: str) -> bool:
+    """Tell whether a text has half a surrogate pair, which no tokenizer can encode."""
+    # `isascii` takes no time, and spares most texts the search.
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def check_texts(texts: Iterable[object]) -> None:
+    """Raise TypeError or ValueError for what no tokenizer can encode."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"`texts` must hold strings, but holds {text!r}.")
+        if has_half_pair(text):
+            raise ValueError(
+                f"`texts` must be valid Unicode, but {text!r} has half a surrogate pair."
+            )
