@@ -1,6 +1,10 @@
-"""Adds the compiled kernels to a wheel where torch and a compiler are at hand (HF_QRNN_BUILD)."""
+"""Adds the models in the box to a wheel, and the compiled kernels where that can be.
+
+Torch and a compiler must be at hand for the kernels (HF_QRNN_BUILD).
+"""
 
 import importlib.util
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -33,7 +37,8 @@ class BuildPython(build_py):
         """Build; HF_QRNN_BUILD=cpu and =cuda fail where that is impossible."""
         super().run()
         if self.editable_mode:
-            return  # the library of an editable install is in the user's cache
+            return  # the library of an editable install is in the user's cache, its models here
+        self._copy_models()
         builder = _builder()
         mode = builder.mode_from_environment()
         try:
@@ -46,6 +51,15 @@ class BuildPython(build_py):
             if mode != "auto":
                 raise
             print(f"hf_qrnn: no compiled library: {error}", file=sys.stderr)
+
+    def _copy_models(self) -> None:
+        """Put the models into the package, where `hf_qrnn/data/box.py` finds them."""
+        target = Path(self.build_lib) / "hf_qrnn" / "models"
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        for config in Path(__file__).parent.glob("models/*/config.json"):
+            name = config.parent.name
+            skipped = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(config.parent, target / name, ignore=skipped)
 
 
 class Wheel(bdist_wheel):

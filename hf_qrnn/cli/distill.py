@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hf_qrnn.data.flags import typed
 
 from .decoding import add_decoding, add_language, check_decoding, load, progress_bar, throughput
+from .models import model_name
 from .streams import naming
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def add_distill(commands: Any) -> None:
     words = {"name_or_path": "TEACHER", "model": "TEACHER", "language": "--language"}
     parser.set_defaults(run=_distill, typed=words)
     add = parser.add_argument
-    teachers = "folder with a saved model, or its name on the Hub; several are an ensemble"
-    add("teacher", metavar="TEACHER", nargs="+", help=teachers)
+    teachers = (
+        "folder with a saved model, its name in the box or on the Hub; several are an ensemble"
+    )
+    add("teacher", metavar="TEACHER", nargs="+", type=model_name, help=teachers)
     source = "the sentences to translate, one a line (text, .gz, .xz)"
     add("--source", metavar="FILE", required=True, help=source)
     output = "the training set (.tsv, also with .gz or .xz)"

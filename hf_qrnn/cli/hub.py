@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .models import model_name
+
 _PUSH_TEXT = """\
 Push a model folder to the Hub in one commit: weights, config, code, tokenizer, metrics and card,
 never optimiser state or anything else of a run's folder. The same folder again makes no commit.
@@ -24,7 +26,8 @@ def add_push(commands: Any) -> None:
     parser = commands.add_parser("push", help="push a model to the Hub", description=_PUSH_TEXT)
     parser.set_defaults(run=_push)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder with a saved model")
+    models = "folder with a saved model, or its name in the box (hf-qrnn models)"
+    add("model", metavar="MODEL", type=model_name, help=models)
     add("repo", metavar="REPO", help="user/name on the Hub; created if missing")
     add("--private", action="store_true", help="create a missing repository as private")
     add("--revision", metavar="R", help="branch, created if missing (default: main)")

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from hf_qrnn.data.box import describe
+from hf_qrnn.data.json_files import read_json
+
+from .models import model_name, scores_of
 
 _TEXT = """\
 Print the versions of the packages; for every device which pooling backends (the programs that run
-the recurrence) are available, or why one is not; and what the compiled library was built for."""
+the recurrence) are available, or why one is not; and what the compiled library was built for. With
+MODEL, print what the model's folder says of it instead."""
 
 
 def add_info(commands: Any) -> None:
     """Add `info` to the commands of a parser."""
-    parser = commands.add_parser("info", help="print versions and backends", description=_TEXT)
+    parser = commands.add_parser(
+        "info", help="print versions and backends, or facts of a model", description=_TEXT
+    )
     parser.set_defaults(run=_info)
+    model = "folder with a saved model, or its name in the box (hf-qrnn models)"
+    parser.add_argument("model", metavar="MODEL", nargs="?", type=model_name, help=model)
 
 
 def _info(args: argparse.Namespace) -> None:
+    if args.model is not None:
+        _print_model(Path(args.model))
+        return
     import platform
     from importlib.metadata import version
 
@@ -28,6 +42,25 @@ def _info(args: argparse.Namespace) -> None:
     for package in ("torch", "transformers", "tokenizers"):
         print(f"{package:13} {version(package)}")
     _print_backends()
+
+
+def _print_model(folder: Path) -> None:
+    """Print what a model's folder says of it, without loading it."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"`MODEL` must be a folder with a saved model, but is {str(folder)!r}.")
+    model = describe(folder)
+    config = read_json(folder / "config.json")
+    facts = {
+        "folder": str(model.folder),
+        "class": ", ".join(config.get("architectures") or ["not stated"]),
+        "task": model.task,
+        "languages": ", ".join(model.languages) or "not stated",
+        "size": f"{model.num_bytes / 1e6:.1f} MB",
+        "scores": scores_of(model),
+        "licence": model.license,
+    }
+    for name, value in facts.items():
+        print(f"{name:13} {value}")
 
 
 def _print_backends() -> None:

@@ -1,4 +1,4 @@
-"""The command `hf-qrnn`: translate, pronounce, score, distill, push, verify, info, bench.
+"""The command `hf-qrnn`: translate, pronounce, score, distill, push, verify, models, info, bench.
 
 Results go to standard output and nothing else does: progress, times and errors go to standard
 error. The exit status is 0, or 2 after a mistake of the user's (one line, "error: ..."), 130 after
@@ -20,6 +20,7 @@ from .bench import add_bench
 from .distill import add_distill
 from .hub import add_push, add_verify
 from .info import add_info
+from .models import add_models
 from .pronounce import add_pronounce
 from .score import add_score
 from .streams import naming
@@ -75,6 +76,7 @@ def _parser() -> _Parser:
     add_distill(commands)
     add_push(commands)
     add_verify(commands)
+    add_models(commands)
     add_info(commands)
     add_bench(commands)
     return parser

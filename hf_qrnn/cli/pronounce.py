@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_qrnn.data.box import box_names, find_in_box
 
 from .decoding import load, progress_bar
 from .engines import add_engine, tell_engine
+from .models import model_name
 from .streams import check_files, decode, open_input, open_output, windows
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ phones with blanks between them. What has no pronunciation that can be trusted i
 is the word, two tabs and "# " with the reason. With --n_best N a word gives up to N lines, best
 first. What is written (without --scores) can be read by --lexicon."""
 
-# Beside the package in a clone of the repository; an installed wheel has none.
-_MODELS = Path(__file__).resolve().parents[2] / "models"
 _MANY_LANGUAGES = "pronounce-11"
 
 
@@ -42,8 +42,11 @@ def add_pronounce(commands: Any) -> None:
     source = "read FILE (text, .gz, .xz), one word a line, instead of standard input"
     add("-i", "--input", metavar="FILE", help=source)
     add("-o", "--output", metavar="FILE", help="write FILE instead of standard output")
-    model = "folder with a saved model, or its name on the Hub (default: the repository's own)"
-    add("--model", metavar="MODEL", help=model)
+    model = (
+        "folder with a saved model, its name in the box (hf-qrnn models) or on the Hub (default: "
+        "the box's for the language)"
+    )
+    add("--model", metavar="MODEL", type=model_name, help=model)
     language = "language of the words: for a model with language tags, or to find the default model"
     add("--language", metavar="L", help=language)
     lexicon = "ask FILE first (text, .gz, .xz): word, tab and phones a line, or as CMUdict is"
@@ -158,16 +161,15 @@ def _find_model(model: str | None, language: str | None) -> tuple[str, str | Non
     """Find the model to load, and the language to tell it: its own, of a model of one language."""
     if model is not None:
         return model, language
-    own = _MODELS / f"pronounce-{language or 'en'}"
-    if own.is_dir():
+    name = f"pronounce-{language or 'en'}"
+    own, several = find_in_box(name), find_in_box(_MANY_LANGUAGES)
+    if own is not None:
         return str(own), None
-    several = _MODELS / _MANY_LANGUAGES
-    if language is not None and several.is_dir():
+    if language is not None and several is not None:
         return str(several), language
-    there = ", ".join(path.name for path in sorted(_MODELS.glob("pronounce-*"))) or "none"
+    there = ", ".join(name for name in box_names() if name.startswith("pronounce-")) or "none"
     raise ValueError(
-        f"`--model` must be given where the repository's own is not there, as 'models/{own.name}' "
-        f"is not beside this installation (there is: {there})."
+        f"`--model` must be given where '{name}' is not in the box of models (there is: {there})."
     )
 
 

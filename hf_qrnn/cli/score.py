@@ -21,6 +21,7 @@ from .decoding import (
     tell_cut,
     throughput,
 )
+from .models import model_name
 
 _SIGNED = ", ".join(metric.label for metric in TABLE if metric.scorer is not None)
 _RATES = ", ".join(
@@ -62,8 +63,11 @@ def add_score(commands: Any) -> None:
     add("--references", metavar="FILE", required=True, nargs="+", action="extend", help=right)
     once: dict[str, Any] = {"action": _Once}
     add("--hypotheses", metavar="FILE", help="the translations to score", **once)
-    translates = "folder or Hub name of a model that translates --source; several do as an ensemble"
-    add("--model", metavar="MODEL", nargs="+", help=translates, **once)
+    translates = (
+        "folder, or name in the box or on the Hub, of a model that translates --source; several do "
+        "as an ensemble"
+    )
+    add("--model", metavar="MODEL", nargs="+", type=model_name, help=translates, **once)
     add("--source", metavar="FILE", help="the sentences to translate", **once)
     tokens = "sacrebleu's tokenizer for BLEU (default: 13a)"
     add("--bleu_tokenize", metavar="T", default="13a", help=tokens)

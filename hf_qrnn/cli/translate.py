@@ -19,6 +19,7 @@ from .decoding import (
     throughput,
 )
 from .engines import add_engine, tell_engine
+from .models import TRANSLATOR, default_models, model_name
 from .streams import (
     check_files,
     check_folder,
@@ -47,8 +48,11 @@ def add_translate(commands: Any) -> None:
     )
     parser.set_defaults(run=_translate, typed={"name_or_path": "MODEL", "language": "--language"})
     add = parser.add_argument
-    models = "folder with a saved model, or its name on the Hub; several translate as an ensemble"
-    add("model", metavar="MODEL", nargs="+", help=models)
+    models = (
+        "folder with a saved model, its name in the box (hf-qrnn models) or on the Hub; several "
+        f"translate as an ensemble (default: {TRANSLATOR} of the box)"
+    )
+    add("model", metavar="MODEL", nargs="*", type=model_name, help=models)
     source = "read FILE (text, .gz, .xz) instead of standard input"
     add("-i", "--input", metavar="FILE", help=source)
     add("-o", "--output", metavar="FILE", help="write FILE instead of standard output")
@@ -148,6 +152,7 @@ def _check_translate(args: argparse.Namespace) -> None:
             check_folder(path)
     pictures = {"attention": args.attention, "hidden_states": args.hidden_states}
     check_files(args.input, args.output, **pictures)
+    args.model = default_models(args.model)
 
 
 def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_qrnn import engine as engines
+from hf_qrnn.data.box import locate
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.translations import Hypothesis
 from hf_qrnn.engine.choice import choose_engine
@@ -85,7 +86,8 @@ class Pronouncer:
     (`limits_qrnn.py`: `target_limits`), so that none is longer.
 
     Args:
-        model: A folder with a saved model, its name on the Hub, or a translator, also the engine's.
+        model: A folder with a saved model, its name in the box or on the Hub, or a translator, also
+            the engine's.
         lexicon: A file (`lexicon.py`: `read_lexicon`), or for each word its pronunciations.
         language: The language of the words, for a model that was trained with language tags.
         threshold: The least confidence that is not refused, in [0, 1]; 0 refuses none.
@@ -227,6 +229,7 @@ def _load(
     model: str, device: str | None, engine: str, language: str | None
 ) -> Translator | engines.Translator:
     """Load a model by the engine or, where that is not wanted or cannot, by torch."""
+    model = locate(model)
     found = choose_engine(engine, [model], device, {"language": language}).engine
     if found is not None:
         return found

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_qrnn.data.box import locate
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.hub_replies import hub_answer, split_revision
 from hf_qrnn.data.symbols import encode_sources, languages
@@ -224,12 +225,13 @@ def load_translator(
     No code that lies beside the weights is run: QRNN models use the code of this package.
 
     Args:
-        name_or_path: A folder with a saved model, or a name on the Hub like "someone/qrnn-de-en"
-            or "someone/qrnn-de-en@v1.0".
+        name_or_path: A folder with a saved model, the name of one in the box like "de-en", or a
+            name on the Hub like "someone/qrnn-de-en" or "someone/qrnn-de-en@v1.0".
         others: More of them, whose log-probabilities are averaged at every step (`ensemble.py`);
             all must have the same tokenizer.
         device: Where to compute; None is the GPU if there is one, else the CPU.
-        dtype: Precision of the weights; None is the one they were saved in.
+        dtype: Precision of the weights; None is the one they were saved in, and float32 on a CPU
+            where that is a half precision, as the engine computes.
         revision: Branch, tag or commit on the Hub, where the name has none.
 
     Raises:
@@ -253,7 +255,7 @@ def _load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load one model and its tokenizer."""
     kind = "a folder with a saved translation model or the name of one on the Hub"
-    found = name
+    found = locate(name)
     if not Path(found).exists():
         if not _HUB_NAME.fullmatch(found):
             raise ValueError(f"`name_or_path` must be {kind}, but {found!r} is not there.")
@@ -283,7 +285,16 @@ def _load_model(
             f"`name_or_path` must be {kind}, but {name!r} {is_other}lacks "
             f"{len(missing)} of its weights, {missing[0]!r} for one."
         )
-    return model.to(place), tokenizer
+    return _placed(model, place, keep=dtype is not None), tokenizer
+
+
+def _placed(model: PreTrainedModel, place: torch.device, *, keep: bool) -> PreTrainedModel:
+    """Move a model to its device; on a CPU half precision becomes float32, unless it is to stay."""
+    is_half = model.dtype in (torch.bfloat16, torch.float16)
+    # What is quantized has a precision of its own, and must not be cast.
+    if keep or place.type != "cpu" or not is_half or getattr(model, "is_quantized", False):
+        return model.to(place)
+    return model.to(place, torch.float32)
 
 
 def _device(given: str | torch.device | None) -> torch.device:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pronouncing import save_pronouncer, sounds
 
-from hf_qrnn.cli import pronounce
 from hf_qrnn.cli.main import main
+from hf_qrnn.data import box
 from hf_qrnn.pronunciation import Pronouncer
 from hf_qrnn.pronunciation.lexicon import read_lexicon
 from hf_qrnn.pronunciation.pronouncer import DEFAULT_THRESHOLD
@@ -174,16 +174,16 @@ def test_line_that_is_no_text_comes_after_those_before_it(
 def test_default_model_is_the_repositorys_for_the_language(
     model: str, tagged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Capture
 ) -> None:
-    monkeypatch.setattr(pronounce, "_MODELS", tmp_path)
+    monkeypatch.setattr(box, "_PACKAGE", tmp_path)
     sentence = error(capfdbinary, "bax")
     assert sentence == (
-        "`--model` must be given where the repository's own is not there, as 'models/pronounce-en' "
-        "is not beside this installation (there is: none)."
+        "`--model` must be given where 'pronounce-en' is not in the box of models (there is: none)."
     )
-    assert "'models/pronounce-fre'" in error(capfdbinary, "bax", "--language", "fre")
-    (tmp_path / "pronounce-en").symlink_to(model)
+    assert "'pronounce-fre'" in error(capfdbinary, "bax", "--language", "fre")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "pronounce-en").symlink_to(model)
     assert "(there is: pronounce-en)." in error(capfdbinary, "bax", "--language", "fre")
-    (tmp_path / "pronounce-11").symlink_to(tagged)
+    (tmp_path / "models" / "pronounce-11").symlink_to(tagged)
     assert run(capfdbinary, "bax") == run(capfdbinary, "bax", "--language", "en")
     assert run(capfdbinary, "bax", "--threshold", "0", "--language", "fre") != []
     expected = "`--language` must be one of 'fre', 'ice', but is 'de'."
