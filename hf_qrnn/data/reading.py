@@ -504,7 +504,9 @@ def _table_pairs(
     if wanted and all(column in names for column in wanted):
         places = [names.index(column) for column in wanted]
         width, rows = len(names), rows[1:]
-    elif columns.language is not None:
+    # One name alone is a mistake in the other: without names the first column would be the source,
+    # whichever was meant.
+    elif columns.language is not None or any(column in names for column in wanted):
         raise ValueError(
             f"the first line of '{path}' must name the columns {_names(wanted)}, but has "
             f"{_names(names) or 'nothing'}."

@@ -150,3 +150,22 @@ def test_language_needs_a_file_that_has_one(tmp_path: Path) -> None:
         load_translation_data(DataOptions(**two, **COLUMNS))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`source_lang` must be a column .* with `language_tag`"):
         read_pairs_file(path, language_tag="lang")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+@pytest.mark.parametrize("wrong", [{"source_lang": "ed"}, {"target_lang": "ed"}], ids=str)
+def test_one_name_that_is_not_there_swaps_no_columns(
+    tmp_path: Path, name: str, wrong: dict[str, str]
+) -> None:
+    cut = "\t" if name == "a.tsv" else ","
+    path = write(tmp_path / name, f"en{cut}de\na dog{cut}ein Hund\n")
+    named = {"source_lang": "de", "target_lang": "en", **wrong}
+    with pytest.raises(ValueError, match=r"the first line of .* must name the columns") as caught:
+        read_pairs_file(path, **named)
+    sentence(caught)
+    assert read_pairs_file(path, source_lang="de", target_lang="en") == [
+        TextPair("ein Hund", "a dog")
+    ]
+    # Of a table without names both are absent, and its first line is a pair.
+    pair = TextPair("en", "de")
+    assert read_pairs_file(path, source_lang="fr", target_lang="it")[0] == pair
