@@ -82,15 +82,57 @@ def open_input(path: str | None) -> Iterator[IO[bytes]]:
         yield packed
 
 
+class Output:
+    """A file that loses what it had when the first bytes are written, and not before.
+
+    Args:
+        file: Open to write, at its start, with all that it had.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.is_begun = False
+
+    def begin(self) -> None:
+        """Empty the file, the first time; a pipe or a device has nothing to lose."""
+        if not self.is_begun and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.truncate(0)
+        self.is_begun = True
+
+    def write(self, data: bytes) -> None:
+        """Write bytes."""
+        self.begin()
+        self._file.write(data)
+
+    def flush(self) -> None:
+        """Let whoever reads the file see what was written."""
+        self._file.flush()
+
+
 @contextlib.contextmanager
-def open_output(path: str | None) -> Iterator[IO[bytes]]:
-    """Open a file to write; None is standard output."""
+def open_output(path: str | None) -> Iterator[IO[bytes] | Output]:
+    """Open a file to write; None is standard output.
+
+    Where the block fails before anything is written, the file is as it was before.
+    """
     # Bytes, so that what is written does not depend on the locale.
     if path is None:
         yield sys.stdout.buffer
         return
-    with naming(path), open(path, "wb") as file:
-        yield file
+    was_there = os.path.lexists(path)
+    with naming(path), open(path, "wb", opener=_open_whole) as file:
+        output = Output(file)
+        try:
+            yield output
+            output.begin()  # an empty input has an empty output
+        finally:
+            if not output.is_begun and not was_there:
+                os.unlink(path)
+
+
+def _open_whole(path: str, flags: int) -> int:
+    """Open a file without emptying it, for `open`."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 @contextlib.contextmanager

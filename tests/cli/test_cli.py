@@ -212,6 +212,37 @@ def test_a_full_disk_is_told_with_its_file(model: str, tmp_path: Path, output: s
     assert told == [f"error: No space left on device: '{name}'."]
 
 
+@pytest.mark.parametrize("data", [b"e\xff\nabc\n", b"\xffabc"], ids=["first line", "only line"])
+def test_output_keeps_what_it_had_where_nothing_can_be_translated(
+    data: bytes, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(data)
+    output.write_bytes(b"of yesterday\n")
+    for arguments in (["translate", model], ["pronounce", "--model", model, "--threshold", "0"]):
+        assert main([*arguments, "-i", str(source), "-o", str(output)]) == 2
+        assert b"an invalid byte in line 1." in capsysbinary.readouterr().err
+        assert output.read_bytes() == b"of yesterday\n"
+        assert main([*arguments, "-i", str(source), "-o", str(tmp_path / "new")]) == 2
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"abc\n"], ids=["no line", "a blank one", "one"])
+def test_output_loses_what_it_had_when_all_went_well(
+    data: bytes, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    expected = "".join(f"{x}\n" for x in _translate(monkeypatch, capsysbinary, data, model))
+    output = tmp_path / "out"
+    output.write_bytes(
+        b"of yesterday, and longer than what is to come, by far and by farther\n" * 9
+    )
+    _feed(monkeypatch, data)
+    assert main(["translate", model, "-o", str(output)]) == 0
+    assert output.read_text(encoding="utf-8") == expected
+    _feed(monkeypatch, data)
+    assert main(["translate", model, "-o", os.devnull]) == 0  # a device, which cannot be emptied
+
+
 def test_invalid_bytes_are_named_after_the_lines_before_them(
     model: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
