@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration
+from hf_qrnn import QRNNConfig, QRNNForCausalLM, QRNNForConditionalGeneration, engine
 from hf_qrnn.data.symbols import train_symbol_tokenizer
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 from hf_qrnn.data.translations import one_line
@@ -181,6 +181,25 @@ def test_load_translator_takes_a_precision(folder: Path) -> None:
     loaded = load_translator(str(folder), dtype=torch.float64)
     assert loaded.model.dtype == torch.float64
     assert load_translator(str(folder)).model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_computed_in_float32_on_a_cpu_unless_asked_for(
+    dtype: torch.dtype, folder: Path, tmp_path: Path
+) -> None:
+    half = load_translator(str(folder), device="cpu", dtype=dtype)
+    half.model.save_pretrained(tmp_path)
+    half.tokenizer.save_pretrained(tmp_path)
+    loaded = load_translator(str(tmp_path), device="cpu")
+    # Every weight, as saved: none was rounded once more.
+    for name, weight in loaded.model.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, half.model.state_dict()[name].float())
+    assert load_translator(str(tmp_path), device="cpu", dtype=dtype).model.dtype == dtype
+    by_engine = engine.Translator(tmp_path, backend="numpy").translate(TEXTS)
+    for ours, theirs in zip(by_engine, loaded.translate(TEXTS), strict=True):
+        assert [x.text for x in ours] == [x.text for x in theirs]
+        assert ours[0].score == pytest.approx(theirs[0].score, abs=1e-4)
 
 
 def test_missing_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
