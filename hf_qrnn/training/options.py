@@ -324,6 +324,9 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
             (item,) = get_args(kind)
             if all(type(entry) is item for entry in value):
                 return value
+        # One value is what the flag takes as well.
+        elif get_origin(kind) is list and [type(value)] == [*get_args(kind)]:
+            return [value]
         elif type(value) is kind:
             return value
     rule = " or ".join(_kind_name(kind) for kind in kinds)

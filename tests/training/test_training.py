@@ -21,6 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
+from hf_qrnn.data.reading import DataOptions
 from hf_qrnn.data.tokenization import decode_batch, encode_batch, train_character_tokenizer
 from hf_qrnn.metrics.scoring import score_translations
 from hf_qrnn.training import loop
@@ -287,6 +288,16 @@ def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None
     assert (run.seed, model.hidden_size, model.encoder_kernel_sizes) == (5, 16, [3, 2])
     assert loop.learning_rate == 1e-4
     assert loop.max_tokens == LoopOptions().max_tokens
+
+
+def test_one_value_of_a_yaml_file_is_a_list_of_one_as_it_is_for_the_flag(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("distilled_file: taught.tsv\nencoder_kernel_sizes: 4\n")
+    kinds = (DataOptions, ModelOptions)
+    data, model = parse_options(kinds, ["--config", str(path)])
+    assert (data.distilled_file, model.encoder_kernel_sizes) == (["taught.tsv"], [4])
+    flags = ["--distilled_file", "taught.tsv", "--encoder_kernel_sizes", "4"]
+    assert parse_options(kinds, flags) == (data, model)
 
 
 @pytest.mark.parametrize(
