@@ -30,7 +30,8 @@ script: a line "source, target, score" for each translation, separated by tabs (
 a fourth column, where --language is given). The score is the natural logarithm of the
 translation's probability, end token included. Several teachers translate as an ensemble. Left out
 are translations that reached the length limit, that hold a tab, a line end or a character unknown
-to the teacher, or whose probability is below --min_probability. OUT is there when the command has
+to the teacher, whose probability is below --min_probability, or whose text is there already for
+that line. OUT is there when the command has
 ended well, and not before."""
 
 
@@ -109,7 +110,7 @@ def _lines(
     if not source.strip():
         counts["empty"] += 1
         return b""
-    kept = []
+    kept, texts = [], set[str]()
     for found in translations:
         if found.is_cut:
             counts["cut"] += 1
@@ -122,8 +123,12 @@ def _lines(
             counts["blank"] += 1
         elif math.exp(found.log_probability) < args.min_probability:
             counts["unlikely"] += 1
+        # Two rows of ids may be one text; a second line would count its source's text twice.
+        elif found.text in texts:
+            counts["twice"] += 1
         else:
             counts["written"] += 1
+            texts.add(found.text)
             kept.append(distilled_line(source, found.text, found.log_probability, args.language))
     return "".join(kept).encode()
 
@@ -136,6 +141,7 @@ def _left_out(counts: Counter[str]) -> str:
         "unknown": "{} with an unknown character",
         "blank": "{} without text",
         "unlikely": "{} below --min_probability",
+        "twice": "{} whose text is there already",
         "empty": "{} lines of --source without text",
     }
     return ", ".join(text.format(counts[name]) for name, text in reasons.items() if counts[name])

@@ -21,7 +21,8 @@ from hf_qrnn.data.symbols import (
     train_symbol_tokenizer,
 )
 from hf_qrnn.data.tokenization import encode_batch, train_character_tokenizer
-from hf_qrnn.translation.translator import load_translator
+from hf_qrnn.data.translations import Translation
+from hf_qrnn.translation.translator import Translator, load_translator
 
 SOURCES = ["abc", "", "hgf", " ", "a", "edcba", "bb"]
 Capture = pytest.CaptureFixture[str]
@@ -299,3 +300,22 @@ def test_mistakes_are_one_sentence_and_write_nothing(
     assert sentence in told.err.splitlines()[-1]
     assert told.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["end", "s", "tab"]
+
+
+def test_one_text_is_written_once(
+    teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "in").write_text("abc\n")
+
+    def translate(self: Translator, texts: list[str], **_: Any) -> list[list[Translation]]:
+        # Two rows of ids may be one text: that of the likelier is kept.
+        return [
+            [Translation(x, -1.0, False, p) for x, p in (("cb", -1.0), ("cb", -2.0), ("c", -3.0))]
+        ]
+
+    monkeypatch.setattr(Translator, "translate", translate)
+    out = tmp_path / "out.tsv"
+    flags = ["--source", str(tmp_path / "in"), "-o", str(out), "--n_best", "3"]
+    assert main(["distill", teachers[0], *flags]) == 0
+    assert rows(out) == [("abc", "cb", -1.0), ("abc", "c", -3.0)]
+    assert "2 lines written; left out: 1 whose text is there already" in capsys.readouterr().err
