@@ -12,6 +12,9 @@ some at its ends: they are read as one, or none. With single blanks the round tr
 The tag of the language "fre" is the special token "<fre>", the first of a source. It is read at
 the beginning of a text and nowhere else.
 
+Characters of a source may be decomposed (Unicode NFD), so that letters share their accents and
+syllables of Hangul are written by their letters. Symbols never are: they stay as they were written.
+
 All is done by parts of `tokenizers` in a plain `PreTrainedTokenizerFast`: loaded by `AutoTokenizer`
 in any program, `tokenizer("<fre>bonjour")` gives the ids of a source, and `tokenizer.decode` the
 text of either side. What the sides are is in tokenizer_config.json.
@@ -35,6 +38,7 @@ from .tokenization import (
     add_characters,
     encode_batch,
     is_nfc,
+    is_nfd,
     tokenizer_kind,
     wrap_tokenizer,
 )
@@ -58,6 +62,7 @@ def train_symbol_tokenizer(
     languages: Sequence[str] = (),
     min_count: int = 1,
     nfc: bool = False,
+    source_nfd: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Learn one vocabulary for two sides of characters or of symbols between blanks.
 
@@ -73,6 +78,8 @@ def train_symbol_tokenizer(
         languages: What the sources may be tagged with, as "fre"; none = no source has a tag.
         min_count: Occurrences that a character or symbol needs to get an id, at least 1.
         nfc: Compose characters (Unicode NFC) before counting and before every encoding.
+        source_nfd: Decompose the characters of sources (Unicode NFD) before counting and before
+            every encoding; with `nfc` targets alone are composed. Decoded, a source is decomposed.
 
     Returns:
         A tokenizer that encodes sources; `encode_targets` encodes targets.
@@ -80,22 +87,24 @@ def train_symbol_tokenizer(
     Raises:
         TypeError: If `sources`, `targets` or `languages` is one string.
         ValueError: If a side is of no such kind, a language is no code, `min_count` is below 1 or
-            leaves a side without tokens, or a text is not valid Unicode.
+            leaves a side without tokens, a text is not valid Unicode, or sources are to be
+            decomposed that are not characters, or whose characters targets share.
     """
     for name, given in {"sources": sources, "targets": targets, "languages": languages}.items():
         if isinstance(given, str):
             raise TypeError(f"`{name}` must be a list of texts, but is one string.")
     sides = (source_tokens, target_tokens)
     check_side(source_tokens=source_tokens, target_tokens=target_tokens)
+    check_source_nfd(source_nfd, source_tokens, target_tokens)
     for language in languages:
         check_language(language)
     if min_count < 1:
         raise ValueError(f"`min_count` must be at least 1, but is {min_count}.")
     names = sorted(set(languages))
-    found = _count(sources, targets, sides, nfc)
+    found = _count(_in_form(sources, nfc, source_nfd), _in_form(targets, nfc), sides)
     tokens = [*SPECIAL_TOKENS, *map(_tag, names), *_frequent(found, min_count)]
     tokenizer = Tokenizer(_model({token: index for index, token in enumerate(tokens)}))
-    _set_parts(tokenizer, source_tokens, names, nfc)
+    _set_parts(tokenizer, source_tokens, names, nfc, source_nfd)
     return wrap_tokenizer(
         tokenizer,
         source_tokens=source_tokens,
@@ -138,9 +147,9 @@ def with_alphabets(
     if sides is None or sides[0] != "char" or not languages(tokenizer):
         return tokenizer
     found = {name: set(text) for name, text in _alphabets(tokenizer).items()}
-    nfc = is_nfc(tokenizer)
+    forms = is_nfc(tokenizer), is_nfd(tokenizer)
     for language, source in sources:
-        found.setdefault(language, set()).update(*_composed([source], nfc))
+        found.setdefault(language, set()).update(*_in_form([source], *forms))
     texts = {language: "".join(sorted(found[language])) for language in sorted(found)}
     if texts == _alphabets(tokenizer):
         return tokenizer
@@ -150,7 +159,10 @@ def with_alphabets(
 
 
 def alphabet(tokenizer: PreTrainedTokenizerBase, language: str | None) -> frozenset[str] | None:
-    """Return the characters of a language's sources; None where nobody counted them."""
+    """Return the characters of a language's sources; None where nobody counted them.
+
+    They are as the vocabulary has them: composed or decomposed if the tokenizer does it.
+    """
     text = _alphabets(tokenizer).get(language or "")
     return None if text is None else frozenset(text)
 
@@ -212,10 +224,9 @@ def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     # By the vocabulary alone: the tokenizer's own parts are for sources.
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     unknown, end = vocabulary[UNK_TOKEN], int(tokenizer.eos_token_id)
-    composed = _composed(texts, is_nfc(tokenizer))
     return [
         [*(vocabulary.get(token, unknown) for token in _split(text, sides[1])), end]
-        for text in composed
+        for text in _in_form(texts, is_nfc(tokenizer))
     ]
 
 
@@ -257,8 +268,8 @@ def add_symbols(
     for language in languages:
         check_language(language)
     known: dict[str, int] = tokenizer.get_vocab()
-    nfc = is_nfc(tokenizer)
-    found = _count(sources, targets, sides, nfc)
+    nfc, nfd = is_nfc(tokenizer), is_nfd(tokenizer)
+    found = _count(_in_form(sources, nfc, nfd), _in_form(targets, nfc), sides)
     names = [*tagged, *sorted(set(languages) - set(tagged))]
     new = [_tag(name) for name in names if _tag(name) not in known]
     for counts in found.values():
@@ -269,7 +280,7 @@ def add_symbols(
     longer = copy.deepcopy(cast(PreTrainedTokenizerFast, tokenizer))
     backend = longer.backend_tokenizer
     backend.model = _model({**known, **{token: first + i for i, token in enumerate(new)}})
-    _set_parts(backend, sides[0], names, nfc)
+    _set_parts(backend, sides[0], names, nfc, nfd)
     longer.init_kwargs["languages"] = sorted(names)
     longer.add_special_tokens({"extra_special_tokens": list(map(_tag, sorted(names)))})
     return longer
@@ -280,6 +291,16 @@ def check_side(**given: str) -> None:
     for name, side in given.items():
         if side not in SIDES:
             raise ValueError(f"`{name}` must be one of 'char', 'blank', but is {side!r}.")
+
+
+def check_source_nfd(source_nfd: bool, source_tokens: str, target_tokens: str) -> None:
+    """Raise ValueError where sources are to be decomposed on sides that cannot have it."""
+    # Two sides of characters share them: targets would be written in decomposed ones.
+    if source_nfd and (source_tokens, target_tokens) != ("char", "blank"):
+        raise ValueError(
+            "`source_nfd` must be left out, or be False, unless `source_tokens` is 'char' and "
+            f"`target_tokens` is 'blank', but is True with {source_tokens!r} and {target_tokens!r}."
+        )
 
 
 def _alphabets(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -320,15 +341,13 @@ def _each(
 
 
 def _count(
-    sources: Iterable[str], targets: Iterable[str], sides: tuple[str, str], nfc: bool
+    sources: Iterable[str], targets: Iterable[str], sides: tuple[str, str]
 ) -> dict[str, Counter[str]]:
     """Count the tokens of each kind of side, "char" before "blank"."""
     found = {kind: Counter[str]() for kind in SIDES if kind in sides}
     for texts, kind in zip((sources, targets), sides, strict=True):
         for text in texts:
-            check_texts([text])
-            (composed,) = _composed([text], nfc)
-            found[kind].update(_split(composed, kind))
+            found[kind].update(_split(text, kind))
     for counts in found.values():
         for token in [token for token in counts if _NO_CHARACTER in token]:
             del counts[token]
@@ -350,25 +369,34 @@ def _frequent(found: dict[str, Counter[str]], min_count: int) -> Iterator[str]:
 
 
 def _split(text: str, side: str) -> Iterable[str]:
-    """Split a composed text into the contents of its tokens."""
+    """Split a text, in the form of its side, into the contents of its tokens."""
     if side == "char":
         return text
     return [SYMBOL_MARK + symbol for symbol in text.split(" ") if symbol]
 
 
-def _composed(texts: Sequence[str], nfc: bool) -> Sequence[str]:
+def _steps(nfc: bool, nfd: bool = False) -> list[normalizers.Normalizer]:
+    """List what makes the form of a text; both, so that a saved tokenizer tells what it does."""
+    return [*([normalizers.NFC()] if nfc else []), *([normalizers.NFD()] if nfd else [])]
+
+
+def _in_form(texts: Iterable[str], nfc: bool, nfd: bool = False) -> Iterator[str]:
+    """Yield the texts composed, decomposed or as they are."""
     # By `tokenizers`, which may know another version of Unicode than Python.
-    return [normalizers.NFC().normalize_str(text) for text in texts] if nfc else texts
+    form = normalizers.Sequence(_steps(nfc, nfd))
+    for text in texts:
+        check_texts([text])
+        yield form.normalize_str(text) if nfc or nfd else text
 
 
 def _model(vocabulary: dict[str, int]) -> models.WordLevel:
     return models.WordLevel(vocab=vocabulary, unk_token=UNK_TOKEN)
 
 
-def _set_parts(tokenizer: Tokenizer, side: str, names: Sequence[str], nfc: bool) -> None:
+def _set_parts(tokenizer: Tokenizer, side: str, names: Sequence[str], nfc: bool, nfd: bool) -> None:
     """Set the parts that read a source and write either side."""
     tags = [_tag(name) for name in names]
-    steps: list[normalizers.Normalizer] = [normalizers.NFC()] if nfc else []
+    steps = _steps(nfc, nfd)
     if side == "char":
         # "<fre>" at the very beginning, else one character. `[\s\S]` is a newline too.
         choice = "".join(rf"\A{re.escape(tag)}|" for tag in tags)

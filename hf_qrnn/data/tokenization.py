@@ -219,6 +219,16 @@ def is_nfc(tokenizer: PreTrainedTokenizerBase) -> bool:
     return isinstance(normalizer, normalizers.NFC)
 
 
+def is_nfd(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer of ours decomposes the characters of sources."""
+    if tokenizer_kind(tokenizer) != "symbol":
+        return False
+    normalizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.normalizer
+    # Composing comes first where targets are composed.
+    steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    return any(isinstance(step, normalizers.NFD) for step in steps)
+
+
 def add_characters(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, min_count: int = 1
 ) -> PreTrainedTokenizerBase:

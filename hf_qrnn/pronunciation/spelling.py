@@ -34,6 +34,10 @@ class Spelling:
 
     def __init__(self, letters: Letters) -> None:
         self._letters = letters
+        # By ids, which are of composed or decomposed letters as the tokenizer makes them. The tag
+        # and the end token are in every row.
+        rows = letters.encode(sorted(letters.alphabet or ()))
+        self._own = {index for row in rows for index in row}
         self._fold = None if letters.has_symbols else _case(letters.alphabet or letters.vocabulary)
 
     def spell(self, words: Sequence[str]) -> list[tuple[str, str]]:
@@ -91,11 +95,10 @@ class Spelling:
         return list(dict.fromkeys(forms))
 
     def _know(self, forms: Sequence[str]) -> list[bool]:
-        unknown, letters = self._letters.unknown, self._letters.alphabet
-        rows = self._letters.encode(forms)
+        unknown, is_open = self._letters.unknown, self._letters.alphabet is None
         return [
-            unknown not in row and (letters is None or letters.issuperset(form))
-            for form, row in zip(forms, rows, strict=True)
+            unknown not in row and (is_open or self._own.issuperset(row))
+            for row in self._letters.encode(forms)
         ]
 
     def _unknown(self, form: str) -> str:

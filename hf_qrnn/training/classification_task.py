@@ -70,7 +70,7 @@ class ClassificationTask(Task):
 
     kinds: ClassVar[tuple[type, ...]] = (LabelledOptions, TokenizerOptions, ClassifierOptions)
     without: ClassVar[frozenset[str]] = frozenset(
-        {"label_smoothing", "source_tokens", "target_tokens"}
+        {"label_smoothing", "source_tokens", "target_tokens", "source_nfd"}
     )
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/classifier"}
 

@@ -28,7 +28,7 @@ from transformers import (
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.symbols import add_symbols, sides_of, with_alphabets
-from hf_qrnn.data.tokenization import is_nfc, load_tokenizer, tokenizer_kind
+from hf_qrnn.data.tokenization import is_nfc, is_nfd, load_tokenizer, tokenizer_kind
 from hf_qrnn.translation.translator import load_translator
 
 from .checkpoint import CheckpointFolder, find_checkpoint
@@ -79,6 +79,7 @@ class Base:
             "target_tokens": target_tokens,
             "tokenizer": "char" if kind == "symbol" else kind or self.name,
             "nfc": is_nfc(self.tokenizer),
+            "source_nfd": is_nfd(self.tokenizer),
             "no_repeat_ngram_size": ngram or 0,
         }
 
@@ -271,7 +272,7 @@ def _check_tokenizer_options(base: Base, options: TokenizerOptions) -> None:
             f"`tokenizer` must be left out with `init_from`, or be the one of {base.name!r} "
             f"({own['tokenizer']}), but is {given!r}."
         )
-    for name in ("nfc", "source_tokens", "target_tokens"):
+    for name in ("nfc", "source_tokens", "target_tokens", "source_nfd"):
         if getattr(options, name) != own[name]:
             raise ValueError(
                 f"`{name}` must be left out with `init_from`, or be {own[name]!r} as in "

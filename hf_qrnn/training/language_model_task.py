@@ -172,8 +172,11 @@ class LanguageModelTask(Task):
 
     kinds: ClassVar[tuple[type, ...]] = (TextOptions, TextTokenizerOptions, LanguageModelOptions)
     without: ClassVar[frozenset[str]] = frozenset(
-        {"max_tokens", "num_workers", "pad_to_multiple_of", "source_tokens", "target_tokens"}
-    )
+        {
+            "max_tokens", "num_workers", "pad_to_multiple_of", "source_tokens", "target_tokens",
+            "source_nfd",
+        }
+    )  # fmt: skip
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/language_model"}
 
     def load(self, processes: Processes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 import yaml
 from transformers import HfArgumentParser
 
-from hf_qrnn.data.symbols import check_side
+from hf_qrnn.data.symbols import check_side, check_source_nfd
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
 
 _PRECISIONS = ("no", "bf16", "auto")
@@ -33,11 +33,16 @@ class TokenizerOptions:
         metadata={"help": "char: a token is a character; blank: what is between blanks, as phones"},
     )
     target_tokens: str = field(default="char", metadata={"help": "the same of the target"})
+    source_nfd: bool = field(
+        default=False,
+        metadata={"help": "decompose the source's characters (Unicode NFD); the target is blank"},
+    )
 
     def __post_init__(self) -> None:
         check_side(source_tokens=self.source_tokens, target_tokens=self.target_tokens)
         if self.tokenizer == "byte":
             self.check_sides(("char", "char"))
+        check_source_nfd(self.source_nfd, self.source_tokens, self.target_tokens)
 
     def check_sides(self, own: tuple[str, str]) -> None:
         """Raise ValueError where symbols are asked for, and the tokenizer's `own` are others."""

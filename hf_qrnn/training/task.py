@@ -34,6 +34,7 @@ from hf_qrnn.data.distilled import (
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer, with_alphabets
 from hf_qrnn.data.tokenization import (
+    is_nfd,
     load_tokenizer,
     make_byte_tokenizer,
     train_character_tokenizer,
@@ -79,6 +80,11 @@ def make_pair_tokenizer(
         texts = (text for pair in pairs for text in (pair.source, pair.target))
         tokenizer = make_tokenizer(options, texts)
         options.check_sides(sides_of(tokenizer) or ("char", "char"))
+        if options.source_nfd and not is_nfd(tokenizer):
+            raise ValueError(
+                f"`source_nfd` must be left out with the tokenizer {options.tokenizer!r}, which "
+                "does not decompose characters, but is True."
+            )
         return with_alphabets(tokenizer, ((pair.language, pair.source) for pair in pairs))
     tokenizer = train_symbol_tokenizer(
         (pair.source for pair in pairs),
@@ -87,6 +93,7 @@ def make_pair_tokenizer(
         languages=languages,
         min_count=options.min_count,
         nfc=options.nfc,
+        source_nfd=options.source_nfd,
     )
     return with_alphabets(tokenizer, ((pair.language, pair.source) for pair in pairs))
 

@@ -14,6 +14,7 @@ from hf_qrnn.data.distilled import with_distilled
 from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
 from hf_qrnn.data.symbols import languages, sides_of
+from hf_qrnn.data.tokenization import is_nfd
 from hf_qrnn.data.translations import one_line
 from hf_qrnn.metrics.table import check_bleu_tokenizer
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
@@ -179,6 +180,7 @@ class TranslationTask(PairTask):
         sides, known = sides_of(self.tokenizer), languages(self.tokenizer)
         if sides is not None:
             described["source_tokens"], described["target_tokens"] = sides
+            described["source_nfd"] = is_nfd(self.tokenizer)
         if known:
             counts = Counter(pair.language for pair in self.train)
             described["languages"] = {name: counts[name] for name in known}

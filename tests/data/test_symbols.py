@@ -7,17 +7,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_qrnn.data.symbols import (
     add_symbols,
+    alphabet,
     encode_sources,
     encode_targets,
     languages,
     sides_of,
     train_symbol_tokenizer,
+    with_alphabets,
 )
 from hf_qrnn.data.tokenization import (
     check_tokenizer,
     decode_batch,
     encode_batch,
     is_nfc,
+    is_nfd,
     load_tokenizer,
     make_byte_tokenizer,
     tokenizer_kind,
@@ -207,6 +210,66 @@ def test_nfc_composes_both_sides(tmp_path: Path) -> None:
         assert decode_batch(tokenizer, encode_sources(tokenizer, ["e\u0301"])) == ["\u00e9"]
         assert decode_batch(tokenizer, encode_targets(tokenizer, ["e\u0301 x"])) == ["\u00e9 x"]
     assert not is_nfc(made(tmp_path, source_tokens="blank"))
+
+
+HANGUL = ["\ud55c", "\u1112", "\u1161", "\u11ab"]  # a syllable and its letters
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+@pytest.mark.parametrize("tags", [(), ("kor",)], ids=["plain", "tagged"])
+def test_sources_are_decomposed_and_targets_are_not(
+    tmp_path: Path, nfc: bool, tags: tuple[str, ...]
+) -> None:
+    tokenizer = made(
+        tmp_path, sources=["\u00e9e\u0301", HANGUL[0]], targets=["\u00e9 e\u0301"], source_nfd=True,
+        nfc=nfc, languages=tags,
+    )  # fmt: skip
+    assert is_nfd(tokenizer)
+    assert is_nfc(tokenizer) == nfc
+    language = tags[0] if tags else None
+    tag = [f"<{language}>"] if tags else []
+    for text in ("\u00e9" + HANGUL[0], "e\u0301" + "".join(HANGUL[1:])):
+        (ids,) = encode_sources(tokenizer, [text], language)
+        assert tokens(tokenizer, ids) == [*tag, "e", "\u0301", *HANGUL[1:], "</s>"]
+        assert tokenizer("".join(tag) + text)["input_ids"] == ids
+    (ids,) = encode_targets(tokenizer, ["\u00e9 e\u0301"])
+    composed = ["\u2581\u00e9", "\u2581\u00e9" if nfc else "\u2581e\u0301", "</s>"]
+    assert tokens(tokenizer, ids) == composed
+    assert not {"\u00e9", HANGUL[0]} & set(tokenizer.get_vocab())
+    assert not is_nfd(made(tmp_path / "other", nfc=nfc))
+    # An accent at the beginning stays one, behind the tag.
+    (ids,) = encode_sources(tokenizer, ["\u0301e"], language)
+    assert tokens(tokenizer, ids) == [*tag, "\u0301", "e", "</s>"]
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+def test_what_is_added_to_a_decomposing_tokenizer_is_decomposed(tmp_path: Path, nfc: bool) -> None:
+    old = made(
+        tmp_path, sources=["e\u00e1"], targets=["E"], languages=["fre"], source_nfd=True, nfc=nfc
+    )
+    old = with_alphabets(old, [("fre", "e\u00e1")])
+    assert alphabet(old, "fre") == frozenset("ea\u0301")
+    assert add_symbols(old, ["\u00e9"], ["E"], languages=["fre"]) is old
+    new = add_symbols(old, ["\u00fc", HANGUL[0]], ["\u00fc"], languages=["kor", "fre"])
+    new = with_alphabets(new, [("kor", HANGUL[0]), ("fre", "\u00fc")])
+    new.save_pretrained(tmp_path / "new")
+    loaded = load_tokenizer(str(tmp_path / "new"))
+    added = loaded.convert_ids_to_tokens(list(range(len(old), len(loaded))))
+    assert added == ["<kor>", "u", "\u0308", *HANGUL[1:], "\u2581\u00fc"]
+    assert (is_nfd(loaded), is_nfc(loaded)) == (True, nfc)
+    assert alphabet(loaded, "kor") == frozenset(HANGUL[1:])
+    assert alphabet(loaded, "fre") == frozenset("eau\u0301\u0308")
+    (ids,) = encode_sources(loaded, [HANGUL[0]], "kor")
+    assert tokens(loaded, ids) == ["<kor>", *HANGUL[1:], "</s>"]
+
+
+@pytest.mark.parametrize("sides", [("char", "char"), ("blank", "blank"), ("blank", "char")])
+def test_only_characters_that_targets_do_not_share_are_decomposed(sides: tuple[str, str]) -> None:
+    named = re.escape(f"but is True with {sides[0]!r} and {sides[1]!r}.")
+    with pytest.raises(ValueError, match=f"`source_nfd` must be left out, or be False, .*{named}"):
+        train_symbol_tokenizer(
+            ["a"], ["b"], source_tokens=sides[0], target_tokens=sides[1], source_nfd=True
+        )
 
 
 def test_other_tokenizers_encode_both_sides_as_before() -> None:

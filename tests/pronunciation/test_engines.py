@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("engine_library")
 
 WORDS = ["bax", "Sikka", "abda", "dide", "7up", "", "a b", "Don\u2019t", "b\u0430k", "</s>"]
 WORDS += ["isik", "k", "ax\u2019a", "b\ud800", "x" * 101, "HH", "cafe\u0301", "<unk>", "ikse" * 9]
-WORDS += ["a\x00"]
+WORDS += ["a\x00", "caf\u00e9", "\ud55c"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_answers_and_confidences_are_those_of_torch(
     assert sum(not row[0].is_refused for row in found) >= 8
 
 
-@pytest.mark.parametrize("kind", ["symbols", "phones", "characters", "capitals", "nfc", "bytes"])
+@pytest.mark.parametrize(
+    "kind", ["symbols", "phones", "characters", "capitals", "nfc", "nfd", "bytes"]
+)
 def test_words_are_spelled_as_with_transformers(kind: str, tmp_path: Path) -> None:
     letters = "".join(SOUNDS)
     tokenizer = {
@@ -57,6 +59,7 @@ def test_words_are_spelled_as_with_transformers(kind: str, tmp_path: Path) -> No
         "characters": lambda: train_character_tokenizer([letters]),
         "capitals": lambda: train_symbol_tokenizer([letters.upper()], ["HH"]),
         "nfc": lambda: train_symbol_tokenizer([letters + "\u00e9cf"], ["HH"], nfc=True),
+        "nfd": lambda: train_symbol_tokenizer([letters + "\u00e9cf"], ["HH"], source_nfd=True),
         "bytes": make_byte_tokenizer,
     }[kind]()
     sizes = {"embedding_size": 8, "hidden_size": 8, "encoder_layers": 1, "decoder_layers": 1}

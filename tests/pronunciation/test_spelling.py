@@ -1,6 +1,7 @@
 """hf_qrnn.pronunciation.spelling: the case and the form of words, found by the vocabulary."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ def spelling(tokenizer: PreTrainedTokenizerBase, language: str | None = None) ->
     return Spelling(TokenizerLetters(tokenizer, language))
 
 
-def symbols(words: str, **options: str) -> PreTrainedTokenizerBase:
+def symbols(words: str, **options: Any) -> PreTrainedTokenizerBase:
     return train_symbol_tokenizer([words], ["HH AH0 L OW1 ə ʒ"], **options)
 
 
@@ -79,6 +80,37 @@ def test_many_words_keep_their_order() -> None:
     forms = [form for form, _ in spelling(symbols(SMALL)).spell(words)]
     assert forms == ["b", "", "", "a", "", "don't"]
     assert spelling(symbols(SMALL)).spell([]) == []
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+def test_words_of_a_model_that_decomposes_may_be_composed(nfc: bool) -> None:
+    tokenizer = symbols("caf\u00e9\ud55c\uae00", source_nfd=True, nfc=nfc)
+    found = spelling(tokenizer).spell(
+        ["CAF\u00c9", "cafe\u0301", "\ud55c", "\u1112\u1161\u11ab", "\u00fc"]
+    )
+    assert [reason for _, reason in found[:4]] == [""] * 4
+    assert found[0][0] == "caf\u00e9"
+    assert found[4] == ("", "has characters that the model does not know: '\u00fc'")
+    # "c" and an accent, which the training words did not have together.
+    assert spelling(tokenizer).spell(["\u0107"]) == [("\u0107", "")]
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+def test_letters_of_a_language_are_decomposed_with_the_words(nfc: bool) -> None:
+    sources = [("fre", "caf\u00e9"), ("kor", "\ud55c")]
+    tokenizer = with_alphabets(
+        train_symbol_tokenizer(
+            [text for _, text in sources], ["A"], languages=["fre", "kor"], source_nfd=True, nfc=nfc
+        ),
+        sources,
+    )
+    french, korean = (spelling(tokenizer, language) for language, _ in sources)
+    known = ["CAF\u00c9", "cafe\u0301", "\u00e9", "e\u0301"]
+    assert [reason for _, reason in french.spell(known)] == [""] * 4
+    reason = "has characters that the model, in 'fre', does not know: '\ud55c'"
+    assert french.spell(["\ud55ca"]) == [("", reason)]
+    assert korean.spell(["\ud55c"]) == [("\ud55c", "")]
+    assert korean.spell(["\u00e9"])[0][0] == ""
 
 
 def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:

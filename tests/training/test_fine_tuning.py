@@ -150,6 +150,10 @@ def save(folder: Path, tokenizer: object, **changes: object) -> str:
         (["--dropout", "1"], "`--dropout` must be in [0, 1), but is 1.0."),
         (["--tokenizer", "byte"], "`--tokenizer` must be left out with `--init_from`, or be the"),
         (["--nfc"], "`--nfc` must be left out with `--init_from`, or be False as in"),
+        (
+            ["--source_nfd"],
+            "`--source_nfd` must be left out, or be False, unless",
+        ),
         (["--init_from", "LM"], "is a QRNNForCausalLM, which lacks "),
         (["--init_from", "none/such/model"], "`--init_from` must be a folder with a saved"),
         (["--init_from", "none/such"], "`--init_from` must be a folder with a saved"),

@@ -262,6 +262,37 @@ def test_what_a_trained_model_cannot_become_is_one_sentence(
         assert not (tmp_path / "out").exists()
 
 
+# ------------------------------------------------------------------ --source_nfd
+
+
+def test_decomposed_sources_are_learnt_limited_and_trained_further(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two syllables of three letters each, and a symbol for each syllable.
+    rows = "\ud55c\uad6d\tHAN GUK\n\ud55c\tHAN\n\uad6d\u00e9\tGUK \u00e9\n"
+    (tmp_path / "words.tsv").write_text(rows * 4)
+    flags = ["--cpu", "--max_steps", "2", *SIZES, "--eval_sentences", "2"]
+    flags += [f"--{split}_file={tmp_path}/words.tsv" for split in ("train", "valid")]
+    decomposing = ["--target_tokens", "blank", "--source_nfd"]
+    out = tmp_path / "out"
+    assert script.main([*flags, *decomposing, "--output_dir", str(out)]) == 0
+    assert read(out, "run.json")["data"]["source_nfd"] is True
+    translator = load_translator(str(out))
+    known = set(translator.tokenizer.get_vocab())
+    assert {"\u1112", "e", "\u0301", "\u2581\u00e9"} <= known
+    assert not {"\ud55c", "\u00e9"} & known
+    # "HAN" and the end of "\ud55c" with a quarter of room, and four ids of its letters.
+    config = read(out, "generation_config.json")
+    assert (config["max_length_ratio"], config["max_length_offset"]) == (1.0, 0)
+    further = [*flags, "--init_from", str(out), "--output_dir", str(tmp_path / "more")]
+    assert script.main(further) == 0
+    assert script.main([*further, *decomposing, "--overwrite_output_dir"]) == 0
+    assert read(tmp_path / "more", "run.json")["options"]["source_nfd"] is True
+    assert script.main([*further, "--source_nfd", "false", "--overwrite_output_dir"]) == 2
+    sentence = "`--source_nfd` must be left out with `--init_from`, or be True as in"
+    assert sentence in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ options and refusals
 
 
@@ -269,6 +300,10 @@ def test_what_a_trained_model_cannot_become_is_one_sentence(
     ("flags", "sentence"),
     [
         (["--target_tokens", "word"], "`--target_tokens` must be one of 'char', 'blank'"),
+        (
+            ["--source_nfd"],
+            "`--source_nfd` must be left out, or be False, unless",
+        ),
         (["--tokenizer", "byte", "--source_tokens", "blank"], "`--source_tokens` must be 'char'"),
         ([*TAGGED, "--tokenizer", "byte"], "`--language_tag` must be left out with the tokenizer"),
         (["--language_tag", "lang"], "`--source_lang` must be a column that the first line names"),
@@ -303,6 +338,9 @@ def test_saved_tokenizer_of_symbols_is_taken_as_it_is(plain: Path) -> None:
         assert sides_of(found) == ("char", "blank")
     with pytest.raises(ValueError, match="`source_tokens` must be 'char' with the tokenizer"):
         make_pair_tokenizer(TokenizerOptions(str(plain), source_tokens="blank"), pairs)
+    options = TokenizerOptions(str(plain), target_tokens="blank", source_nfd=True)
+    with pytest.raises(ValueError, match="`source_nfd` must be left out with the tokenizer"):
+        make_pair_tokenizer(options, pairs)
 
 
 def test_two_sides_of_characters_are_the_character_tokenizer(tmp_path: Path) -> None:

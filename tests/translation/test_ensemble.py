@@ -298,6 +298,9 @@ def test_tokenizers_of_other_sides_are_named() -> None:
     twin.init_kwargs["target_tokens"] = "blank"
     with pytest.raises(ValueError, match=r"sides are \('char', 'char'\) and \('char', 'blank'\)"):
         check_same_tokenizers([one, twin], ["A", "B"])
+    decomposing = train_symbol_tokenizer(["ab"], ["ab"], source_nfd=True)
+    with pytest.raises(ValueError, match="their `normalizer` is not the same"):
+        check_same_tokenizers([other, decomposing], ["A", "B"])
 
 
 def test_load_translator_makes_one_of_several(folders: list[str]) -> None:
