@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hf_qrnn.data.reading import read_lines
-from hf_qrnn.metrics.edits import edit_distance
+from hf_qrnn.metrics.edits import edit_distance, split_tokens
 
 TEN = (
     "arm_e", "bul", "dut", "fre", "geo", "hbs_latn", "hun", "jpn_hira", "kor", "vie_hanoi",
@@ -223,9 +223,9 @@ def count_errors(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
         )
     wrong = edits = phones = 0
     for hypothesis, several in zip(hypotheses, references, strict=True):
-        own = hypothesis.split()
+        own = split_tokens(hypothesis)
         nearest = min(
-            ((edit_distance(own, right), len(right)) for right in map(str.split, several)),
+            ((edit_distance(own, right), len(right)) for right in map(split_tokens, several)),
             key=lambda found: found[0],
         )
         wrong += nearest[0] > 0

@@ -36,6 +36,7 @@ from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.reading import read_lines
 from hf_qrnn.data.symbols import encode_sources
 from hf_qrnn.data.tokenization import decode_batch, load_tokenizer
+from hf_qrnn.metrics.edits import split_tokens
 from hf_qrnn.speed.timing import environment, using_threads
 from hf_qrnn.training.run import run_task
 from hf_qrnn.translation.search import generate_hypotheses
@@ -397,7 +398,7 @@ def _keep_hypotheses(row: Row, splits: Splits, texts: Sequence[str], setting: Se
     path = _hypotheses_path(row, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        "\t".join([entry.word, " ".join(text.split()), *entry.phones]) + "\n"
+        "\t".join([entry.word, " ".join(split_tokens(text)), *entry.phones]) + "\n"
         for entry, text in zip(splits.judged, texts, strict=True)
     ]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")

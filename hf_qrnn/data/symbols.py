@@ -31,7 +31,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .languages import check_language
-from .texts import check_texts
+from .texts import check_texts, split_symbols
 from .tokenization import (
     SPECIAL_TOKENS,
     UNK_TOKEN,
@@ -372,7 +372,7 @@ def _split(text: str, side: str) -> Iterable[str]:
     """Split a text, in the form of its side, into the contents of its tokens."""
     if side == "char":
         return text
-    return [SYMBOL_MARK + symbol for symbol in text.split(" ") if symbol]
+    return [SYMBOL_MARK + symbol for symbol in split_symbols(text)]
 
 
 def _steps(nfc: bool, nfd: bool = False) -> list[normalizers.Normalizer]:

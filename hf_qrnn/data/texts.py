@@ -1,4 +1,4 @@
-"""Checks of texts that hold for any tokenizer, free of torch."""
+"""Rules of texts that hold for any tokenizer, free of torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def has_half_pair(text: str) -> bool:
     """Tell whether a text has half a surrogate pair, which no tokenizer can encode."""
     # `isascii` takes no time, and spares most texts the search.
     return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def split_symbols(text: str) -> list[str]:
+    """Split a text into its symbols, at U+0020 and nothing else; several together are one blank."""
+    return [symbol for symbol in text.split(" ") if symbol]
 
 
 def check_texts(texts: Iterable[object]) -> None:

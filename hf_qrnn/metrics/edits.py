@@ -49,11 +49,13 @@ def char_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str
 def token_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Compute `char_error_rate` of the tokens between blanks; no token is moved, unlike in TER.
 
+    A blank is U+0020 and nothing else, as it is for the symbols of a tokenizer.
+
     Args:
         hypotheses: N texts.
         references: The right texts of each.
     """
-    return _error_rate(hypotheses, references, str.split)
+    return _error_rate(hypotheses, references, split_tokens)
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -68,8 +70,15 @@ def word_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str
         references: The right texts of each.
     """
     pairs = zip(hypotheses, references, strict=True)
-    wrong = sum(text.split() not in [other.split() for other in right] for text, right in pairs)
+    wrong = sum(
+        split_tokens(text) not in [split_tokens(other) for other in right] for text, right in pairs
+    )
     return wrong / len(hypotheses)
+
+
+def split_tokens(text: str) -> list[str]:
+    """Split a text into its tokens between blanks; several blanks together are one."""
+    return [token for token in text.split(" ") if token]
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from hf_qrnn.data.reading import read_lines
+from hf_qrnn.data.texts import split_symbols
 
 Lexicon = dict[str, list[tuple[str, ...]]]
 """For every word its pronunciations, the first one first, each a tuple of symbols."""
@@ -53,6 +54,6 @@ def _parse(line: str) -> tuple[str, tuple[str, ...]]:
     if "\t" in line:
         word, _, rest = line.partition("\t")
         # Of a third column, nobody can tell what it is.
-        return word, () if "\t" in rest else tuple(rest.split())
+        return word, () if "\t" in rest else tuple(split_symbols(rest))
     word, _, rest = line.partition(" # ")[0].strip().partition(" ")
-    return _VARIANT.sub("", word), tuple(rest.split())
+    return _VARIANT.sub("", word), tuple(split_symbols(rest))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hf_qrnn import engine as engines
 from hf_qrnn.data.box import locate
 from hf_qrnn.data.flags import typed
+from hf_qrnn.data.texts import split_symbols
 from hf_qrnn.data.translations import Hypothesis
 from hf_qrnn.engine.choice import choose_engine
 
@@ -258,7 +259,7 @@ def _weigh(texts: Sequence[str], hypotheses: Sequence[Hypothesis]) -> list[_Answ
     totals: dict[tuple[tuple[str, ...], bool], float] = {}
     for text, hypothesis in zip(texts, hypotheses, strict=True):
         # Equal symbols that were written otherwise (a blank more) are one answer.
-        key = (tuple(text.split()), hypothesis.is_cut)
+        key = (tuple(split_symbols(text)), hypothesis.is_cut)
         probability = math.exp(min(0.0, hypothesis.log_probability))
         totals[key] = totals.get(key, 0.0) + probability
     rest = sum(totals.values()) if len(hypotheses) > 1 else 1.0

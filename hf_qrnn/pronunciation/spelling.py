@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from hf_qrnn.data.texts import split_symbols
+
 from .letters import Letters
 
 MAX_CHARACTERS = 100
@@ -102,7 +104,7 @@ class Spelling:
         ]
 
     def _unknown(self, form: str) -> str:
-        parts = list(dict.fromkeys(form.split() if self._letters.has_symbols else form))
+        parts = list(dict.fromkeys(split_symbols(form) if self._letters.has_symbols else form))
         known = self._know(parts)
         named = ", ".join(repr(x) for x, is_known in zip(parts, known, strict=True) if not is_known)
         kind = "symbols" if self._letters.has_symbols else "characters"

@@ -144,6 +144,7 @@ def choose_metric(
     *,
     bleu_tokenize: str = "13a",
     before: str = "",
+    has_symbols: bool = False,
 ) -> Choice:
     """Decide by which metric the best model of a run is chosen.
 
@@ -153,6 +154,7 @@ def choose_metric(
         num_shown: Number of them, from the first, that are translated at every validation.
         bleu_tokenize: sacrebleu's name of the tokenizer for BLEU.
         before: The order in the checkpoint that the run goes on from; "" = none.
+        has_symbols: Whether targets are symbols between blanks, as phones are.
 
     Raises:
         ValueError: If the metric is unknown, or needs translations and there are none.
@@ -166,6 +168,8 @@ def choose_metric(
             name, reason = "loss", "nothing is translated"
         elif written in METRIC_CHOICES:
             name, reason = written, "as before"
+        elif has_symbols:
+            name, reason = "word_error_rate", "targets are symbols between blanks"
         else:
             name, reason = _fitting(references, bleu_tokenize)
     # All that a score depends on, beside the model: with another part it cannot be compared.

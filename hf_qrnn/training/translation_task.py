@@ -44,7 +44,8 @@ class TranslationOptions:
         default="auto",
         metadata={
             "help": f"what chooses the best model: {', '.join(METRIC_CHOICES[1:])}, or auto (BLEU "
-            "where references are long enough, else chrF; the loss without translations)"
+            "where references are long enough, else chrF; word_error_rate of symbols; the loss "
+            "without translations)"
         },
     )
     bleu_tokenize: str = field(
@@ -147,6 +148,7 @@ class TranslationTask(PairTask):
             self.num_shown,
             bleu_tokenize=options.bleu_tokenize,
             before=before,
+            has_symbols=(sides_of(self.tokenizer) or ("char", "char"))[1] == "blank",
         )
 
     def encode(self, processes: Processes) -> Sequence[EncodedPair]:

@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_qrnn.data.symbols import encode_targets, train_symbol_tokenizer
+from hf_qrnn.data.texts import split_symbols
+from hf_qrnn.data.tokenization import decode_batch
 from hf_qrnn.metrics.edits import (
     char_error_rate,
     edit_distance,
     exact_match,
+    split_tokens,
     token_error_rate,
     word_error_rate,
 )
@@ -61,6 +65,18 @@ def test_word_error_rate_counts_lines_that_equal_no_reference() -> None:
     kept = [hypotheses[i] for i in right], [references[i] for i in right]
     assert word_error_rate(*kept) == token_error_rate(*kept) == 0.0
     assert word_error_rate(["a"], [["A"]]) == 1.0
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2009", "\t"])
+def test_a_blank_is_u0020_and_nothing_else(space: str) -> None:
+    symbol = f"a{space}b"
+    assert token_error_rate([f"{symbol} c"], [[f"{symbol} d"]]) == pytest.approx(1 / 2)
+    assert word_error_rate(["a b"], [[symbol]]) == 1.0
+    # So are the symbols of a tokenizer.
+    tokenizer = train_symbol_tokenizer(["x"], [f"{symbol} c"])
+    assert len(tokenizer) == 4 + 1 + 2
+    assert decode_batch(tokenizer, encode_targets(tokenizer, [symbol])) == [symbol]
+    assert split_symbols(f" {symbol}  c") == split_tokens(f" {symbol}  c") == [symbol, "c"]
 
 
 def test_a_moved_token_costs_two_edits() -> None:

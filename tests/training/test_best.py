@@ -101,6 +101,20 @@ def test_auto_decides_from_the_references(
     assert (f"|tok:{tokenize}|sentences:{num_shown}|" in choice.best_by) == (metric == "bleu")
 
 
+def test_auto_counts_wrong_lines_where_targets_are_symbols() -> None:
+    # Long enough for BLEU, which does not fit: "D AA1 G" for "D AO1 G" is a wrong word.
+    pairs = [TextPair("dogs", "D AO1 G Z"), TextPair("cats", "K AE1 T S")]
+    assert choose_metric("auto", pairs, 2).metric == "bleu"
+    choice = choose_metric("auto", pairs, 2, has_symbols=True)
+    assert choice.metric == "word_error_rate"
+    assert choice.best_by.startswith("word_error_rate|sentences:2|")
+    assert choose_metric("auto", pairs, 0, has_symbols=True).metric == "loss"
+    assert choose_metric("chrf", pairs, 2, has_symbols=True).metric == "chrf"
+    # A run of before goes on with what it had.
+    before = choose_metric("bleu", pairs, 2).best_by
+    assert choose_metric("auto", pairs, 2, before=before, has_symbols=True).best_by == before
+
+
 def test_the_order_names_everything_that_makes_scores_differ() -> None:
     orders = [
         choose_metric(wanted, pairs, shown, bleu_tokenize=tokenize).best_by

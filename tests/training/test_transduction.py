@@ -75,7 +75,7 @@ def plain(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = write_plain(folder / "train.tsv.xz", 400, 1)
     dev = write_plain(folder / "dev.tsv", 40, 2)
     command = ["--train_file", train, "--valid_file", dev, "--test_file", dev]
-    command += ["--target_tokens", "blank", "--metric", "word_error_rate", *SIZES]
+    command += ["--target_tokens", "blank", *SIZES]
     assert script.main([*command, "--max_steps", "300", "--output_dir", str(folder / "out")]) == 0
     return folder / "out"
 
