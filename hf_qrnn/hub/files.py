@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_qrnn.data.json_files import read_json, read_json_lines, read_text
+from hf_qrnn.data.model_files import TOKENIZER_FILES, VOCABULARY_FILES
 from hf_qrnn.model.modeling_qrnn import AUTO_MAP
 
 VERIFICATION_FILE = "verification.safetensors"
@@ -23,16 +24,6 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIGS = ("config.json", "generation_config.json")
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
-)  # fmt: skip
-# What transformers' tokenizers load from where there is no tokenizer.json.
-_VOCABULARIES = (
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "spm.model",
-    "sentencepiece.model", "sentencepiece.bpe.model", "spm_char.model", "source.spm", "target.spm",
-    "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "bpe.codes", "dict.txt",
-)  # fmt: skip
 # What a training run adds for its readers.
 _RECORDS = (
     "README.md", "LICENSE", "run.json", "metrics.jsonl", "test.json", "learning_curve.png",
@@ -52,7 +43,7 @@ def kind_of(name: str) -> str | None:
         return "weights"
     if name in _CONFIGS:
         return "config"
-    if name in _TOKENIZER or name in _VOCABULARIES:
+    if name in TOKENIZER_FILES or name in VOCABULARY_FILES:
         return "tokenizer"
     return "code" if _CODE.fullmatch(name) else None
 
@@ -73,9 +64,9 @@ def shared_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"`MODEL` must be a folder with a saved model, but is {str(folder)!r}.")
     there = {path.name for path in folder.iterdir()}
-    names = there & {*_RECORDS, *_CONFIGS, *_TOKENIZER}
+    names = there & {*_RECORDS, *_CONFIGS, *TOKENIZER_FILES}
     if "tokenizer.json" not in there:
-        names |= there & set(_VOCABULARIES)
+        names |= there & set(VOCABULARY_FILES)
     for name in sorted(names):
         _check_file(folder, name)
     config = _checked_config(folder)
