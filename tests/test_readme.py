@@ -87,7 +87,9 @@ def test_example_runs(
 @pytest.mark.parametrize(
     "command",
     re.findall(
-        r"^\| `(hf-qrnn (?:translate|pronounce|score|distill|info|bench)[^`]*)`", README, flags=re.M
+        r"^\| `(hf-qrnn (?:translate|pronounce|score|distill|quantize|info|bench)[^`]*)`",
+        README,
+        flags=re.M,
     ),
 )
 def test_every_command_of_the_table_runs(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ _TEXT = """\
 Print the versions of the packages; for every device which pooling backends (the programs that run
 the recurrence) are available, or why one is not; and what the compiled library was built for. With
 MODEL, print what the model's folder says of it instead."""
+
+_DTYPES = {
+    "I8": "int8", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+}  # fmt: skip
 
 
 def add_info(commands: Any) -> None:
@@ -49,18 +55,29 @@ def _print_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"`MODEL` must be a folder with a saved model, but is {str(folder)!r}.")
     model = describe(folder)
-    config = read_json(folder / "config.json")
+    kinds = read_json(folder / "config.json").get("architectures")
     facts = {
         "folder": str(model.folder),
-        "class": ", ".join(config.get("architectures") or ["not stated"]),
+        "class": ", ".join(kinds) if isinstance(kinds, list) and kinds else "not stated",
         "task": model.task,
         "languages": ", ".join(model.languages) or "not stated",
+        "weights": _weights(folder),
         "size": f"{model.num_bytes / 1e6:.1f} MB",
         "scores": scores_of(model),
         "licence": model.license,
     }
     for name, value in facts.items():
         print(f"{name:13} {value}")
+
+
+def _weights(folder: Path) -> str:
+    """Count the weights of each type."""
+    from hf_qrnn.engine.weights import Weights
+
+    weights, counts = Weights(folder), Counter[str]()
+    for name, dtype in weights.dtypes.items():
+        counts[_DTYPES.get(dtype, dtype)] += math.prod(weights.shapes[name])
+    return ", ".join(f"{count:,} {dtype}" for dtype, count in counts.items())
 
 
 def _print_backends() -> None:

@@ -1,4 +1,4 @@
-"""The command `hf-qrnn`: translate, pronounce, score, distill, push, verify, models, info, bench.
+"""The command `hf-qrnn`: translate, pronounce, score, distill, quantize, push, models and others.
 
 Results go to standard output and nothing else does: progress, times and errors go to standard
 error. The exit status is 0, or 2 after a mistake of the user's (one line, "error: ..."), 130 after
@@ -22,6 +22,7 @@ from .hub import add_push, add_verify
 from .info import add_info
 from .models import add_models
 from .pronounce import add_pronounce
+from .quantize import add_quantize
 from .score import add_score
 from .streams import naming
 from .translate import add_translate
@@ -74,6 +75,7 @@ def _parser() -> _Parser:
     add_pronounce(commands)
     add_score(commands)
     add_distill(commands)
+    add_quantize(commands)
     add_push(commands)
     add_verify(commands)
     add_models(commands)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .encoder import Encoded, encode
 from .equations import activate, feed_forward, rms_norm, softmax
+from .int8 import times
 from .network import AttentionBlock, Layer, Network, OutputAttention
 from .weights import Array
 
@@ -64,8 +65,8 @@ class NumpyDecoder:
         if network.decoder_norm is not None:
             x = rms_norm(x, network.decoder_norm)
         if network.projection is not None:
-            x = x @ network.projection.T
-        logits: Array = x @ network.output.T + network.output_bias
+            x = times(x, network.projection)
+        logits: Array = times(x, network.output) + network.output_bias
         return logits
 
     def select(self, rows: Ids, sources: Ids | None = None) -> None:
@@ -85,7 +86,7 @@ class NumpyDecoder:
         normed = x if layer.norm is None else rms_norm(x, layer.norm)
         window = np.concatenate([self._inputs[index], normed[:, None]], axis=1)  # (R, K, E)
         self._inputs[index] = window[:, 1:]
-        gates = window.reshape(len(x), -1) @ layer.directions[0].weight.T
+        gates = times(window.reshape(len(x), -1), layer.directions[0].weight)
         rows_each = len(x) // len(memory.gate_bias)
         gates = gates + np.repeat(memory.gate_bias, rows_each, axis=0)
         settings = self._network.settings
@@ -94,13 +95,13 @@ class NumpyDecoder:
         h = c
         attention = layer.attention
         if isinstance(attention, OutputAttention):
-            h = self._attend(c, memory) @ attention.context.T + c @ attention.cell.T
+            h = times(self._attend(c, memory), attention.context) + times(c, attention.cell)
         out = h if o is None else o * h
         if layer.adds_input:
             out = x + out
         if isinstance(attention, AttentionBlock):
-            query = rms_norm(out, attention.norm) @ attention.query.T
-            out = out + self._attend(query, memory) @ attention.out.T
+            query = times(rms_norm(out, attention.norm), attention.query)
+            out = out + times(self._attend(query, memory), attention.out)
         if layer.feed_forward is not None:
             out = feed_forward(out, layer.feed_forward)
         return np.concatenate([x, out], axis=1) if layer.keeps_input else out
@@ -130,7 +131,7 @@ def _remember(network: Network, encoded: Encoded) -> list[LayerMemory]:
     for index, layer in enumerate(network.decoder):
         assert layer.encoding is not None, "a decoder's layer reads h~"
         h_tilde = encoded.finals[:, index + skipped]
-        gate_bias = h_tilde @ layer.encoding.T + layer.directions[0].bias
+        gate_bias = times(h_tilde, layer.encoding) + layer.directions[0].bias
         memories.append(LayerMemory(gate_bias, *_keys_values(network, layer, padded)))
     return memories
 
@@ -141,7 +142,7 @@ def _keys_values(network: Network, layer: Layer, states: Array) -> tuple[Array |
     if layer.attention is None:
         return ()
     if isinstance(layer.attention, AttentionBlock):
-        both = states @ layer.attention.key_value.T
+        both = times(states, layer.attention.key_value)
         keys, values = np.split(both, 2, axis=-1)
     heads = network.settings.num_attention_heads
     shape = (*states.shape[:2], heads, states.shape[2] // heads)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .equations import activate, feed_forward, rms_norm
+from .int8 import times
 from .network import Layer, Network
 from .settings import NUM_GATES
 from .weights import Array
@@ -61,7 +62,7 @@ def _run(network: Network, layer: Layer, x: Array, packing: _Packing) -> tuple[A
     for convolution, reverse in zip(layer.directions, layer.reverses, strict=True):
         causal = network.settings.encoder_causal
         windows = _windows(normed, packing, layer.kernel_size, causal=causal, reverse=reverse)
-        gates = windows @ convolution.weight.T + convolution.bias
+        gates = times(windows, convolution.weight) + convolution.bias
         h = _pool(gates, network.settings.pooling, packing, reverse=reverse)
         outputs.append(h)
         last = packing.starts if reverse else packing.starts + packing.lengths - 1

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .int8 import times
 from .network import FeedForward
 from .weights import Array
 
@@ -54,10 +55,10 @@ def rms_norm(x: Array, weight: Array) -> Array:
 
 def feed_forward(x: Array, block: FeedForward) -> Array:
     """Add the gated block's output to its input (R, H)."""
-    both = rms_norm(x, block.norm) @ block.gate_and_in.T
+    both = times(rms_norm(x, block.norm), block.gate_and_in)
     inner = both.shape[1] // 2
     gate = both[:, :inner]
-    result: Array = x + (gate * sigmoid(gate) * both[:, inner:]) @ block.out.T
+    result: Array = x + times(gate * sigmoid(gate) * both[:, inner:], block.out)
     return result
 
 

@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from hf_qrnn.kernels.build import ENGINE_NAME, engine_path
 
+from .int8 import Int8Matrix
 from .network import AttentionBlock, Layer, Network, OutputAttention
 from .settings import NUM_GATES
-from .weights import Array
+from .weights import Array, Matrix
 
 CURE = "run `python -m hf_qrnn.kernels.build`"
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "vnni")
+HAVE_AVX512 = ("avx512", "vnni")
 _KINDS = {type(None): 0, OutputAttention: 1, AttentionBlock: 2}
 
 _CALLBACK = ctypes.CFUNCTYPE(None)
@@ -45,6 +47,10 @@ def library() -> Any:
     functions: dict[str, tuple[Any, list[Any]]] = {
         "qrnn_num_instruction_sets": (number, []),
         "qrnn_network_new": (pointer, [pointer, ctypes.c_double, pointer, number, _CALLBACK]),
+        "qrnn_int8_product": (
+            number,
+            [number, pointer, number, number, pointer, pointer, number, pointer],
+        ),
         "qrnn_network_free": (None, [pointer]),
         "qrnn_decoder_new": (pointer, [pointer, pointer, pointer, number, number]),
         "qrnn_decoder_free": (None, [pointer]),
@@ -72,7 +78,7 @@ class NativeNetwork:
     Args:
         network: Its weights; they are copied.
         instruction_set: One of `instruction_sets()`; None is the widest.
-        halves: Keep matrices in bfloat16: exact where they come from it.
+        halves: Keep matrices of floats in bfloat16: exact where they come from it.
         taken: Called after each weight that has been copied.
 
     Raises:
@@ -93,9 +99,8 @@ class NativeNetwork:
         fields, weights = _described(network, halves)
         index = INSTRUCTION_SETS.index(instruction_set or instruction_sets()[-1])
         numbers = np.array(fields, np.int64)
-        # Kept until they are packed: a pointer keeps nothing. Aligned, as C++ wants its floats: in
-        # a file they may begin anywhere.
-        arrays = [None if x is None else np.require(x, np.float32, ["C", "A"]) for x in weights]
+        # Kept until they are packed: a pointer keeps nothing.
+        arrays = [None if x is None else _readable(x) for x in weights]
         pointers = (ctypes.c_void_p * len(arrays))(
             *(None if array is None else array.ctypes.data for array in arrays)
         )
@@ -206,6 +211,12 @@ def _integers(values: Any) -> _Integers:
     return np.ascontiguousarray(values, np.int64)
 
 
+def _readable(weight: Array) -> Array:
+    """Return float32 or int8 as C++ reads them: in a file floats may begin anywhere."""
+    dtype = np.int8 if weight.dtype == np.int8 else np.float32
+    return np.require(weight, dtype, ["C", "A"])
+
+
 def _checked(handle: int | None) -> int:
     if handle is None:
         raise MemoryError("There must be memory for the engine's model, but there is not enough.")
@@ -241,25 +252,42 @@ def _described(network: Network, halves: bool) -> tuple[list[int], list[Array | 
             *layer.reverses,
         ]
         weights += _weights_of(layer)
-    weights += [network.encoder_norm, network.decoder_norm, network.projection]
+    weights += [network.encoder_norm, network.decoder_norm, *_places(network.projection)]
     fields.append(network.output.shape[1])
-    weights += [network.output, network.output_bias]
+    weights += [*_places(network.output), network.output_bias]
     return list(map(int, fields)), weights
 
 
 def _weights_of(layer: Layer) -> list[Array | None]:
     weights: list[Array | None] = []
     for convolution in layer.directions:
-        weights += convolution
+        weights += [*_places(convolution.weight), convolution.bias]
     weights.append(layer.norm)
     if layer.feed_forward is not None:
         block = layer.feed_forward
-        weights += [block.norm, *np.split(block.gate_and_in, 2), block.out]
+        gate, inner = _halves(block.gate_and_in)
+        weights += [block.norm, *_places(gate), *_places(inner), *_places(block.out)]
     if layer.encoding is not None:
-        weights.append(layer.encoding)
-    if isinstance(layer.attention, OutputAttention):
-        # One product for both: the context and the cell lie side by side.
-        weights.append(np.concatenate(layer.attention, axis=1))
-    if isinstance(layer.attention, AttentionBlock):
-        weights += layer.attention
+        weights += _places(layer.encoding)
+    attention = layer.attention
+    if isinstance(attention, OutputAttention):
+        weights += [*_places(attention.context), *_places(attention.cell)]
+    if isinstance(attention, AttentionBlock):
+        weights.append(attention.norm)
+        for matrix in (attention.query, attention.key_value, attention.out):
+            weights += _places(matrix)
     return weights
+
+
+def _places(matrix: Matrix | None) -> list[Array | None]:
+    """Return the two places of a matrix: its numbers, and the scales of int8 rows or nothing."""
+    if isinstance(matrix, Int8Matrix):
+        return [matrix.numbers, matrix.scales]
+    return [matrix, None]
+
+
+def _halves(matrix: Matrix) -> tuple[Matrix, Matrix]:
+    if isinstance(matrix, Int8Matrix):
+        return matrix.split()
+    above, below = np.split(matrix, 2)
+    return above, below

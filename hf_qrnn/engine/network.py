@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .int8 import Int8Matrix
 from .settings import NUM_GATES, Settings
-from .weights import Array, Weights
+from .weights import Array, Matrix, Weights
 
 
 class Convolution(NamedTuple):
     """All gates of one direction: `weight` (G*H', K*E) and `bias` (G*H')."""
 
-    weight: Array
+    weight: Matrix
     bias: Array
 
 
@@ -22,24 +23,24 @@ class FeedForward(NamedTuple):
     """`norm` (H), `gate_and_in` (2F, H), `out` (H, F)."""
 
     norm: Array
-    gate_and_in: Array
-    out: Array
+    gate_and_in: Matrix
+    out: Matrix
 
 
 class OutputAttention(NamedTuple):
     """W_k and W_c of Eq. 8, each (H, H)."""
 
-    context: Array
-    cell: Array
+    context: Matrix
+    cell: Matrix
 
 
 class AttentionBlock(NamedTuple):
     """`norm` (H), `query` (H, H), `key_value` (2H, H), `out` (H, H)."""
 
     norm: Array
-    query: Array
-    key_value: Array
-    out: Array
+    query: Matrix
+    key_value: Matrix
+    out: Matrix
 
 
 class Layer(NamedTuple):
@@ -64,7 +65,7 @@ class Layer(NamedTuple):
     adds_input: bool
     keeps_input: bool
     feed_forward: FeedForward | None
-    encoding: Array | None
+    encoding: Matrix | None
     attention: OutputAttention | AttentionBlock | None
 
 
@@ -84,8 +85,8 @@ class Network(NamedTuple):
     decoder: tuple[Layer, ...]
     encoder_norm: Array | None
     decoder_norm: Array | None
-    projection: Array | None
-    output: Array
+    projection: Matrix | None
+    output: Matrix
     output_bias: Array
 
 
@@ -96,7 +97,8 @@ def read_network(settings: Settings, weights: Weights) -> Network:
         ValueError: If one is missing or of another shape.
     """
     vocab, embed, hidden = settings.vocab_size, settings.embedding_size, settings.hidden_size
-    embedding = weights.take("model.shared.weight", vocab, embed)
+    table = weights.take_matrix("model.shared.weight", vocab, embed)
+    embedding = table.dense() if isinstance(table, Int8Matrix) else table
     tied = settings.tie_word_embeddings
     projects = tied and embed != hidden
     return Network(
@@ -106,8 +108,8 @@ def read_network(settings: Settings, weights: Weights) -> Network:
         _layers(settings, weights, "decoder"),
         _norm(settings, weights, "model.encoder.norm", hidden),
         _norm(settings, weights, "model.decoder.norm", hidden),
-        weights.take("output_projection.weight", embed, hidden) if projects else None,
-        embedding if tied else weights.take("lm_head.weight", vocab, hidden),
+        weights.take_matrix("output_projection.weight", embed, hidden) if projects else None,
+        table if tied else weights.take_matrix("lm_head.weight", vocab, hidden),
         weights.take("lm_head.bias", vocab),
     )
 
@@ -131,7 +133,7 @@ def _layers(settings: Settings, weights: Weights, part: str) -> tuple[Layer, ...
             kernel_size,
             tuple(
                 Convolution(
-                    weights.take(f"{place}.convolution.weight", rows, kernel_size * width),
+                    weights.take_matrix(f"{place}.convolution.weight", rows, kernel_size * width),
                     weights.take(f"{place}.convolution.bias", rows),
                 )
                 for place in ([f"{prefix}.layer"] if decodes else places)
@@ -141,7 +143,9 @@ def _layers(settings: Settings, weights: Weights, part: str) -> tuple[Layer, ...
             settings.residual and width == hidden,
             settings.dense_connections and not is_last,
             _feed_forward(settings, weights, f"{prefix}.feed_forward"),
-            weights.take(f"{prefix}.layer.encoding.weight", rows, hidden) if decodes else None,
+            weights.take_matrix(f"{prefix}.layer.encoding.weight", rows, hidden)
+            if decodes
+            else None,
             _attention(settings, weights, f"{prefix}.attention", is_last) if decodes else None,
         )
         layers.append(layer)
@@ -159,8 +163,8 @@ def _feed_forward(settings: Settings, weights: Weights, name: str) -> FeedForwar
         return None
     return FeedForward(
         weights.take(f"{name}.norm.weight", hidden),
-        weights.take(f"{name}.gate_and_in.weight", 2 * inner, hidden),
-        weights.take(f"{name}.out.weight", hidden, inner),
+        weights.take_matrix(f"{name}.gate_and_in.weight", 2 * inner, hidden),
+        weights.take_matrix(f"{name}.out.weight", hidden, inner),
     )
 
 
@@ -171,13 +175,13 @@ def _attention(
     if settings.attends_everywhere:
         return AttentionBlock(
             weights.take(f"{name}.norm.weight", hidden),
-            weights.take(f"{name}.query.weight", hidden, hidden),
-            weights.take(f"{name}.key_value.weight", 2 * hidden, hidden),
-            weights.take(f"{name}.out.weight", hidden, hidden),
+            weights.take_matrix(f"{name}.query.weight", hidden, hidden),
+            weights.take_matrix(f"{name}.key_value.weight", 2 * hidden, hidden),
+            weights.take_matrix(f"{name}.out.weight", hidden, hidden),
         )
     if not is_last:
         return None
     return OutputAttention(
-        weights.take(f"{name}.context.weight", hidden, hidden),
-        weights.take(f"{name}.cell.weight", hidden, hidden),
+        weights.take_matrix(f"{name}.context.weight", hidden, hidden),
+        weights.take_matrix(f"{name}.cell.weight", hidden, hidden),
     )

@@ -11,7 +11,7 @@ from hf_qrnn.data.translations import Hypothesis, Translation
 
 from .decoder import NumpyDecoder
 from .generation import read_generation
-from .native import NativeDecoder, NativeNetwork, instruction_sets
+from .native import HAVE_AVX512, NativeDecoder, NativeNetwork, instruction_sets
 from .network import Network, read_network
 from .ranking import RANKINGS, PaperRanking, Ranking
 from .search import Decoder, search
@@ -56,7 +56,7 @@ class Translator:
         if backend != "numpy":
             try:
                 # With narrower vectors it takes longer to widen numbers than to read wide ones.
-                halves = weights.are_halves and instruction_sets()[-1] == "avx512"
+                halves = weights.are_halves and instruction_sets()[-1] in HAVE_AVX512
                 self._network = NativeNetwork(network, halves=halves, taken=weights.release)
                 self.backend = "native"
             except OSError as error:

@@ -1,4 +1,4 @@
-"""Reads weights in the safetensors format, mapped from disk, as float32.
+"""Reads weights in the safetensors format, mapped from disk, as float32 or int8 with scales.
 
 A file is a header's length (8 bytes), the header (JSON: names with dtype, shape and place), and the
 numbers. Nothing in it is trusted.
@@ -19,12 +19,20 @@ import numpy.typing as npt
 
 from hf_qrnn.data.json_files import read_json
 
+from .int8 import MOST_INNER, Int8Matrix
+
 # Always float32; of what is computed from one, numpy cannot tell a type checker so.
 Array = npt.NDArray[Any]
+Matrix = Array | Int8Matrix
+
+INT8 = "I8"
+SCALE = "_scale"
+"""Behind the name of an int8 matrix: the name of its rows' scales."""
 
 _MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 # bfloat16 is the upper half of float32: numpy, which has none, reads it as integers.
-_DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
+_FLOATS = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {**_FLOATS, INT8: "i1"}
 
 
 class Weights:
@@ -32,6 +40,9 @@ class Weights:
 
     Args:
         folder: A folder with model.safetensors, or with the index of several such files.
+
+    Attributes:
+        files: The files with weights.
 
     Raises:
         ValueError: If there are none or they are damaged.
@@ -44,6 +55,7 @@ class Weights:
             names = _shards(read_json(index))
         self._tensors: dict[str, tuple[str, npt.NDArray[Any]]] = {}
         self._maps: list[mmap.mmap] = []
+        self.files = [folder / name for name in names]
         for name in names:
             mapped = _map_file(folder / name)
             if mapped is not None:
@@ -54,6 +66,16 @@ class Weights:
     def are_halves(self) -> bool:
         """Tell whether all weights are of bfloat16, so that half the bytes are enough."""
         return all(dtype == "BF16" for dtype, _ in self._tensors.values())
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The dtypes of all weights, as the file names them."""
+        return {name: dtype for name, (dtype, _) in self._tensors.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all weights."""
+        return {name: tensor.shape for name, (_, tensor) in self._tensors.items()}
 
     def release(self) -> None:
         """Give back the memory of the files; what is read again comes from disk again."""
@@ -66,6 +88,36 @@ class Weights:
         Raises:
             ValueError: If there is none of this shape.
         """
+        dtype, tensor = self._find(name, shape)
+        if dtype == "BF16":
+            return (tensor.astype(np.uint32) << 16).view(np.float32)
+        if dtype not in _FLOATS:
+            raise ValueError(
+                f"The weight `{name}` must be of one of {', '.join(_FLOATS)} for the engine, "
+                f"but is of {dtype}."
+            )
+        return tensor.astype(np.float32, copy=False)
+
+    def take_matrix(self, name: str, outer: int, inner: int) -> Matrix:
+        """Return a matrix as `take` does, or in int8 with the scales of its rows.
+
+        Raises:
+            ValueError: If there is none of this shape, or its scales are missing or none.
+        """
+        dtype, numbers = self._find(name, (outer, inner))
+        if dtype != INT8:
+            return self.take(name, outer, inner)
+        scales = self.take(f"{name}{SCALE}", outer)
+        wrong = scales[~((scales > 0) & np.isfinite(scales))]
+        if wrong.size:
+            raise ValueError(
+                f"The weight `{name}{SCALE}` must be finite and above 0, but holds {wrong[0]}."
+            )
+        matrix = Int8Matrix(numbers, scales)
+        return matrix if inner <= MOST_INNER else matrix.dense()
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> tuple[str, npt.NDArray[Any]]:
+        """Return the dtype and the numbers of a weight of this shape."""
         if name not in self._tensors:
             raise ValueError(f"The model must have the weight `{name}`, but has none.")
         dtype, tensor = self._tensors[name]
@@ -74,14 +126,7 @@ class Weights:
                 f"The weight `{name}` must be of shape {list(shape)}, as its config says, "
                 f"but is of {list(tensor.shape)}."
             )
-        if dtype == "BF16":
-            return (tensor.astype(np.uint32) << 16).view(np.float32)
-        if dtype not in _DTYPES:
-            raise ValueError(
-                f"The weight `{name}` must be of one of {', '.join(_DTYPES)} for the engine, "
-                f"but is of {dtype}."
-            )
-        return tensor.astype(np.float32, copy=False)
+        return dtype, tensor
 
 
 def _shards(index: Mapping[str, Any]) -> list[str]:

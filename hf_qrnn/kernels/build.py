@@ -53,7 +53,11 @@ ENGINE_NAME = "hf_qrnn_engine.so"
 ENGINE_SOURCES = SOURCES / "engine"
 _ENGINE_CXX = ("-std=c++17", *_CXX, "-Wno-maybe-uninitialized")
 _ENGINE_LINK = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
-_ENGINE_ISA = {"engine_avx2.cpp": _AVX2, "engine_avx512.cpp": _AVX512}
+_ENGINE_ISA = {
+    "engine_avx2.cpp": _AVX2,
+    "engine_avx512.cpp": _AVX512,
+    "engine_vnni.cpp": (*_AVX512, "-mavx512vnni"),
+}
 
 
 class BuildError(Exception):

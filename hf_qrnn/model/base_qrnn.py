@@ -27,7 +27,7 @@ from .decoder_qrnn import QRNNDecoder
 from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput
 from .generate_hooks_qrnn import as_qrnn_cache
 from .keywords_qrnn import check_keywords
-from .quantization_qrnn import check_quantized, leave_unpacked
+from .quantization_qrnn import check_quantized, dequantized, leave_unpacked
 
 
 def embed_tokens(
@@ -120,15 +120,22 @@ class QRNNPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        """Refuse integers for weights, which transformers casts without a word."""
+        """Make floats of int8 rows; refuse other integers, which transformers casts silently."""
         load = PreTrainedModel._load_pretrained_model
         # By the names it has today: of a later transformers' others nothing is asked.
-        given = inspect.signature(load).bind(*args, **kwargs).arguments
+        bound = inspect.signature(load).bind(*args, **kwargs)
+        given = bound.arguments
         quantizer = getattr(given.get("load_config"), "hf_quantizer", "unknown")
+        # A quantiser that stored its own weights reads them itself.
+        if quantizer is None or getattr(quantizer, "pre_quantized", True) is False:
+            floats = dequantized(given.get("state_dict"), given.get("checkpoint_files"))
+            if floats is not None:
+                # Without files, or weights that stay on disk would be those of the files.
+                given.update(state_dict=floats, checkpoint_files=None)
         model, stored = given.get("model"), (given.get("state_dict"), given.get("checkpoint_files"))
         if quantizer is None and model is not None:  # quantised weights are integers by right
             check_stored_weights(model.state_dict(), *stored)
-        return load(*args, **kwargs)
+        return load(*bound.args, **bound.kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any

@@ -164,7 +164,7 @@ def check_stored_weights(
         if name.removeprefix("model.") in own and not tensor.is_floating_point():
             raise ValueError(_wrong_weight(name, str(tensor.dtype)))
     for path in files or ():
-        for name, dtype in _stored_dtypes(path).items():
+        for name, dtype in stored_dtypes(path).items():
             if name.removeprefix("model.") in own and not dtype.startswith(("F", "BF")):
                 raise ValueError(_wrong_weight(name, f"{dtype} in '{path}'"))
 
@@ -173,7 +173,7 @@ def _wrong_weight(name: str, dtype: str) -> str:
     return f"the weight `{name}` must be of floating-point numbers, but is of {dtype}."
 
 
-def _stored_dtypes(path: str) -> dict[str, str]:
+def stored_dtypes(path: str) -> dict[str, str]:
     """Read the dtype of each tensor from a safetensors file's header; none from another file."""
     if not str(path).endswith(".safetensors"):
         return {}

@@ -20,7 +20,7 @@ except SystemExit as end:
 found = sorted(set(forbidden.split()) & set(sys.modules))
 sys.exit(f"{found} were imported" if found else status)
 """
-COMMANDS = ("translate", "pronounce", "score", "push", "verify", "info", "bench")
+COMMANDS = ("translate", "pronounce", "score", "quantize", "push", "verify", "info", "bench")
 # What is wrong can be seen without loading anything.
 MISTAKES = {
     "no command": "",
@@ -38,6 +38,8 @@ MISTAKES = {
     "no threads": "bench --threads 0",
     "no minutes": "bench --minutes 0",
     "no model": "push",
+    "no output": "quantize {folder}",
+    "no model to tell of": "info {folder}",
 }
 
 

@@ -13,7 +13,7 @@ from hf_qrnn.kernels import build
 
 # Searches of every kind on every instruction set, by the sanitized library.
 PROGRAM = """
-import itertools, sys, types
+import sys, types
 from pathlib import Path
 import numpy as np
 sys.modules.update(torch=None, transformers=None)
@@ -22,16 +22,24 @@ package.__path__ = [sys.argv[1]]
 sys.modules["hf_qrnn"] = package
 from hf_qrnn.engine import native
 from hf_qrnn.engine.network import read_network
+from hf_qrnn.engine.quantize import quantize
 from hf_qrnn.engine.settings import read_settings
 from hf_qrnn.engine.weights import Weights
 native.engine_path = lambda: Path(sys.argv[2])
 draw = np.random.default_rng(0)
 sources = [[*draw.integers(4, 30, length).tolist(), 1] for length in (0, 3, 9, 100, 5)]
+def networks():
+    for name in native.instruction_sets():
+        for halves in (False, True):
+            yield native.NativeNetwork(network, name, halves=halves)
+        yield native.NativeNetwork(int8, name)
 for folder in map(Path, sys.argv[4:]):
-    weights = Weights(folder)
-    network = read_network(read_settings(folder)[0], weights)
-    for name, halves in itertools.product(native.instruction_sets(), (False, True)):
-        packed = native.NativeNetwork(network, name, halves=halves)
+    quantize(folder, f"{folder}-int8")
+    network, int8 = (
+        read_network(read_settings(path)[0], Weights(path))
+        for path in (folder, Path(f"{folder}-int8"))
+    )
+    for packed in networks():
         for rows_each in (1, 2, 7):
             decoder = native.NativeDecoder(packed, sources, rows_each)
             for _ in range(2):

@@ -41,7 +41,7 @@ Decoder::Decoder(const Network& network, const int64_t* ids, std::vector<int64_t
   y_ = Numbers(num_rows * widest);
   gates_ = Numbers(num_rows * network.num_gates * hidden);
   o_ = Numbers(num_rows * hidden);
-  context_ = Numbers(num_rows * 2 * hidden);
+  context_ = Numbers(num_rows * hidden);
   query_ = Numbers(num_rows * hidden);
   scores_ = Numbers(rows_each * longest_);
 }
@@ -139,12 +139,10 @@ void Decoder::run_layer(size_t index) {
   }
   float* out = y_.data();
   if (attends_inside) {
-    attend(index, state.c.data(), hidden, context_.data(), 2 * hidden);
-    for (int64_t r = 0; r < num_rows; ++r) {
-      copy(context_.data() + (2 * r + 1) * hidden, state.c.data() + r * hidden, hidden);
-    }
-    k.product(context_.data(), 2 * hidden, num_rows, layer.context_and_cell.panels(), nullptr, out,
-              hidden, false);
+    attend(index, state.c.data(), hidden, context_.data(), hidden);
+    k.product(context_.data(), hidden, num_rows, layer.context.panels(), nullptr, out, hidden,
+              false);
+    k.product(state.c.data(), hidden, num_rows, layer.cell.panels(), nullptr, out, hidden, true);
     k.multiply(o_.data(), num_rows * hidden, out);
   }
   if (layer.adds_input) {

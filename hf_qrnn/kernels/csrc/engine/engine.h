@@ -38,7 +38,12 @@ struct Matrix {
   int64_t inner = 0, outer = 0;
   Numbers numbers;
   bool halves = false;  // two bfloat16 in the place of a float32
-  Panels panels() const { return {inner, outer, numbers.data(), halves}; }
+  // Of int8 weights, of which four are in the place of a float32; see `Panels`.
+  Numbers scales;
+  std::vector<int32_t> shifts;
+  Panels panels() const {
+    return {inner, outer, numbers.data(), halves, scales.data(), shifts.data()};
+  }
 };
 
 struct FeedForward {
@@ -59,8 +64,8 @@ struct Layer {
   bool has_feed_forward = false;
   FeedForward feed_forward;
   Matrix encoding;
-  // Attention::output: context and cell, one above the other.
-  Matrix context_and_cell;
+  // Attention::output.
+  Matrix context, cell;
   // Attention::block.
   Numbers attention_norm;
   Matrix query, key_value, out;
@@ -84,13 +89,20 @@ struct Network {
 // hf_qrnn/engine/native.py. `instruction_set` counts from 0. `taken` is called after each weight
 // that has been taken.
 std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
-                                      const float* const* weights, int64_t instruction_set,
+                                      const void* const* weights, int64_t instruction_set,
                                       void (*taken)());
+
+// The functions of an instruction set.
+const Kernels* kernels_of(int64_t instruction_set);
 
 // Pack `source` (outer, inner), rows `stride` apart, or with `transposed` (inner, outer). With
 // `halves` as bfloat16, rounded to the nearest.
 void pack(const Kernels& kernels, const float* source, int64_t stride, bool transposed,
           int64_t inner, int64_t outer, bool halves, Matrix& matrix);
+
+// Pack int8 weights (outer, inner) with the scales of their rows (outer).
+void pack_int8(const Kernels& kernels, const int8_t* source, const float* scales, int64_t inner,
+               int64_t outer, Matrix& matrix);
 
 // The encoding of B sources: states (N, H), one source behind the other, and h~ (L, B, H).
 struct Encoded {

@@ -33,6 +33,16 @@ QRNN_INLINE float sum_of(V x) {
   return sum;
 }
 
+}  // namespace
+}  // namespace engine
+}  // namespace hf_qrnn
+
+#include "int8_kernels.h"
+
+namespace hf_qrnn {
+namespace engine {
+namespace {
+
 // ---------------------------------------------------------------- products
 
 // Of R rows and U vectors of a panel. One row alone has more sums than vectors, or each multiply
@@ -132,6 +142,7 @@ void product_of(const float* x, int64_t x_stride, int64_t rows, const Panels& w,
 
 void product(const float* x, int64_t x_stride, int64_t rows, const Panels& w, const float* bias,
              float* y, int64_t y_stride, bool adds) {
+  if (w.scales) return int8_product(x, x_stride, rows, w, bias, y, y_stride, adds);
   if (w.halves) return product_of<BFloat16>(x, x_stride, rows, w, bias, y, y_stride, adds);
   product_of<float>(x, x_stride, rows, w, bias, y, y_stride, adds);
 }

@@ -7,12 +7,20 @@
 namespace hf_qrnn {
 namespace engine {
 
+// Of int8 weights: so many neighbours in the inner dimension lie together, and that dimension is at
+// most so long, or the sums would not fit into 32 bits.
+constexpr int kGroup = 4;
+constexpr int64_t kMostInt8Inner = 1 << 15;
+
 // A matrix (inner, outer) as products read it: panels of some outer columns, in each panel one row
-// of the inner dimension behind the other.
+// of the inner dimension behind the other. Of int8 weights a row is `kGroup` of them, column by
+// column.
 struct Panels {
   int64_t inner, outer;
   const void* data;
-  bool halves;  // bfloat16, else float32
+  bool halves;           // bfloat16, else float32
+  const float* scales;   // of int8 columns, else null: whole panels of them
+  const int32_t* shifts; // of int8 columns: -128 times the sum of the weights
 };
 
 // The functions that are compiled for several instruction sets.
@@ -48,8 +56,12 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace vnni {
+extern const Kernels kKernels;
+}
 
-// Number of instruction sets that this CPU runs: 1 is the baseline, 2 AVX2, 3 AVX-512.
+// Number of instruction sets that this CPU runs: 1 is the baseline, 2 AVX2, 3 AVX-512,
+// 4 AVX-512 with VNNI.
 int64_t num_instruction_sets();
 
 }  // namespace engine

@@ -24,8 +24,21 @@ QRNN_EXPORT int64_t qrnn_num_instruction_sets() {
   return hf_qrnn::engine::num_instruction_sets();
 }
 
+// y (rows, outer) of x (rows, inner) and int8 weights (outer, inner), for the tests.
+QRNN_EXPORT int64_t qrnn_int8_product(int64_t instruction_set, const float* x, int64_t rows,
+                                      int64_t inner, const int8_t* weights, const float* scales,
+                                      int64_t outer, float* y) {
+  return guarded([&] {
+    const auto& kernels = *hf_qrnn::engine::kernels_of(instruction_set);
+    hf_qrnn::engine::Matrix matrix;
+    hf_qrnn::engine::pack_int8(kernels, weights, scales, inner, outer, matrix);
+    kernels.product(x, inner, rows, matrix.panels(), nullptr, y, outer, false);
+    return int64_t{0};
+  });
+}
+
 QRNN_EXPORT void* qrnn_network_new(const int64_t* fields, double score_scale,
-                                   const float* const* weights, int64_t instruction_set,
+                                   const void* const* weights, int64_t instruction_set,
                                    void (*taken)()) {
   try {
     return hf_qrnn::engine::make_network(fields, score_scale, weights, instruction_set, taken)

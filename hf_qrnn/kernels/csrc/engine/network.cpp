@@ -20,7 +20,8 @@ int64_t num_instruction_sets() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
   const bool has_512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return has_512 ? 3 : 2;
+  if (!has_512) return 2;
+  return __builtin_cpu_supports("avx512vnni") ? 4 : 3;
 #else
   return 1;
 #endif
@@ -63,10 +64,32 @@ void pack(const Kernels& kernels, const float* source, int64_t stride, bool tran
   }
 }
 
-namespace {
+void pack_int8(const Kernels& kernels, const int8_t* source, const float* scales, int64_t inner,
+               int64_t outer, Matrix& matrix) {
+  const int64_t panel = kernels.panel, panels = (outer + panel - 1) / panel;
+  const int64_t groups = (inner + kGroup - 1) / kGroup;
+  matrix.inner = inner;
+  matrix.outer = outer;
+  matrix.numbers = Numbers(panels * panel * groups);  // one for each group
+  matrix.scales = Numbers(panels * panel);
+  matrix.shifts.assign(static_cast<size_t>(panels * panel), 0);
+  std::memcpy(matrix.scales.data(), scales, static_cast<size_t>(outer) * sizeof(float));
+  int8_t* const bytes = reinterpret_cast<int8_t*>(matrix.numbers.data());
+  for (int64_t j = 0; j < outer; ++j) {
+    int8_t* const column = bytes + (j / panel * panel * groups + j % panel) * kGroup;
+    int32_t sum = 0;
+    for (int64_t k = 0; k < inner; ++k) {
+      const int8_t x = source[j * inner + k];
+      column[k / kGroup * panel * kGroup + k % kGroup] = x;
+      sum += x;
+    }
+    matrix.shifts[static_cast<size_t>(j)] = -128 * sum;
+  }
+}
 
 const Kernels* kernels_of(int64_t instruction_set) {
 #if defined(__x86_64__)
+  if (instruction_set == 3) return &vnni::kKernels;
   if (instruction_set == 2) return &avx512::kKernels;
   if (instruction_set == 1) return &avx2::kKernels;
 #endif
@@ -74,25 +97,33 @@ const Kernels* kernels_of(int64_t instruction_set) {
   return &baseline::kKernels;
 }
 
+namespace {
+
 // Takes what describes a network in the order in which native.py writes it.
 struct Reader {
   const Kernels& kernels;
   bool halves;
   const int64_t* fields;
-  const float* const* weights;
+  const void* const* weights;
   void (*taken)();
 
   int64_t field() { return *fields++; }
+  // Of float32; or of int8, with scales in a second place, which is null else.
   Matrix matrix(int64_t outer, int64_t inner) {
     Matrix result;
-    if (const float* source = *weights++) {
-      pack(kernels, source, inner, false, inner, outer, halves, result);
-      taken();
+    const void *source = *weights++, *scales = *weights++;
+    if (!source) return result;
+    if (scales) {
+      pack_int8(kernels, static_cast<const int8_t*>(source), static_cast<const float*>(scales),
+                inner, outer, result);
+    } else {
+      pack(kernels, static_cast<const float*>(source), inner, false, inner, outer, halves, result);
     }
+    taken();
     return result;
   }
   Numbers numbers(int64_t size) {
-    const float* source = *weights++;
+    const float* source = static_cast<const float*>(*weights++);
     if (!source) return Numbers();
     Numbers result(size);
     std::memcpy(result.data(), source, static_cast<size_t>(size) * sizeof(float));
@@ -124,7 +155,10 @@ Layer read_layer(Reader& reader, const Network& network, bool decodes) {
     layer.feed_forward.out = reader.matrix(hidden, network.inner);
   }
   if (decodes) layer.encoding = reader.matrix(rows, hidden);
-  if (layer.attends == Attention::output) layer.context_and_cell = reader.matrix(hidden, 2 * hidden);
+  if (layer.attends == Attention::output) {
+    layer.context = reader.matrix(hidden, hidden);
+    layer.cell = reader.matrix(hidden, hidden);
+  }
   if (layer.attends == Attention::block) {
     layer.attention_norm = reader.numbers(hidden);
     layer.query = reader.matrix(hidden, hidden);
@@ -137,7 +171,7 @@ Layer read_layer(Reader& reader, const Network& network, bool decodes) {
 }  // namespace
 
 std::unique_ptr<Network> make_network(const int64_t* fields, double score_scale,
-                                      const float* const* weights, int64_t instruction_set,
+                                      const void* const* weights, int64_t instruction_set,
                                       void (*taken)()) {
   auto network = std::make_unique<Network>();
   network->kernels = kernels_of(instruction_set);
