@@ -34,9 +34,9 @@ bench: kernels
 	$(BIN)/python benchmarks/bench_layer.py --device cpu --grid paper --check
 	$(BIN)/python benchmarks/bench_pooling.py --check
 
-# No set-up: for a machine that has torch and a GPU.
+# No set-up: for a machine that has torch and a GPU; CALL=1 or 2 for a part, DRY=1 on a CPU.
 gpu-check:
-	$(PYTHON) scripts/gpu_check.py
+	$(PYTHON) scripts/gpu_check.py $(if $(CALL),--call $(CALL)) $(if $(DRY),--dry)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

@@ -287,7 +287,9 @@ def measure(options: argparse.Namespace) -> Iterator[Record]:
     grid = GPU_GOALS if on_gpu and options.grid == "goals" else GRIDS[options.grid]
     yield {"bench": "environment", **environment(device), "command": sys.argv[1:]}
     copy = stream_copy(device)
-    rate = copy.rate(interleave({"copy": copy.call}, device=device, seconds=1.0)["copy"])
+    rate = copy.rate(
+        interleave({"copy": copy.call}, device=device, seconds=min(1.0, options.seconds))["copy"]
+    )
     yield {"bench": "copy", "gb_per_second": round(rate, 2)}
     modes = [False, True] if options.mode == "both" else [options.mode == BOTH]
     for dtype in options.dtypes or (["bfloat16"] if on_gpu else ["float32"]):

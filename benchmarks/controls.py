@@ -86,7 +86,8 @@ class LSTMTranslator(nn.Module):
         """Train on ids (B, S) and labels (B, T); the decoder reads the labels shifted right."""
         source = self.shared(input_ids.flip(1).t())  # (S, B, H)
         start = torch.zeros_like(labels[:, :1])
-        shifted = torch.cat([start, labels[:, :-1]], dim=1)  # (B, T)
+        # A pad's label is -100, which the loss passes by and an embedding has no row for.
+        shifted = torch.cat([start, labels[:, :-1]], dim=1).clamp(min=0)  # (B, T)
         states, final = self.encoder(source)
         d, _ = self.decoder(self.shared(shifted.t()), final)  # (T, B, H)
         keys, query = states.transpose(0, 1), d.transpose(0, 1)

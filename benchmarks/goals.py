@@ -201,6 +201,23 @@ def _gpu_goals() -> Iterator[Goal]:
     )
     triton = {"device": "cuda", "peer": "compiled", **_TRANSLATION}
     yield Goal("GPU training, Triton over compiled", triton, "ratio", 0.7)
+    yield from _gpu_whole_goals()
+
+
+def _gpu_whole_goals() -> Iterator[Goal]:
+    """Bounds on whole uses of a GPU (benchmarks/gpu): peers' layers, decoding, a training run."""
+    layer = {"bench": "peer layer", "device": "cuda", "hidden": HIDDEN_SIZE, "mode": BOTH}
+    for peer, least in (("ParaGRU-fused", 3.0), ("minGRU-pytorch", 5.0)):
+        where = {**layer, "peer": peer}
+        yield Goal(f"GPU layer {BOTH} against {peer}", where, "ratio", least)
+    gru = {**layer, "peer": "minGRU-pytorch"}
+    yield Goal("GPU memory over minGRU-pytorch", gru, "memory_ratio", 0.5, at_most=True)
+    step = {"bench": "decode", "device": "cuda", "way": "graph", "layers": 4, "hidden": HIDDEN_SIZE}
+    one = {**step, "batch": 1}
+    yield Goal("GPU decoding of one row, ms a step", one, "ms_per_step", 0.035, at_most=True)
+    run = {"bench": "trained", "device": "cuda", "preset": "modern", "data": "multi30k"}
+    name = "GPU Multi30k in two minutes, BLEU"
+    yield Goal(name, run, "bleu", 33.0, holds=lambda x: x["minutes"] <= 2.0)
 
 
 def _pronunciation_goals() -> Iterator[Goal]:

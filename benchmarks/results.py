@@ -127,6 +127,7 @@ def markdown(records: list[Record]) -> str:
         names = ("bench", "dtype", "threads", "rows", "peer", "ms", "peer_ms", "ratio", "over")
         names += ("characters_per_second", "first_mb", "last_mb", "growth")
         parts.append(_rows(rows, {name: name.replace("_", " ") for name in names}))
+    parts += _of_a_gpu(measured)
     products = [x for x in measured if x["bench"] == "product"]
     if products:
         rows = [{**x, "shape": f"{x['rows']} x {x['inner']} x {x['outer']}"} for x in products]
@@ -139,6 +140,23 @@ def markdown(records: list[Record]) -> str:
         if x["bench"] == "kernels"
     ]
     return "\n\n".join(part for part in (*parts, "\n".join(missing), "\n".join(kernels)) if part)
+
+
+def _of_a_gpu(records: list[Record]) -> Iterator[str]:
+    """Write what only `scripts/gpu_check.py` measures: forms, other layers, decoding, runs."""
+    shape = ("batch", "length", "hidden")
+    columns: dict[str, tuple[str, ...]] = {
+        "form": ("dtype", "mode", *shape, "stream_ms", "split_ms", "ratio", "chosen"),
+        "refit": ("dtype", "mode", "length", "split_up_to", "stream_from", "chosen_is_faster"),
+        "peer layer": ("peer", *shape, "ms", "peer_ms", "ratio", "memory_ratio"),
+        "decode": ("way", "batch", "dtype", "ms_per_step", "tokens_per_second"),
+        "run": ("preset", "data", "seconds", "update", "loss", "chars_per_second", "valid_bleu"),
+        "trained": ("preset", "data", "minutes", "updates", "bleu", "chrf", "bleu_signature"),
+    }
+    for bench, names in columns.items():
+        found = [x for x in records if x["bench"] == bench]
+        if found:
+            yield _rows(found, {name: name.replace("_", " ") for name in names})
 
 
 def _grids(records: list[Record]) -> Iterator[str]:

@@ -35,6 +35,7 @@ SCHEMAS = [
     "bool reverse) -> (Tensor, Tensor, Tensor)",
     "connect_forward(Tensor h, Tensor? residual, Tensor? weight, Tensor? seed, float dropout, "
     "float eps, str normed_dtype) -> (Tensor, Tensor, Tensor)",
+    "pool_form(str wanted) -> str",
     "connect_backward(Tensor? grad_out, Tensor? grad_normed, Tensor? out, Tensor? weight, "
     "Tensor? inverse, Tensor? seed, float dropout, str h_dtype, str residual_dtype) "
     "-> (Tensor, Tensor, Tensor)",

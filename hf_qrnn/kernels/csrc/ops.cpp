@@ -279,6 +279,7 @@ STABLE_TORCH_LIBRARY(hf_qrnn_kernels, m) {
       " Tensor? initial_state, Tensor? mask, Tensor? seed, Tensor tiles, int pooling,"
       " float zoneout, bool reverse) -> (Tensor, Tensor, Tensor)");
   m.def("simd(str wanted) -> str");
+  m.def("pool_form(str wanted) -> str");  // of the CUDA side alone
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hf_qrnn_kernels, CPU, m) {

@@ -192,9 +192,27 @@ Three pool_backward(Optional grad_h, Optional grad_c, Optional grad_state, const
   return {grad_gates, grad_bias, grad_initial};
 }
 
+// The form in use, after changing to `wanted` ("" leaves it): "auto" asks the table of pool_plan.h.
+std::string pool_form(std::string wanted) {
+  const char* const names[] = {"auto", "stream", "split"};
+  if (!wanted.empty()) {
+    int form = -2;
+    for (int k = 0; k < 3; ++k) {
+      if (wanted == names[k]) form = k - 1;
+    }
+    STD_TORCH_CHECK(form >= -1, "`wanted` must be auto, stream or split, but is ", wanted, ".");
+    forced_form() = form;
+  }
+  return names[forced_form() + 1];
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(QRNN_NAMESPACE, QRNN_DISPATCH_KEY, m) {
   m.impl("pool_forward", TORCH_BOX(&pool_forward));
   m.impl("pool_backward", TORCH_BOX(&pool_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(QRNN_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("pool_form", TORCH_BOX(&pool_form));
 }
