@@ -73,8 +73,18 @@ class Batch:
     indices: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """Copies the batch to a device."""
-        return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()})
+        """Copies the batch to a device, without waiting for what a GPU still has to do.
+
+        It waits for all of it where the memory that is copied from may be paged.
+        """
+        if device.type == "cuda":
+            copies = {
+                name: x.pin_memory().to(device, non_blocking=True)
+                for name, x in self.inputs.items()
+            }
+        else:
+            copies = {name: x.to(device) for name, x in self.inputs.items()}
+        return replace(self, inputs=copies)
 
 
 def encode_pairs(

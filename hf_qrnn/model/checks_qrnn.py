@@ -1,13 +1,14 @@
 """Checks of what goes into the models; each failure is one sentence.
 
-Nothing here costs a device synchronisation, and nothing is looked at while a graph is traced:
-values are checked on the CPU only.
+Nothing is looked at while a graph is traced. Values are checked on the CPU; on a GPU a process does
+so a few times at first, since reading them waits for all its work.
 
 Shapes: B batch, S source length, T target length, E embedding, H units, L layers, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from torch import nn
 from .internals_qrnn import is_transformed
 
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
+MAX_WAITS = 16
+_waits = itertools.count()
 
 
 def may_look(tensor: Any) -> bool:
@@ -35,6 +38,20 @@ def may_read(tensor: torch.Tensor) -> bool:
     are not those of one sample.
     """
     return tensor.device.type == "cpu" and not is_transformed()
+
+
+def may_wait(tensor: torch.Tensor) -> bool:
+    """Tell whether the values of `tensor` may decide what happens, though a GPU must end its work.
+
+    So it is `MAX_WAITS` times in a process: a mistake in how batches are made shows at once, and a
+    run of a million updates does not wait in every one.
+    """
+    if tensor.device.type == "cpu":
+        return not is_transformed()
+    if tensor.device.type == "meta" or is_transformed():
+        return False
+    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not capturing and next(_waits) < MAX_WAITS
 
 
 def check_token_ids(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .checks_qrnn import check_mask, may_look
-from .internals_qrnn import is_transformed
+from .checks_qrnn import check_mask, may_look, may_read, may_wait
 
 
 def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -92,12 +91,11 @@ def real_steps(
     if not exact:
         attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
     mask = attention_mask.bool()
-    if not may_look(mask) or mask.device.type == "meta" or is_transformed():
+    if not may_look(mask):
         return mask
-    if mask.device.type == "cpu" and bool(mask.all()):
+    if may_read(mask) and bool(mask.all()):
         return None
-    capturing = mask.is_cuda and torch.cuda.is_current_stream_capturing()
-    if length > 1 and not capturing:
+    if length > 1 and may_wait(mask):
         starts = mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
         if bool((starts > 1).any()):
             row = int((starts > 1).nonzero()[0])

@@ -191,13 +191,28 @@ class DivergenceWatch:
     def check(self) -> Divergence | None:
         """Find the first update since the last check that diverged, or None."""
         seen, self._seen = self._seen, []
-        for step, indices, nats, tokens, grad_norm in seen:
+        numbers = _read([number for update in seen for number in (update[2], update[4])])
+        for (step, indices, _, tokens, _), nats, norm in zip(
+            seen, numbers[::2], numbers[1::2], strict=True
+        ):
             # A process whose batches were fillers has no tokens, and a loss of 0.
-            loss, norm = float(nats) / max(1, tokens), float(grad_norm)
+            loss = nats / max(1, tokens)
             # `not <=` rather than `>`, which is False for NaN; infinity is within a limit of it.
             if not (loss <= self.limit and math.isfinite(loss) and math.isfinite(norm)):
                 return Divergence(step, loss, norm, list(indices))
         return None
+
+
+def _read(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Read numbers, those of a GPU all at once: each reading waits for it."""
+    # A norm that is spread over processes cannot be made a part of another tensor.
+    if not tensors or any(type(x) is not torch.Tensor for x in tensors):
+        return [float(x) for x in tensors]
+    # A loss of fillers alone is on the CPU.
+    device = next((x.device for x in tensors if x.device.type != "cpu"), tensors[0].device)
+    kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    found: list[float] = torch.stack([x.to(device, kind) for x in tensors]).tolist()
+    return found
 
 
 def divergence_error(
