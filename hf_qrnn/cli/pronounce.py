@@ -75,7 +75,7 @@ def _pronounce(args: argparse.Namespace) -> None:
     from hf_qrnn.engine.choice import choose_engine
     from hf_qrnn.pronunciation.pronouncer import Pronouncer
 
-    choice = choose_engine(args.engine, [model], args.device, {"language": language})
+    choice = choose_engine(args.engine, [model], args.device, {})
     pronouncer = Pronouncer(
         choice.engine or _load(model, args.device),
         lexicon=lexicon,

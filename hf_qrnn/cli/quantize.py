@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from .models import model_name
+
 _TEXT = """\
 Store a translation model with int8 weights and a scale for each of their rows, a quarter of the
 size of float32. The engine computes with the integers; by generate() and from_pretrained the folder
@@ -19,7 +21,8 @@ def add_quantize(commands: Any) -> None:
     )
     parser.set_defaults(run=_quantize, typed={"path": "MODEL"})
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder with a saved translation model")
+    models = "folder with a saved model, or its name in the box (hf-qrnn models)"
+    add("model", metavar="MODEL", type=model_name, help=models)
     text = "new folder for the int8 model"
     add("-o", "--output", metavar="FOLDER", required=True, help=text)
 

@@ -118,11 +118,12 @@ def _load(args: argparse.Namespace) -> tuple[_Translate, Translator | None]:
     """Load what translates, and its translator where that is not the engine."""
     from hf_qrnn.engine.choice import choose_engine
 
-    needs_torch = {name: getattr(args, name) for name in ("attention", "hidden_states", "language")}
+    needs_torch = {name: getattr(args, name) for name in ("attention", "hidden_states")}
     choice = choose_engine(args.engine, args.model, args.device, needs_torch)
     if choice.engine is not None:
+        choice.engine.check_language(args.language)  # to open an output empties it
         tell_engine(choice)
-        return choice.engine.translate, None
+        return partial(choice.engine.translate, language=args.language), None
     translator = load(args.model, args.device)
     translator.check_language(args.language)  # to open an output empties it
     tell_engine(choice)

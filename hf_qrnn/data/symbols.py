@@ -30,7 +30,13 @@ from typing import cast
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .languages import check_language
+from .languages import (
+    check_language,
+    language_of_each,
+    language_tag,
+    list_languages,
+    refuse_language,
+)
 from .texts import check_texts, split_symbols
 from .tokenization import (
     SPECIAL_TOKENS,
@@ -102,7 +108,7 @@ def train_symbol_tokenizer(
         raise ValueError(f"`min_count` must be at least 1, but is {min_count}.")
     names = sorted(set(languages))
     found = _count(_in_form(sources, nfc, source_nfd), _in_form(targets, nfc), sides)
-    tokens = [*SPECIAL_TOKENS, *map(_tag, names), *_frequent(found, min_count)]
+    tokens = [*SPECIAL_TOKENS, *map(language_tag, names), *_frequent(found, min_count)]
     tokenizer = Tokenizer(_model({token: index for index, token in enumerate(tokens)}))
     _set_parts(tokenizer, source_tokens, names, nfc, source_nfd)
     return wrap_tokenizer(
@@ -110,7 +116,7 @@ def train_symbol_tokenizer(
         source_tokens=source_tokens,
         target_tokens=target_tokens,
         languages=names,
-        extra_special_tokens=list(map(_tag, names)),
+        extra_special_tokens=list(map(language_tag, names)),
     )
 
 
@@ -188,15 +194,11 @@ def encode_sources(
     if isinstance(texts, str):
         raise TypeError("`texts` must be a list of texts, but is one string.")
     if not known:
-        if language is not None:
-            raise ValueError(
-                "`language` must be left out with a model that has no language tags, but is "
-                f"{language if isinstance(language, str) else next(iter(language), None)!r}."
-            )
+        refuse_language(language)
         return encode_batch(tokenizer, texts)
     check_texts(texts)
-    wanted = _each(texts, language, known)
-    tags = [_tag(name) for name in wanted]
+    wanted = language_of_each(len(texts), language, known)
+    tags = [language_tag(name) for name in wanted]
     rows = encode_batch(tokenizer, [tag + text for tag, text in zip(tags, texts, strict=True)])
     ids = cast(list[int], tokenizer.convert_tokens_to_ids(tags))
     for index, row in enumerate(rows):
@@ -258,9 +260,10 @@ def add_symbols(
     """
     sides, tagged = sides_of(tokenizer), _tagged(tokenizer)
     if bool(languages) != bool(tagged):
+        tags = f"the tags {list_languages(tagged)}" if tagged else "no language tags"
         raise ValueError(
             f"`language_tag` must {'be given' if tagged else 'be left out'} with a model whose "
-            f"tokenizer has {f'the tags {_names(tagged)}' if tagged else 'no language tags'}, but "
+            f"tokenizer has {tags}, but "
             f"is {'not' if tagged else 'given'}."
         )
     if sides is None:
@@ -271,7 +274,7 @@ def add_symbols(
     nfc, nfd = is_nfc(tokenizer), is_nfd(tokenizer)
     found = _count(_in_form(sources, nfc, nfd), _in_form(targets, nfc), sides)
     names = [*tagged, *sorted(set(languages) - set(tagged))]
-    new = [_tag(name) for name in names if _tag(name) not in known]
+    new = [language_tag(name) for name in names if language_tag(name) not in known]
     for counts in found.values():
         new += sorted(x for x, count in counts.items() if count >= min_count and x not in known)
     if not new:
@@ -282,7 +285,7 @@ def add_symbols(
     backend.model = _model({**known, **{token: first + i for i, token in enumerate(new)}})
     _set_parts(backend, sides[0], names, nfc, nfd)
     longer.init_kwargs["languages"] = sorted(names)
-    longer.add_special_tokens({"extra_special_tokens": list(map(_tag, sorted(names)))})
+    longer.add_special_tokens({"extra_special_tokens": list(map(language_tag, sorted(names)))})
     return longer
 
 
@@ -310,34 +313,6 @@ def _alphabets(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 def _tagged(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return `languages(tokenizer)`, where an argument has that name."""
     return languages(tokenizer)
-
-
-def _tag(language: str) -> str:
-    return f"<{language}>"
-
-
-def _names(known: Sequence[str]) -> str:
-    return ", ".join(map(repr, known))
-
-
-def _each(
-    texts: Sequence[str], language: str | Sequence[str] | None, known: Sequence[str]
-) -> list[str]:
-    """Return the language of each text, every one known."""
-    if language is None or isinstance(language, str):
-        wanted = [language] * len(texts)
-    else:
-        wanted = list(language)
-        if len(wanted) != len(texts):
-            raise ValueError(
-                "`language` must be one, or one for each text, but there are "
-                f"{len(wanted)} for {len(texts)} texts."
-            )
-    for name in [language] if isinstance(language, str) else dict.fromkeys(wanted):
-        if name not in known:
-            found = f"is {name!r}" if name else "is not given"
-            raise ValueError(f"`language` must be one of {_names(known)}, but {found}.")
-    return cast(list[str], wanted)
 
 
 def _count(
@@ -395,7 +370,7 @@ def _model(vocabulary: dict[str, int]) -> models.WordLevel:
 
 def _set_parts(tokenizer: Tokenizer, side: str, names: Sequence[str], nfc: bool, nfd: bool) -> None:
     """Set the parts that read a source and write either side."""
-    tags = [_tag(name) for name in names]
+    tags = [language_tag(name) for name in names]
     steps = _steps(nfc, nfd)
     if side == "char":
         # "<fre>" at the very beginning, else one character. `[\s\S]` is a newline too.

@@ -1,6 +1,7 @@
 """Reads a saved tokenizer by `tokenizers` alone: texts to ids and back.
 
-The ids and texts are those of `encode_batch` and `decode_batch` (data/tokenization.py).
+The ids and texts are those of `encode_sources` (data/symbols.py) and `decode_batch`
+(data/tokenization.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from hf_qrnn.data.json_files import read_json
+from hf_qrnn.data.languages import language_of_each, language_tag, refuse_language
 from hf_qrnn.data.texts import check_texts
 
 from .settings import require
@@ -32,10 +34,11 @@ _CHANGES = (
     "add_bos_token",
     "add_eos_token",
     "add_prefix_space",
-    "extra_special_tokens",
     "additional_special_tokens",
 )
 _CHUNK_SIZE = 512
+SIDES = ("char", "blank")
+"""The kinds of a side, as in data/symbols.py."""
 
 
 class Tokens:
@@ -47,6 +50,8 @@ class Tokens:
 
     Attributes:
         config: The fields of tokenizer_config.json.
+        sides: The kinds of source and target (data/symbols.py); None where it knows no sides.
+        languages: The languages whose tags the model knows; none where it needs no language.
         eos: The id of the end token.
         unk: The id of the token for unknown characters, or None.
 
@@ -64,8 +69,13 @@ class Tokens:
             raise ValueError(
                 f"`tokenizer.json` must be a saved tokenizer, but is damaged: {error}."
             ) from error
-        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        known = {token.content for token in added}
         _check_added(config, known)
+        special = {token.content for token in added if token.special}
+        _check_extra(config.get("extra_special_tokens"), special)
+        self.sides = _sides(config)
+        self.languages = _languages(config, special) if self.sides else ()
         # Special tokens that only the config names are cut out of a decoded text too.
         named = [_content(config.get(name)) for name in _NAMED]
         missing = [token for token in dict.fromkeys(named) if token and token not in known]
@@ -83,15 +93,53 @@ class Tokens:
         size = self._tokenizer.get_vocab_size()
         require("vocab_size", f"at least {size}, the tokenizer's", vocab_size, vocab_size >= size)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts as ids that end with exactly one end token.
+    def encode(
+        self, texts: Sequence[str], language: str | Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Encode texts as ids that end with exactly one end token; a tag comes first if there are.
+
+        Args:
+            texts: Sources, possibly none.
+            language: The language of all, or of each; None where there are no tags.
 
         Raises:
             TypeError: If `texts` is one string, or holds something else than strings.
-            ValueError: If a text is not valid Unicode (half a surrogate pair).
+            ValueError: If a language is missing, unknown or too much, or a text is not valid
+                Unicode (half a surrogate pair).
         """
         if isinstance(texts, str):
             raise TypeError("`texts` must be a list of texts, but is one string.")
+        if not self.languages:
+            refuse_language(language)
+            return self._encode(texts)
+        check_texts(texts)
+        wanted = language_of_each(len(texts), language, self.languages)
+        tags = [language_tag(name) for name in wanted]
+        rows = self._encode([tag + text for tag, text in zip(tags, texts, strict=True)])
+        for index, (row, tag) in enumerate(zip(rows, tags, strict=True)):
+            first = self._tokenizer.token_to_id(tag)
+            # NFC would make one character of the tag's last and an accent that begins the text.
+            if row[0] != first:
+                rows[index] = [first, *self._encode([texts[index]])[0]]
+        return rows
+
+    def alphabet(self, language: str | None) -> frozenset[str] | None:
+        """Return the characters of a language's sources; None where nobody counted them."""
+        alphabets = self.config.get("alphabets") if self.sides else None
+        text = alphabets.get(language or "") if isinstance(alphabets, dict) else None
+        return frozenset(text) if isinstance(text, str) else None
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return all tokens with their ids."""
+        found: dict[str, int] = self._tokenizer.get_vocab()
+        return found
+
+    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Decode rows of ids without their special tokens."""
+        # One by one: a batch would start threads.
+        return [self._tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = []
         for start in range(0, len(texts), _CHUNK_SIZE):
             chunk = list(texts[start : start + _CHUNK_SIZE])
@@ -103,16 +151,6 @@ class Tokens:
                 row.pop()
             row.append(self.eos)
         return rows
-
-    def vocabulary(self) -> dict[str, int]:
-        """Return all tokens with their ids."""
-        found: dict[str, int] = self._tokenizer.get_vocab()
-        return found
-
-    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """Decode rows of ids without their special tokens."""
-        # One by one: a batch would start threads.
-        return [self._tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -139,6 +177,37 @@ def _check_added(config: dict[str, Any], known: set[str]) -> None:
             raise ValueError(
                 f"`added_tokens_decoder` must hold tokens of tokenizer.json, but holds {token!r}."
             )
+
+
+def _check_extra(extra: Any, special: set[str]) -> None:
+    """Refuse special tokens that tokenizer.json does not have: transformers would add them."""
+    extra = extra or []
+    is_list = isinstance(extra, (dict, list))
+    require("extra_special_tokens", "a list or an object", extra, is_list)
+    for token in extra.values() if isinstance(extra, dict) else extra:
+        content = _content(token)
+        rule = "special tokens of tokenizer.json for the engine"
+        require("extra_special_tokens", rule, content or token, content in special)
+
+
+def _sides(config: dict[str, Any]) -> tuple[str, str] | None:
+    """Return what `sides_of` (data/symbols.py) does."""
+    names = ("source_tokens", "target_tokens")
+    if config.get(names[1]) is None:
+        return None
+    for name in names:
+        require(name, "one of 'char', 'blank'", config.get(name), config.get(name) in SIDES)
+    return config[names[0]], config[names[1]]
+
+
+def _languages(config: dict[str, Any], special: set[str]) -> tuple[str, ...]:
+    """Return the languages of a config, each with a tag among the special tokens."""
+    names = config.get("languages") or []
+    require("languages", "a list of codes", names, isinstance(names, list))
+    for name in names:
+        is_known = isinstance(name, str) and language_tag(name) in special
+        require("languages", "codes that have tags in tokenizer.json", name, is_known)
+    return tuple(names)
 
 
 def _content(token: Any) -> str | None:

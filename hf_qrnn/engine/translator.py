@@ -66,10 +66,24 @@ class Translator:
                     ) from error
                 self.reason = str(error)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages whose tags the model knows; none where it needs no language."""
+        return self.tokens.languages
+
+    def check_language(self, language: str | None) -> None:
+        """Find out whether `translate` would take a language, before anything is written.
+
+        Raises:
+            ValueError: If it is missing, unknown or too much.
+        """
+        self.tokens.encode([""], language)
+
     def translate(
         self,
         texts: Sequence[str],
         *,
+        language: str | Sequence[str] | None = None,
         num_beams: int = 1,
         num_return_sequences: int = 1,
         max_new_tokens: int | None = None,
@@ -82,6 +96,7 @@ class Translator:
 
         Args:
             texts: Sentences. One without anything but white space gives empty translations.
+            language: The language of all texts, or of each, for a model that has `languages`.
             num_beams: Beams; 1 is greedy search.
             num_return_sequences: Translations a text, best first; at most `num_beams`.
             max_new_tokens: The most tokens of a translation, its end token included; None = what
@@ -97,9 +112,10 @@ class Translator:
 
         Raises:
             TypeError: If `texts` is one string.
-            ValueError: If a number is out of range or a text is not valid Unicode.
+            ValueError: If a number is out of range, a text is not valid Unicode, or a language is
+                missing, unknown or too much.
         """
-        rows = self.tokens.encode(texts)
+        rows = self.tokens.encode(texts, language)
         # A model makes up a sentence for an empty source.
         filled = [index for index, text in enumerate(texts) if text.strip()]
         results = [[Translation("", 0.0)] * num_return_sequences for _ in texts]
@@ -116,13 +132,7 @@ class Translator:
             alpha=alpha,
         )
         for index, found in zip(filled, hypotheses, strict=True):
-            outputs = self.tokens.decode(hypothesis.ids for hypothesis in found)
-            results[index] = [
-                Translation(
-                    text, one.score, one.is_cut, one.log_probability, self.tokens.unk in one.ids
-                )
-                for text, one in zip(outputs, found, strict=True)
-            ]
+            results[index] = self._translations(found)
         return results
 
     def generate(
@@ -180,6 +190,14 @@ class Translator:
             if on_batch is not None:
                 on_batch(len(indices))
         return results
+
+    def _translations(self, found: Sequence[Hypothesis]) -> list[Translation]:
+        texts = self.tokens.decode(one.ids for one in found)
+        unknown = self.tokens.unk
+        return [
+            Translation(text, one.score, one.is_cut, one.log_probability, unknown in one.ids)
+            for text, one in zip(texts, found, strict=True)
+        ]
 
     def _decoder(self, rows: list[list[int]], num_beams: int) -> Decoder:
         if isinstance(self._network, NativeNetwork):

@@ -71,35 +71,27 @@ class TokenizerLetters:
 
 
 class EngineLetters:
-    """The letters of the engine's tokenizer, which has no tags of languages.
+    """The letters of the engine's tokenizer.
 
     Args:
         tokens: The model's.
-        language: None.
+        language: The language of the words; None where the tokenizer has no tags.
 
     Raises:
-        ValueError: If `language` is given.
+        ValueError: If `language` is missing, unknown or too much.
     """
 
     def __init__(self, tokens: Tokens, language: str | None = None) -> None:
-        if language is not None:
-            raise ValueError(
-                "`language` must be left out with a model that has no language tags, but is "
-                f"{language!r}."
-            )
-        self._tokens = tokens
-        self.language: str | None = None
-        fields = tokens.config
-        # Both sides are saved together, as `sides_of` has it.
-        has_sides = fields.get("target_tokens") is not None
-        self.has_symbols = has_sides and fields.get("source_tokens") == "blank"
-        self.alphabet: frozenset[str] | None = None
+        self._tokens, self.language = tokens, language
+        self.has_symbols = (tokens.sides or ("char",))[0] == "blank"
+        self.alphabet = tokens.alphabet(language)
         self.vocabulary: Collection[str] = tokens.vocabulary()
         self.unknown: int | None = tokens.unk
+        self.encode(["a"])  # a wrong language shows here
 
     def encode(self, words: Sequence[str]) -> list[list[int]]:
-        """Encode words as ids that end with one end token."""
-        return self._tokens.encode(words)
+        """Encode words, with the language's tag in front where there are tags."""
+        return self._tokens.encode(words, self.language)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Decode rows of ids without their special tokens."""

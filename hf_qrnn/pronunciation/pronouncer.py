@@ -129,7 +129,7 @@ class Pronouncer:
             word: [tuple(symbols) for symbols in found] for word, found in (lexicon or {}).items()
         }
         if isinstance(model, (str, Path)):
-            model = _load(str(model), None if device is None else str(device), engine, language)
+            model = _load(str(model), None if device is None else str(device), engine)
         self._generate, self._letters = _parts(model, language)
         self._spelling = Spelling(self._letters)
         self._threshold, self._num_beams, self._batch_size = threshold, num_beams, batch_size
@@ -226,12 +226,10 @@ class Pronouncer:
         return [Pronunciation(word, x.symbols, x.confidence, "model") for x in good]
 
 
-def _load(
-    model: str, device: str | None, engine: str, language: str | None
-) -> Translator | engines.Translator:
+def _load(model: str, device: str | None, engine: str) -> Translator | engines.Translator:
     """Load a model by the engine or, where that is not wanted or cannot, by torch."""
     model = locate(model)
-    found = choose_engine(engine, [model], device, {"language": language}).engine
+    found = choose_engine(engine, [model], device, {}).engine
     if found is not None:
         return found
     import torch

@@ -179,21 +179,26 @@ def test_what_needs_torch_goes_there_without_a_word(
     assert picture.is_file()
 
 
-def test_model_with_tags_is_torchs(
+def test_language_is_told_to_a_model_with_tags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make(tmp_path / "model")
     letters = "abcdefghijklmnopqrstuvwxyz äöüß"
-    tags = train_symbol_tokenizer([letters], [], target_tokens="char", languages=["deu"])
+    tags = train_symbol_tokenizer([letters], [], target_tokens="char", languages=["deu", "isl"])
     tags.save_pretrained(folder)
-    options = [folder, "--device", "cpu", "--max_new_tokens", "2"]
-    _, told = run(monkeypatch, capsys, *options, "--language", "deu")
-    assert "engine" not in told
-    # Without the flag it must not translate as if there were no tags.
-    assert main(["translate", *options]) == 2
-    assert capsys.readouterr().err == (
-        "error: `--language` must be one of 'deu', but is not given.\n"
-    )
+    lines = []
+    for engine, language in (("native", "deu"), ("torch", "deu"), ("native", "isl")):
+        options = [folder, "--engine", engine, "--max_new_tokens", "6", "--language", language]
+        lines.append(run(monkeypatch, capsys, *options)[0])
+    assert lines[0] == lines[1] != lines[2]
+    # Without the flag it must not translate as if there were no tags, nor empty an output.
+    output = tmp_path / "output"
+    for engine in ("native", "torch"):
+        assert main(["translate", folder, "--engine", engine, "-o", str(output)]) == 2
+        assert capsys.readouterr().err == (
+            "error: `--language` must be one of 'deu', 'isl', but is not given.\n"
+        )
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
@@ -251,7 +256,7 @@ def test_model_that_nothing_can_load_gets_one_sentence(
         ("{model} --device cuda", "`--device` must be cpu for the engine, but is 'cuda'."),
         (
             "{model} --language deu",
-            "`--language` must be left out with the engine, but is 'deu'.",
+            "`--language` must be left out with a model that has no language tags, but is 'deu'.",
         ),
         (
             "{model} --attention a.png",

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_qrnn import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.data.symbols import alphabet, encode_sources, train_symbol_tokenizer, with_alphabets
 from hf_qrnn.data.tokenization import check_tokenizer, decode_batch, encode_batch
 from hf_qrnn.engine.tokens import Tokens
 
@@ -127,3 +128,101 @@ def test_texts_must_be_texts(tmp_path: Path) -> None:
         tokens.encode(["a", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="half a surrogate pair"):
         tokens.encode(["a\ud800"])
+
+
+# ------------------------------------------------------------------ tags of languages
+
+LANGUAGES = ("fre", "ice", "pt-BR")
+MANY = [
+    *TEXTS,
+    "<fre>bonjour",
+    "<fre>",
+    "<ice> x",
+    "\u0301accent that begins",
+    "\u0338not greater",  # ">" and it are one character in NFC
+    "\u1112\u1161\u11ab",
+    "HH AH0  L",
+    " a\u2581b",
+    "\u2581",
+    "fre>",
+    "\n",
+]
+
+
+def tagged(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Save a tokenizer with tags, and alphabets of two of its languages."""
+    made = train_symbol_tokenizer(MANY, ["HH AH0 L", *MANY], languages=LANGUAGES, **options)
+    pairs = [("fre", "bonjour\u0301e"), ("ice", "\u00f0\u00e9"), ("fre", "salut")]
+    with_alphabets(made, pairs).save_pretrained(folder)
+    return check_tokenizer(AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+@pytest.mark.parametrize("side", ["char", "blank"])
+def test_sources_with_tags_are_encoded_as_by_the_package(
+    side: str, nfc: bool, tmp_path: Path
+) -> None:
+    tokenizer = tagged(tmp_path, source_tokens=side, nfc=nfc)
+    tokens = Tokens(tmp_path, 300)
+    assert tokens.languages == LANGUAGES
+    assert tokens.sides == (side, "blank")
+    draw = random.Random(0)
+    pieces = ["a", " ", "<fre>", "<ice>", "\u0301", "\u0338", ">", "\u2581", "</s>", "e", "\n"]
+    texts = MANY + ["".join(draw.choices(pieces, k=draw.randint(0, 6))) for _ in range(600)]
+    for language in LANGUAGES:
+        rows = tokens.encode(texts, language)
+        assert rows == encode_sources(tokenizer, texts, language)
+        assert all(row[0] == tokenizer.convert_tokens_to_ids(f"<{language}>") for row in rows)
+        assert tokens.alphabet(language) == alphabet(tokenizer, language)
+    each = draw.choices(LANGUAGES, k=len(texts))
+    rows = tokens.encode(texts, each)
+    assert rows == encode_sources(tokenizer, texts, each)
+    assert tokens.decode(rows) == decode_batch(tokenizer, rows)
+    assert tokens.encode([], "fre") == tokens.encode([], []) == []
+
+
+@pytest.mark.parametrize("language", [None, "deu", "", ["fre"], ["fre", None], ["fre", "deu"]])
+def test_languages_are_refused_with_the_packages_words(language: Any, tmp_path: Path) -> None:
+    tokenizer = tagged(tmp_path)
+    with pytest.raises(ValueError, match="`language` must be one") as expected:
+        encode_sources(tokenizer, ["a", "b"], language)
+    with pytest.raises(ValueError, match="`language` must be one") as found:
+        Tokens(tmp_path, 300).encode(["a", "b"], language)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("language", ["fre", "", ["fre"], []])
+def test_language_is_refused_where_there_are_no_tags(language: Any, tmp_path: Path) -> None:
+    tokenizer = train_character_tokenizer(["abc"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`language` must be left out with a model") as expected:
+        encode_sources(tokenizer, ["a"], language)
+    with pytest.raises(ValueError, match="`language` must be left out with a model") as found:
+        Tokens(tmp_path, 300).encode(["a"], language)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"extra_special_tokens": ["<fre>", "<new>"]},
+            "`extra_special_tokens` must be special tokens of tokenizer.json for the engine, but "
+            "is '<new>'.",
+        ),
+        ({"extra_special_tokens": {"tag": "a"}}, "`extra_special_tokens` must be special tokens"),
+        ({"extra_special_tokens": 3}, "`extra_special_tokens` must be a list"),
+        ({"languages": "fre"}, "`languages` must be a list of codes, but is 'fre'."),
+        ({"languages": ["fre", "deu"]}, "`languages` must be codes that have tags"),
+        ({"languages": [["fre"]]}, "`languages` must be codes that have tags"),
+        ({"source_tokens": "word"}, "`source_tokens` must be one of 'char', 'blank', but is"),
+        ({"source_tokens": ["char"]}, "`source_tokens` must be one of 'char', 'blank', but is"),
+    ],
+)
+def test_config_whose_tags_are_not_there_is_refused(
+    fields: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    tagged(tmp_path)
+    change(tmp_path, **fields)
+    with pytest.raises(ValueError, match=sentence):
+        Tokens(tmp_path, 300)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sources import PACKAGE
 
 from hf_qrnn import load_translator
+from hf_qrnn.data.symbols import train_symbol_tokenizer
 from hf_qrnn.engine import Translator
 from hf_qrnn.engine.weights import Weights
 
@@ -46,6 +47,25 @@ def test_translations_are_those_of_the_translator(
     assert_same(found, expected)
     assert [type(one) for one in found[0]] == [type(one) for one in expected[0]]
     assert counted == [2, 3, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_language_is_told_to_a_model_with_tags(options: dict[str, int], tmp_path: Path) -> None:
+    saved(tmp_path, 7)
+    tokenizer = train_symbol_tokenizer(TEXTS, [], target_tokens="char", languages=["deu", "isl"])
+    tokenizer.save_pretrained(tmp_path)
+    engine, torchs = Translator(tmp_path), load_translator(str(tmp_path))
+    assert engine.languages == torchs.languages == ("deu", "isl")
+    options = {**options, "max_new_tokens": 20}
+    each = ["deu", "isl", "deu", "isl", "isl", "deu"]
+    for language in ("deu", "isl", each):
+        found = engine.translate(TEXTS, language=language, **options)
+        assert_same(found, torchs.translate(TEXTS, language=language, **options))
+    assert engine.translate(TEXTS, language="deu") != engine.translate(TEXTS, language="isl")
+    for language in (None, "fre"):
+        for translator in (engine, torchs):
+            with pytest.raises(ValueError, match="`language` must be one of 'deu', 'isl', but is"):
+                translator.check_language(language)
 
 
 PROGRAM = """

@@ -8,8 +8,13 @@ import pytest
 from pronouncing import SOUNDS, save_pronouncer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
-from hf_qrnn.data.symbols import train_symbol_tokenizer
-from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
+from hf_qrnn.cli.main import main
+from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets
+from hf_qrnn.data.tokenization import (
+    load_tokenizer,
+    make_byte_tokenizer,
+    train_character_tokenizer,
+)
 from hf_qrnn.engine import Translator, choice
 from hf_qrnn.pronunciation import Pronouncer
 from hf_qrnn.pronunciation.letters import EngineLetters, TokenizerLetters
@@ -101,10 +106,9 @@ def test_engine_is_chosen_as_it_is_asked_for(trained: str, monkeypatch: pytest.M
         Pronouncer(trained, engine="fast")
     with pytest.raises(ValueError, match="`device` must be cpu for the engine, but is 'cuda'"):
         Pronouncer(trained, engine="native", device="cuda")
-    with pytest.raises(ValueError, match="`language` must be left out with the engine, but is"):
-        Pronouncer(trained, engine="native", language="fre")
-    with pytest.raises(ValueError, match="`language` must be left out with a model that has no"):
-        Pronouncer(Translator(trained), language="fre")
+    for model in (trained, Translator(trained)):
+        with pytest.raises(ValueError, match="`language` must be left out with a model that has"):
+            Pronouncer(model, engine="native", language="fre")
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("loaded by the engine")
@@ -115,8 +119,61 @@ def test_engine_is_chosen_as_it_is_asked_for(trained: str, monkeypatch: pytest.M
         Pronouncer(trained, device="cpu")
 
 
-def test_model_with_tags_goes_to_torch(tmp_path: Path) -> None:
-    tagged = save_pronouncer(tmp_path, languages=["fre", "ice"], steps=0)
-    assert Pronouncer(tagged, language="fre", device="cpu", threshold=0)("bax").origin == "model"
-    with pytest.raises(ValueError, match="'extra_special_tokens' must be absent"):
-        Pronouncer(tagged, engine="native")
+LANGUAGES = ["fre", "ice"]
+TAGGED = """
+import sys
+sys.modules.update(torch=None, transformers=None)
+from hf_qrnn.cli.main import main
+sys.exit(main(["pronounce", "--device", "cpu", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that knows two languages, of which one has "x" alone and the other no "x"."""
+    folder = tmp_path_factory.mktemp("tagged")
+    save_pronouncer(folder, languages=LANGUAGES, steps=0)
+    tokenizer = load_tokenizer(str(folder))
+    pairs = [("fre", "".join(SOUNDS)), ("ice", "".join(x for x in SOUNDS if x != "x"))]
+    with_alphabets(tokenizer, pairs).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_answers_of_a_model_with_tags_are_those_of_torch(language: str, tagged: str) -> None:
+    options = {"language": language, "threshold": 0, "device": "cpu"}
+    found, expected = (
+        Pronouncer(tagged, engine=engine, **options).pronounce(WORDS, n_best=3)
+        for engine in ("native", "torch")
+    )
+    for row, other in zip(found, expected, strict=True):
+        assert [one.symbols for one in row] == [one.symbols for one in other]
+        assert [one.reason for one in row] == [one.reason for one in other]
+        wanted = [one.confidence for one in other]
+        assert [one.confidence for one in row] == pytest.approx(wanted, abs=1e-4)
+    refused = found[WORDS.index("bax")][0].reason
+    assert ("in 'ice', does not know: 'x'" in refused) == (language == "ice")
+
+
+def test_letters_of_a_model_with_tags_are_those_of_transformers(tagged: str) -> None:
+    tokens = Translator(tagged).tokens
+    tokenizer = load_translator(tagged, device="cpu").tokenizer
+    for language in LANGUAGES:
+        found, expected = EngineLetters(tokens, language), TokenizerLetters(tokenizer, language)
+        for name in ("has_symbols", "language", "alphabet", "unknown"):
+            assert getattr(found, name) == getattr(expected, name), name
+        assert Spelling(found).spell(WORDS) == Spelling(expected).spell(WORDS)
+    for kind, known in ((EngineLetters, tokens), (TokenizerLetters, tokenizer)):
+        for language in (None, "deu"):
+            with pytest.raises(ValueError, match="`language` must be one of 'fre', 'ice', but is"):
+                kind(known, language)
+
+
+def test_language_needs_no_torch(tagged: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--language", "fre", "--threshold", "0", "--scores", "--model", tagged]
+    arguments = ["bax", "ab\u0301d", "7", *flags]
+    command = [sys.executable, "-W", "error", "-c", TAGGED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert main(["pronounce", "--engine", "torch", *arguments]) == 0
+    assert done.stdout == capsys.readouterr().out
