@@ -104,8 +104,7 @@ def _lines(
     counts: Counter[str],
 ) -> bytes:
     """Write the lines of one source, and count them and what is left out."""
-    from hf_qrnn.data.distilled import distilled_line
-    from hf_qrnn.data.translations import one_line
+    from hf_qrnn.data.translations import distilled_line, one_line
 
     if not source.strip():
         counts["empty"] += 1

@@ -56,19 +56,6 @@ class Alternatives(NamedTuple):
     bounds: list[float]
 
 
-def distilled_line(source: str, target: str, score: float, language: str | None = None) -> str:
-    """Write a line of the file, with its newline.
-
-    Raises:
-        ValueError: If a text has a tab or a line end, or a number is none that a line may have.
-    """
-    columns = [source, target, f"{min(score, 0.0):.6f}", *([language] if language else [])]
-    line = "\t".join(columns) + "\n"
-    if line.count("\t") != len(columns) - 1 or "\r" in line or line.count("\n") != 1:
-        raise ValueError(f"`source` must have no tab and no line end, but is {source!r}.")
-    return line
-
-
 def read_distilled(paths: Sequence[str], *, tagged: bool | None = None) -> list[DistilledPair]:
     """Read files of a teacher's translations, in their order.
 

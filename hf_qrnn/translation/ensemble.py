@@ -32,6 +32,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
+from hf_qrnn.data.same_tokenizers import SPECIAL_NAMES, TokenizerParts, check_same
 from hf_qrnn.data.symbols import sides_of
 from hf_qrnn.model.limits_qrnn import (
     DEFAULT_MAX_LENGTH,
@@ -42,9 +43,6 @@ from hf_qrnn.model.limits_qrnn import (
     length_rule,
     set_length_rule,
 )
-
-# What of a tokenizer's backend decides which ids a text gets, and which text ids give.
-_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
 
 
 class EnsembleConfig(PreTrainedConfig):
@@ -324,42 +322,18 @@ def check_same_tokenizers(
         tokenizers: Those of the members.
         names: Their models, for the error.
     """
-    for tokenizer, name in zip(tokenizers[1:], names[1:], strict=True):
-        difference = _first_difference(tokenizers[0], tokenizer, names[0], name)
-        if difference is not None:
-            raise ValueError(
-                f"All models of an ensemble must have the same tokenizer, but those of "
-                f"{names[0]!r} and {name!r} differ: {difference}."
-            )
+    check_same([_parts(tokenizer) for tokenizer in tokenizers], names)
 
 
-def _first_difference(
-    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, first: str, second: str
-) -> str | None:
-    """Say in half a sentence where two tokenizers differ; None = nowhere."""
-    ids, others = one.get_vocab(), other.get_vocab()
-    # In the order of the ids, so that it is the first which is named.
-    for token in sorted(ids | others, key=lambda token: (ids.get(token, others.get(token)), token)):
-        if token not in others or token not in ids:
-            holder, place = (first, ids[token]) if token in ids else (second, others[token])
-            return f"{token!r} is a token of {holder!r} alone, with the id {place}"
-        if ids[token] != others[token]:
-            return f"the id of {token!r} is {ids[token]} and {others[token]}"
-    for name in ("pad", "eos", "bos", "unk"):
-        specials = [getattr(tokenizer, f"{name}_token") for tokenizer in (one, other)]
-        if specials[0] != specials[1]:
-            return f"`{name}_token` is {specials[0]!r} and {specials[1]!r}"
-    if not (
-        isinstance(one, PreTrainedTokenizerFast) and isinstance(other, PreTrainedTokenizerFast)
-    ):
-        kinds = [type(tokenizer).__name__ for tokenizer in (one, other)]
-        return None if kinds[0] == kinds[1] else f"they are a {kinds[0]} and a {kinds[1]}"
-    sides = [sides_of(tokenizer) for tokenizer in (one, other)]
-    if sides[0] != sides[1]:
-        return f"their sides are {sides[0]} and {sides[1]}"
-    backends = [json.loads(x.backend_tokenizer.to_str()) for x in (one, other)]
-    parts = [part for part in _PARTS if backends[0].get(part) != backends[1].get(part)]
-    return f"their `{parts[0]}` is not the same" if parts else None
+def _parts(tokenizer: PreTrainedTokenizerBase) -> TokenizerParts:
+    is_fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    return TokenizerParts(
+        vocabulary=tokenizer.get_vocab(),
+        specials={name: getattr(tokenizer, f"{name}_token") for name in SPECIAL_NAMES},
+        sides=sides_of(tokenizer),
+        kind=type(tokenizer).__name__,
+        backend=json.loads(tokenizer.backend_tokenizer.to_str()) if is_fast else None,
+    )
 
 
 def _generation_config(model: PreTrainedModel) -> GenerationConfig:

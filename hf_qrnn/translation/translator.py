@@ -24,7 +24,7 @@ from hf_qrnn.data.flags import typed
 from hf_qrnn.data.hub_replies import hub_answer, split_revision
 from hf_qrnn.data.symbols import encode_sources, languages
 from hf_qrnn.data.tokenization import check_tokenizer, decode_batch
-from hf_qrnn.data.translations import Translation
+from hf_qrnn.data.translations import Translation, token_pieces
 
 from .ensemble import Ensemble, check_same_tokenizers
 from .search import generate_hypotheses
@@ -201,16 +201,9 @@ class Translator:
         return encode_sources(self.tokenizer, [text], language)[0]
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text that each id adds; joined, they are the text, end token included."""
-        pieces, done = [], 0
-        # Prefixes are decoded, not single ids: a character may be made of several bytes.
-        for count in range(1, len(ids) + 1):
-            text = str(self.tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False))
-            # Bytes that are no character yet; the last piece takes what never became one.
-            is_open = text.endswith("\ufffd") and count < len(ids)
-            pieces.append("" if is_open else text[done:])
-            done = done if is_open else len(text)
-        return pieces
+        return token_pieces(
+            lambda own: str(self.tokenizer.decode(own, clean_up_tokenization_spaces=False)), ids
+        )
 
 
 def load_translator(

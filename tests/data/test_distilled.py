@@ -14,11 +14,11 @@ from hf_qrnn.data.distilled import (
     DrawingSampler,
     alternatives_of,
     describe_distilled,
-    distilled_line,
     read_distilled,
     with_distilled,
 )
 from hf_qrnn.data.reading import DataOptions, TextPair, load_translation_data
+from hf_qrnn.data.translations import distilled_line
 from hf_qrnn.training.options import parse_options
 
 # Of "a" three lines of the probabilities 0.6, 0.15 and 0.05; of "b" one; of "c" two equal ones.
