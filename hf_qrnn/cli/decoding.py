@@ -41,10 +41,26 @@ def check_decoding(args: argparse.Namespace) -> None:
 
 
 def load(
-    models: Sequence[str], device: str | None, *, dtype: torch.dtype | None = None
+    models: Sequence[str],
+    device: str | None,
+    *,
+    dtype: torch.dtype | None = None,
+    threads: int | None = None,
 ) -> Translator:
-    """Load the translator of folders or names on the Hub, in silence; several are an ensemble."""
+    """Load the translator of folders or names on the Hub, in silence; several are an ensemble.
+
+    Args:
+        models: The folders or names.
+        device: Where to compute; None is the GPU if there is one, else the CPU.
+        dtype: Precision of the weights; None is the one they were saved in.
+        threads: Of torch on the CPU, for the whole process; None is torch's own number.
+    """
+    import torch
+
     from hf_qrnn.translation.translator import load_translator
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
     with _quiet_transformers():
         return load_translator(*models, device=device, dtype=dtype)

@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hf_qrnn.data.flags import typed
 
-from .decoding import add_decoding, add_language, check_decoding, load, progress_bar, throughput
+from .decoding import add_decoding, add_language, check_decoding, progress_bar, throughput
+from .engines import add_engine, check_threads, open_translator
 from .models import model_name
 from .streams import naming
 
@@ -61,22 +62,21 @@ def add_distill(commands: Any) -> None:
     add_language(add)
     # The width by which Kim and Rush (1606.07947) take their teacher's best.
     add_decoding(add, num_beams=5)
+    add_engine(add)
 
 
 def _distill(args: argparse.Namespace) -> None:
     _check_distill(args)
     sources = _read_sources(args.source)
-    translator = load(args.teacher, args.device)
-    translator.check_language(args.language)
+    translate, _ = open_translator(args.teacher, args)
     counts = Counter[str]()
     start = time.perf_counter()
     with _whole_or_nothing(args.output) as file, progress_bar(total=len(sources)) as progress:
         size = _WINDOW_BATCHES * args.batch_size
         for first in range(0, len(sources), size):
             window = sources[first : first + size]
-            results = translator.translate(
+            results = translate(
                 window,
-                language=args.language,
                 num_beams=args.num_beams,
                 num_return_sequences=args.n_best,
                 max_new_tokens=args.max_new_tokens,
@@ -149,6 +149,7 @@ def _left_out(counts: Counter[str]) -> str:
 def _check_distill(args: argparse.Namespace) -> None:
     """Refuse arguments that can be seen to be wrong before anything is read."""
     check_decoding(args)
+    check_threads(args)
     if not 1 <= args.n_best <= args.num_beams:
         raise ValueError(
             f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_qrnn.data.box import box_names, find_in_box
 
 from .decoding import load, progress_bar
-from .engines import add_engine, tell_engine
+from .engines import add_engine, check_threads, tell_engine
 from .models import model_name
 from .streams import check_files, decode, open_input, open_output, windows
 
@@ -75,13 +75,14 @@ def _pronounce(args: argparse.Namespace) -> None:
     from hf_qrnn.engine.choice import choose_engine
     from hf_qrnn.pronunciation.pronouncer import Pronouncer
 
-    choice = choose_engine(args.engine, [model], args.device, {})
+    choice = choose_engine(args.engine, [model], args.device)
     pronouncer = Pronouncer(
-        choice.engine or _load(model, args.device),
+        choice.engine or _load(model, args),
         lexicon=lexicon,
         language=language,
         num_beams=args.num_beams,
         batch_size=args.batch_size,
+        num_threads=args.threads,
         **({} if args.threshold is None else {"threshold": args.threshold}),
     )
     tell_engine(choice)
@@ -111,12 +112,12 @@ def _pronounce(args: argparse.Namespace) -> None:
         print("symbols that are not ARPAbet are written as they are, not as --ipa", file=sys.stderr)
 
 
-def _load(model: str, device: str | None) -> Translator:
+def _load(model: str, args: argparse.Namespace) -> Translator:
     import torch
 
     from hf_qrnn.pronunciation.pronouncer import DTYPE
 
-    return load([model], device, dtype=getattr(torch, DTYPE))
+    return load([model], args.device, dtype=getattr(torch, DTYPE), threads=args.threads)
 
 
 @contextmanager
@@ -134,6 +135,7 @@ def _check_pronounce(args: argparse.Namespace) -> None:
     for name in ("num_beams", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name}` must be at least 1, but is {getattr(args, name)}.")
+    check_threads(args)
     if not 1 <= args.n_best <= args.num_beams:
         raise ValueError(
             f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "

@@ -16,11 +16,11 @@ from .decoding import (
     add_decoding,
     add_language,
     check_decoding,
-    load,
     progress_bar,
     tell_cut,
     throughput,
 )
+from .engines import add_engine, check_threads, open_translator
 from .models import model_name
 
 _SIGNED = ", ".join(metric.label for metric in TABLE if metric.scorer is not None)
@@ -79,6 +79,7 @@ def add_score(commands: Any) -> None:
     add("--json", action="store_true", help="print one JSON object")
     add_language(add)
     add_decoding(add)
+    add_engine(add)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -123,6 +124,7 @@ def _check_score(args: argparse.Namespace) -> None:
     from hf_qrnn.metrics.table import check_bleu_tokenizer
 
     check_decoding(args)
+    check_threads(args)
     if args.num_resamples < 2:
         raise ValueError(f"`--num_resamples` must be at least 2, but is {args.num_resamples}.")
     if (args.hypotheses is None) == (args.model is None) or (
@@ -162,12 +164,11 @@ def _lines(path: str, flag: str) -> list[str]:
 def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:
     from hf_qrnn.data.translations import one_line
 
-    translator = load(args.model, args.device)
+    translate, _ = open_translator(args.model, args)
     start = time.perf_counter()
     with progress_bar(total=len(source)) as progress:
-        results = translator.translate(
+        results = translate(
             source,
-            language=args.language,
             num_beams=args.num_beams,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,

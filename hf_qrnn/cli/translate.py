@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .decoding import (
     add_decoding,
     add_language,
     check_decoding,
-    load,
     progress_bar,
     tell_cut,
     throughput,
 )
-from .engines import add_engine, tell_engine
+from .engines import add_engine, check_threads, open_translator
 from .models import TRANSLATOR, default_models, model_name
 from .streams import (
     check_files,
@@ -32,9 +31,8 @@ from .streams import (
 
 if TYPE_CHECKING:
     from hf_qrnn.data.translations import Translation
-    from hf_qrnn.translation.translator import Translator
+    from hf_qrnn.engine.sampling import Sampling
 
-_Translate = Callable[..., "list[list[Translation]]"]
 _TRANSLATE_TEXT = """\
 Translate text, one sentence per line. Every input line gives exactly one output line, in the same
 order; an empty line stays empty. Only a newline ends a line. With --n_best N every input line gives
@@ -56,7 +54,7 @@ def add_translate(commands: Any) -> None:
     source = "read FILE (text, .gz, .xz) instead of standard input"
     add("-i", "--input", metavar="FILE", help=source)
     add("-o", "--output", metavar="FILE", help="write FILE instead of standard output")
-    best = "translations per line, at most --num_beams (default: 1)"
+    best = "translations per line, at most --num_beams, or those of --sample (default: 1)"
     add("--n_best", metavar="N", type=int, default=1, help=best)
     scores = "write the log-probability and a tab before each translation"
     add("--scores", action="store_true", help=scores)
@@ -69,12 +67,30 @@ def add_translate(commands: Any) -> None:
     add_language(add)
     add_decoding(add)
     add_engine(add)
+    _add_sampling(add)
+
+
+def _add_sampling(add: Any) -> None:
+    text = "draw translations, --n_best a line, instead of searching for the best; by the engine"
+    add("--sample", action="store_true", help=text)
+    add("--seed", metavar="N", type=int, help="draws others for --sample (default: 0)")
+    text = "divides scores for --sample: below 1 favours what is likely (default: 1.0)"
+    add("--temperature", metavar="T", type=float, help=text)
+    text = "draw from the K likeliest tokens alone for --sample; 0 is all (default: 50)"
+    add("--top_k", metavar="K", type=int, help=text)
+    text = "draw from the likeliest that add up to P alone for --sample (default: 1.0)"
+    add("--top_p", metavar="P", type=float, help=text)
 
 
 def _translate(args: argparse.Namespace) -> None:
     _check_translate(args)
-    translate, translator = _load(args)
+    sampling = _sampling(args)
+    needs = None if sampling is None else "--sample"
+    translate, translator = open_translator(args.model, args, needs_engine=needs)
     interactive = args.interactive
+    if _is_streamed(args, translator):
+        _stream(translator, args)
+        return
     num_lines = num_characters = num_cut = 0
     seconds = 0.0
     drawn = not (args.attention or args.hidden_states)
@@ -86,8 +102,12 @@ def _translate(args: argparse.Namespace) -> None:
         lines = decode(prompted(source) if interactive else source)
         for window in windows(lines, 1 if interactive else args.batch_size, grow=not interactive):
             start = time.perf_counter()
+            drawn_from = (
+                {} if sampling is None else {"sampling": replace(sampling, first=num_lines)}
+            )
             results = translate(
                 window,
+                **drawn_from,
                 num_beams=args.num_beams,
                 num_return_sequences=args.n_best,
                 max_new_tokens=args.max_new_tokens,
@@ -103,7 +123,7 @@ def _translate(args: argparse.Namespace) -> None:
             target.flush()  # whoever reads on need not wait for the end
             # The picture is of the first line with text, once, whichever window it is in.
             text = next((line for line in window if line.strip()), None)
-            if text is not None and not drawn and translator is not None:
+            if text is not None and not drawn:
                 _draw(translator, text, args)
                 drawn = True
     if not interactive:
@@ -114,20 +134,44 @@ def _translate(args: argparse.Namespace) -> None:
         raise ValueError("`--input` must have a line with text to make a picture of, but has none.")
 
 
-def _load(args: argparse.Namespace) -> tuple[_Translate, Translator | None]:
-    """Load what translates, and its translator where that is not the engine."""
-    from hf_qrnn.engine.choice import choose_engine
+def _is_streamed(args: argparse.Namespace, translator: Any) -> bool:
+    """Tell whether characters are written as they come: what is typed, by the engine, greedily."""
+    is_other = args.num_beams > 1 or args.scores or args.sample
+    is_other |= args.attention is not None or args.hidden_states is not None
+    return args.interactive and not is_other and hasattr(translator, "stream")
 
-    needs_torch = {name: getattr(args, name) for name in ("attention", "hidden_states")}
-    choice = choose_engine(args.engine, args.model, args.device, needs_torch)
-    if choice.engine is not None:
-        choice.engine.check_language(args.language)  # to open an output empties it
-        tell_engine(choice)
-        return partial(choice.engine.translate, language=args.language), None
-    translator = load(args.model, args.device)
-    translator.check_language(args.language)  # to open an output empties it
-    tell_engine(choice)
-    return partial(translator.translate, language=args.language), translator
+
+def _stream(translator: Any, args: argparse.Namespace) -> None:
+    """Translate what is typed, and write every piece as it comes."""
+    from hf_qrnn.data.translations import pieces_of_one_line
+
+    num_lines = num_cut = 0
+    with open_input(args.input) as source, open_output(args.output) as target:
+        for line in decode(prompted(source)):
+            stream = translator.stream(
+                line, language=args.language, max_new_tokens=args.max_new_tokens
+            )
+            for piece in pieces_of_one_line(stream):
+                target.write(piece.encode())
+                target.flush()
+            target.write(b"\n")
+            target.flush()
+            num_lines += 1
+            num_cut += stream.translation.is_cut
+    tell_cut(num_cut, num_lines)
+
+
+def _sampling(args: argparse.Namespace) -> Sampling | None:
+    """Read the flags of sampling; None where nothing is drawn."""
+    names = ("seed", "temperature", "top_k", "top_p")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.sample:
+        from hf_qrnn.engine.sampling import Sampling
+
+        return Sampling(**given)
+    for name, value in given.items():
+        raise ValueError(f"`--{name}` must be left out without --sample, but is {value}.")
+    return None
 
 
 def _check_translate(args: argparse.Namespace) -> None:
@@ -135,7 +179,10 @@ def _check_translate(args: argparse.Namespace) -> None:
     from hf_qrnn.translation.plots import check_figure_path
 
     check_decoding(args)
-    if not 1 <= args.n_best <= args.num_beams:
+    check_threads(args)
+    if args.sample:
+        _check_sample(args)
+    elif not 1 <= args.n_best <= args.num_beams:
         raise ValueError(
             f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "
             f"but is {args.n_best}."
@@ -156,7 +203,20 @@ def _check_translate(args: argparse.Namespace) -> None:
     args.model = default_models(args.model)
 
 
-def _draw(translator: Translator, text: str, args: argparse.Namespace) -> None:
+def _check_sample(args: argparse.Namespace) -> None:
+    if args.num_beams > 1:
+        raise ValueError(f"`--num_beams` must be 1 with --sample, but is {args.num_beams}.")
+    if args.n_best < 1:
+        raise ValueError(f"`--n_best` must be at least 1, but is {args.n_best}.")
+    for name in ("attention", "hidden_states"):
+        if getattr(args, name) is not None:
+            value = getattr(args, name)
+            raise ValueError(f"`--{name}` must be left out with --sample, but is '{value}'.")
+    if args.engine == "torch":
+        raise ValueError("`--engine` must be 'auto' or 'native' with --sample, but is 'torch'.")
+
+
+def _draw(translator: Any, text: str, args: argparse.Namespace) -> None:
     from hf_qrnn.translation.plots import attention_figure, hidden_states_figure, save_figure
 
     if args.attention is not None:

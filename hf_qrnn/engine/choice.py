@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hf_qrnn.data.flags import typed
+from hf_qrnn.data.same_tokenizers import DifferentTokenizersError
 
 from .settings import require
 from .translator import Translator
@@ -29,9 +30,7 @@ class Choice(NamedTuple):
     refusal: str | None = None
 
 
-def choose_engine(
-    engine: str, models: Sequence[str], device: str | None, others: Mapping[str, object]
-) -> Choice:
+def choose_engine(engine: str, models: Sequence[str], device: str | None) -> Choice:
     """Load the engine, where it is wanted and can do what is asked.
 
     Nothing of torch is imported to find out.
@@ -39,30 +38,34 @@ def choose_engine(
     Args:
         engine: "auto", the engine where it can do what is asked and there is no GPU; "native", the
             engine in C++ or an error; or "torch".
-        models: The models that are asked for.
+        models: The models that are asked for; several are an ensemble.
         device: The device that is asked for.
-        others: Values of arguments for which torch is needed, where they are not None.
 
     Raises:
-        ValueError: If `engine` is "native" and the engine cannot do what is asked.
+        ValueError: If `engine` is "native" and the engine cannot do what is asked, or several
+            models have different tokenizers.
     """
     require("engine", f"one of {', '.join(map(repr, ENGINES))}", engine, engine in ENGINES)
     is_wanted = engine == "native"
     if engine == "torch" or (engine == "auto" and device is None and may_have_gpu()):
         return Choice(None)
-    fault = _fault(models, device, others)
+    fault = _fault(models, device)
     if fault is not None:
         if is_wanted:
             raise ValueError(fault)
         return Choice(None)
     try:
         with typed(path="model"):
-            return Choice(Translator(models[0], backend="native" if is_wanted else "auto"))
+            return Choice(Translator(*models, backend="native" if is_wanted else "auto"))
+    # Of models that are no ensemble torch says the same.
+    except DifferentTokenizersError:
+        raise
     except (ValueError, OSError) as error:
         if is_wanted:
             # Fields of a config that are named like arguments are none.
             sentence = str(error).replace("`", "'")
-            rule = f"'auto' or 'torch' for '{models[0]}', but is 'native'"
+            named = " and ".join(f"'{model}'" for model in models)
+            rule = f"'auto' or 'torch' for {named}, but is 'native'"
             raise ValueError(f"`engine` must be {rule}: {sentence}") from error
         return Choice(None, str(error))
 
@@ -75,15 +78,11 @@ def may_have_gpu() -> bool:
     return os.name != "posix" or any(os.path.exists(path) for path in _GPU_PATHS)
 
 
-def _fault(models: Sequence[str], device: str | None, others: Mapping[str, object]) -> str | None:
+def _fault(models: Sequence[str], device: str | None) -> str | None:
     """Return the sentence of what the engine cannot do whatever the model, or None."""
-    if len(models) > 1:
-        return f"`model` must be one for the engine, but is {len(models)} models."
-    for name, value in others.items():
-        if value is not None:
-            return f"`{name}` must be left out with the engine, but is {value!r}."
     if device not in (None, "cpu"):
         return f"`device` must be cpu for the engine, but is {device!r}."
-    if not Path(models[0]).is_dir():
-        return f"`model` must be a folder for the engine, but is {models[0]!r}."
+    for model in models:
+        if not Path(model).is_dir():
+            return f"`model` must be a folder for the engine, but is {model!r}."
     return None

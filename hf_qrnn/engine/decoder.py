@@ -41,10 +41,14 @@ class NumpyDecoder:
         network: The model.
         sources: Token ids, none of them empty.
         rows_each: M.
+
+    Attributes:
+        weights: Attention weights (B, A, M, S) of the last step, for each layer that attends.
     """
 
     def __init__(self, network: Network, sources: list[list[int]], rows_each: int) -> None:
         self._network = network
+        self.weights: list[Array] = []
         encoded = encode(network, sources)
         lengths = np.array([len(states) for states in encoded.states])
         self._is_pad = np.arange(lengths.max()) >= lengths[:, None]  # (B, S)
@@ -60,6 +64,7 @@ class NumpyDecoder:
         """Read a token of each row (R,) and return the logits of the next (R, V)."""
         network = self._network
         x = network.embedding[tokens]
+        self.weights = []
         for index in range(len(network.decoder)):
             x = self._layer(index, x)
         if network.decoder_norm is not None:
@@ -115,7 +120,9 @@ class NumpyDecoder:
         scores = queries @ memory.keys.swapaxes(2, 3)  # (B, A, M, S)
         scores *= np.float32(self._network.settings.score_scale)
         scores[np.broadcast_to(self._is_pad[:, None, None], scores.shape)] = -np.inf
-        context: Array = (softmax(scores) @ memory.values).swapaxes(1, 2)  # (B, M, A, H/A)
+        weights = softmax(scores)
+        self.weights.append(weights)
+        context: Array = (weights @ memory.values).swapaxes(1, 2)  # (B, M, A, H/A)
         return context.reshape(query.shape)
 
 

@@ -8,7 +8,7 @@ Shapes: B sources, M beams, R = B * M rows, T steps so far, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -78,25 +78,26 @@ def search(
         beams = _BeamSearch(decoder, settings, np.asarray(limits), num_beams, ranking)
         found = beams.run(num_return_sequences)
     return [
-        [_hypothesis(one, settings.ends, limit) for one in some]
+        [hypothesis(one, settings.ends, limit) for one in some]
         for some, limit in zip(found, limits, strict=True)
     ]
 
 
-def _likelihoods(logits: Array) -> Array:
+def likelihoods(logits: Array) -> Array:
     """Return log-probabilities (R, V) of logits.
 
     Raises:
         ValueError: If there is NaN among them.
     """
-    likelihoods = log_softmax(logits)
+    logs = log_softmax(logits)
     # One NaN makes its whole row NaN. No comparison with it is true: what a search finds is chance.
-    if np.isnan(likelihoods[:, 0]).any():
+    if np.isnan(logs[:, 0]).any():
         raise ValueError(_NAN)
-    return likelihoods
+    return logs
 
 
-def _hypothesis(found: Found, ends: Sequence[int], limit: int) -> Hypothesis:
+def hypothesis(found: Found, ends: Sequence[int], limit: int) -> Hypothesis:
+    """Make the result of what a search found."""
     ids = [token for token in found.ids if token not in ends]
     return Hypothesis(ids, found.score, len(ids) >= limit, found.log_probability)
 
@@ -106,7 +107,7 @@ def _hypothesis(found: Found, ends: Sequence[int], limit: int) -> Hypothesis:
 
 def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list[Found]:
     """Take the likeliest token at every step."""
-    change = _changes(settings)
+    change = changes(settings)
     in_one_call = getattr(decoder, "greedy", None)
     if in_one_call is not None and change is None:
         found = in_one_call(settings.start, settings.ends, limits)
@@ -121,9 +122,9 @@ def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list
     for step in range(int(limits.max())):
         logits = decoder.step(tokens)
         if change is not None:
-            logits = change(_with_start(settings, ids[active, :step]), logits)
+            logits = change(with_start(settings, ids[active, :step]), logits)
         tokens = logits.argmax(axis=1)
-        scores[active] += _likelihoods(logits)[np.arange(len(active)), tokens]
+        scores[active] += likelihoods(logits)[np.arange(len(active)), tokens]
         ids[active, step] = tokens
         lengths[active] = step + 1
         goes_on = ~np.isin(tokens, settings.ends) & (step + 1 < limits[active])
@@ -134,6 +135,34 @@ def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list
                 break
             decoder.select(kept, kept)
     return _rows(ids, lengths, scores)
+
+
+def follow(
+    decoder: Decoder, settings: GenerationSettings, limit: int
+) -> Iterator[tuple[int, float]]:
+    """Yield the likeliest tokens of one source as they come, each with its log-probability.
+
+    Args:
+        decoder: Over one source with one row.
+        settings: What to search for.
+        limit: The most tokens.
+
+    Raises:
+        ValueError: If the model computes NaN.
+    """
+    change, ids = changes(settings), [settings.start]
+    while len(ids) <= limit:
+        # Not around the loop: the reader's own numbers are no business of ours.
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = decoder.step(np.array(ids[-1:]))
+            if change is not None:
+                logits = change(np.array([ids]), logits)
+            token = int(logits[0].argmax())
+            log_probability = float(likelihoods(logits)[0, token])
+        ids.append(token)
+        yield token, log_probability
+        if token in settings.ends:
+            return
 
 
 def _rows(ids: Ids, lengths: Ids, scores: npt.NDArray[np.float64]) -> list[Found]:
@@ -175,7 +204,7 @@ class _BeamSearch:
         self._kept_sums = np.full(shape, _NEVER, np.float32)
         self._is_kept = np.zeros(shape, bool)
         self._kept_ends = np.zeros((*shape, 3), np.int64)
-        self._change = _changes(settings)
+        self._change = changes(settings)
         # Only what changes scores by the tokens so far needs these.
         self._sequences = np.full((num, num_beams, 1), settings.start)
 
@@ -213,12 +242,12 @@ class _BeamSearch:
 
     def _totals(self, logits: Array, scores: Array, active: Ids) -> Array:
         """Return the score of every candidate (B, M * V)."""
-        likelihoods = _likelihoods(logits)
+        totals = likelihoods(logits)
         if self._change is not None:
             seen = self._sequences[active]
-            likelihoods = self._change(seen.reshape(-1, seen.shape[2]), likelihoods)
+            totals = self._change(seen.reshape(-1, seen.shape[2]), totals)
         rows, beams = scores.shape
-        return (likelihoods.reshape(rows, beams, -1) + scores[:, :, None]).reshape(rows, -1)
+        return (totals.reshape(rows, beams, -1) + scores[:, :, None]).reshape(rows, -1)
 
     def _candidates(self, totals: Array) -> Ids:
         """Return the best candidates, as many as leave M that go on if all ends are among them."""
@@ -303,11 +332,12 @@ def _best(values: Array, num: int) -> Ids:
 _Change = Callable[[Ids, Array], Array]
 
 
-def _with_start(settings: GenerationSettings, ids: Ids) -> Ids:
+def with_start(settings: GenerationSettings, ids: Ids) -> Ids:
+    """Put the start token before rows of ids (R, T)."""
     return np.concatenate([np.full((len(ids), 1), settings.start), ids], axis=1)
 
 
-def _changes(settings: GenerationSettings) -> _Change | None:
+def changes(settings: GenerationSettings) -> _Change | None:
     """Return what changes scores (R, V) by the tokens so far (R, 1 + T), or None."""
     penalty, size = np.float32(settings.repetition_penalty), settings.no_repeat_ngram_size
     if penalty == 1 and size == 0:

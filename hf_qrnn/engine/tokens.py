@@ -6,6 +6,7 @@ The ids and texts are those of `encode_sources` (data/symbols.py) and `decode_ba
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.languages import language_of_each, language_tag, refuse_language
+from hf_qrnn.data.same_tokenizers import SPECIAL_NAMES, TokenizerParts
 from hf_qrnn.data.texts import check_texts
+from hf_qrnn.data.translations import token_pieces
 
 from .settings import require
 
@@ -129,6 +132,12 @@ class Tokens:
         text = alphabets.get(language or "") if isinstance(alphabets, dict) else None
         return frozenset(text) if isinstance(text, str) else None
 
+    def parts(self) -> TokenizerParts:
+        """Return what another tokenizer is compared with."""
+        named = {name: _content(self.config.get(f"{name}_token")) for name in SPECIAL_NAMES}
+        backend = json.loads(self._tokenizer.to_str())
+        return TokenizerParts(self.vocabulary(), named, self.sides, _PLAIN[0], backend)
+
     def vocabulary(self) -> dict[str, int]:
         """Return all tokens with their ids."""
         found: dict[str, int] = self._tokenizer.get_vocab()
@@ -138,6 +147,12 @@ class Tokens:
         """Decode rows of ids without their special tokens."""
         # One by one: a batch would start threads.
         return [self._tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text that each id adds, special tokens too (`token_pieces`)."""
+        return token_pieces(
+            lambda own: str(self._tokenizer.decode(own, skip_special_tokens=False)), ids
+        )
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = []

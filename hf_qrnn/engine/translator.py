@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hf_qrnn.data.same_tokenizers import check_same
 from hf_qrnn.data.translations import Hypothesis, Translation
 
+from .attention import AttentionMap, attend
 from .decoder import NumpyDecoder
+from .encoder import encode
+from .ensemble import EnsembleDecoder, common_generation
 from .generation import read_generation
 from .native import HAVE_AVX512, NativeDecoder, NativeNetwork, instruction_sets
 from .network import Network, read_network
-from .ranking import RANKINGS, PaperRanking, Ranking
-from .search import Decoder, search
+from .options import Options
+from .ranking import PaperRanking, Ranking
+from .sampling import Sampling, sample
+from .search import Decoder, follow, search
 from .settings import read_settings, require
+from .streaming import PieceDecoder, TextStream
+from .threads import num_cores, run_all
 from .tokens import Tokens
-from .weights import Weights
+from .weights import Array, Weights
 
 
 class Translator:
-    """A translation model of a folder, computed without torch.
+    """A translation model of a folder, or several as an ensemble, computed without torch.
 
     Args:
         path: A folder as `save_pretrained` writes it, with its tokenizer.
+        others: More of them, whose log-probabilities are averaged at every step (`ensemble.py`);
+            all must have the same tokenizer.
         backend: "native" (C++), "numpy", or "auto", the first that is there.
 
     Attributes:
@@ -33,10 +43,10 @@ class Translator:
 
     Raises:
         ValueError: If the folder is no such model, is damaged, or the engine cannot do what a field
-            of its config says; or if "native" is asked for and not there.
+            of its config says; if "native" is asked for and not there; or if tokenizers differ.
     """
 
-    def __init__(self, path: str | Path, *, backend: str = "auto") -> None:
+    def __init__(self, path: str | Path, *others: str | Path, backend: str = "auto") -> None:
         choices = ("auto", "native", "numpy")
         rule = f"one of {', '.join(map(repr, choices))}"
         require("backend", rule, backend, backend in choices)
@@ -48,7 +58,7 @@ class Translator:
         settings, config = read_settings(folder)
         self.generation = read_generation(folder, config, settings.vocab_size)
         self.tokens = Tokens(folder, settings.vocab_size)
-        weights = Weights(folder)
+        self._folder, weights = folder, Weights(folder)
         network = read_network(settings, weights)
         self.backend = "numpy"
         self.reason: str | None = None
@@ -65,6 +75,10 @@ class Translator:
                         f"`backend` must be one that is there, but is 'native': {error}."
                     ) from error
                 self.reason = str(error)
+        self._starts, self._vocab_size = [self.generation.start], settings.vocab_size
+        self._others = [Translator(other, backend=backend) for other in others]
+        if others:
+            self._join([str(path), *map(str, others)])
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -91,6 +105,8 @@ class Translator:
         on_batch: Callable[[int], None] | None = None,
         ranking: str = "length_penalty",
         alpha: float = 0.6,
+        num_threads: int | None = None,
+        sampling: Sampling | None = None,
     ) -> list[list[Translation]]:
         """Translate texts; a result does not depend on the batch it was computed in.
 
@@ -98,14 +114,18 @@ class Translator:
             texts: Sentences. One without anything but white space gives empty translations.
             language: The language of all texts, or of each, for a model that has `languages`.
             num_beams: Beams; 1 is greedy search.
-            num_return_sequences: Translations a text, best first; at most `num_beams`.
+            num_return_sequences: Translations a text, best first; at most `num_beams`. With
+                `sampling` as many as are drawn, in their order.
             max_new_tokens: The most tokens of a translation, its end token included; None = what
                 the model's generation config says.
             batch_size: Texts a batch.
-            on_batch: Called with a number of texts whenever they are done.
+            on_batch: Called with a number of texts whenever they are done, in the caller's thread.
             ranking: Of the hypotheses of beam search: "length_penalty", the generation config's, or
                 "paper", Eq. 9 of arXiv 1611.01576.
             alpha: Of "paper", at least 0: 0 is the plain sum, more favours longer targets.
+            num_threads: The most threads, each of which takes a batch; None = the cores that the
+                process may use. Results do not depend on it.
+            sampling: Draw translations instead of searching for the best; `num_beams` is 1 then.
 
         Returns:
             For every text its `num_return_sequences` translations.
@@ -115,23 +135,15 @@ class Translator:
             ValueError: If a number is out of range, a text is not valid Unicode, or a language is
                 missing, unknown or too much.
         """
+        counts = (num_beams, num_return_sequences, max_new_tokens, batch_size)
+        options = Options(*counts, on_batch, ranking, alpha, num_threads, sampling)
         rows = self.tokens.encode(texts, language)
         # A model makes up a sentence for an empty source.
         filled = [index for index, text in enumerate(texts) if text.strip()]
         results = [[Translation("", 0.0)] * num_return_sequences for _ in texts]
         if on_batch is not None and len(filled) < len(texts):
             on_batch(len(texts) - len(filled))
-        hypotheses = self.generate(
-            [rows[index] for index in filled],
-            num_beams=num_beams,
-            num_return_sequences=num_return_sequences,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            on_batch=on_batch,
-            ranking=ranking,
-            alpha=alpha,
-        )
-        for index, found in zip(filled, hypotheses, strict=True):
+        for index, found in self._run(rows, filled, options).items():
             results[index] = self._translations(found)
         return results
 
@@ -146,50 +158,177 @@ class Translator:
         on_batch: Callable[[int], None] | None = None,
         ranking: str = "length_penalty",
         alpha: float = 0.6,
+        num_threads: int | None = None,
+        sampling: Sampling | None = None,
     ) -> list[list[Hypothesis]]:
         """Generate the best targets of many sources, in the order given, as `translate` does.
 
         Args:
             sources: Source ids, each with its end token.
-            num_beams, num_return_sequences, max_new_tokens, batch_size, on_batch, ranking, alpha:
-                See `translate`.
+            num_beams, num_return_sequences, max_new_tokens, batch_size, on_batch, ranking, alpha,
+                num_threads, sampling: See `translate`; sources count from 0.
 
         Raises:
             ValueError: If a number is out of range, or a source is empty or has no such ids.
         """
-        given = {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-        for name, value in given.items():
-            require(name, "at least 1", value, value is None or value >= 1)
-        require("ranking", f"one of {', '.join(map(repr, RANKINGS))}", ranking, ranking in RANKINGS)
-        rule = f"in [1, `num_beams`] = [1, {num_beams}]"
-        fits = 1 <= num_return_sequences <= num_beams
-        require("num_return_sequences", rule, num_return_sequences, fits)
-        vocab = self._network.settings.vocab_size
+        counts = (num_beams, num_return_sequences, max_new_tokens, batch_size)
+        options = Options(*counts, on_batch, ranking, alpha, num_threads, sampling)
+        self._check_sources(sources)
+        results = self._run(sources, range(len(sources)), options)
+        return [results[index] for index in range(len(sources))]
+
+    def stream(
+        self, text: str, *, language: str | None = None, max_new_tokens: int | None = None
+    ) -> TextStream:
+        """Translate a text greedily, and give what is written as it comes.
+
+        Args:
+            text: A sentence.
+            language: Its language, for a model that has `languages`.
+            max_new_tokens: See `translate`.
+
+        Returns:
+            An iterator of pieces, which compute as they are asked for; joined they are the text
+            that `translate` gives, which `TextStream.translation` has in the end.
+
+        Raises:
+            ValueError: As `translate`.
+        """
+        (source,) = self.tokens.encode([text], language)
+        rule = "at least 1"
+        require(
+            "max_new_tokens", rule, max_new_tokens, max_new_tokens is None or max_new_tokens > 0
+        )
+        return TextStream(self._pieces(source if text.strip() else [], max_new_tokens))
+
+    def attention(
+        self, source: str, *, language: str | None = None, num_beams: int = 1
+    ) -> AttentionMap:
+        """Translate `source` and read the attention (Eq. 8 of 1611.01576) along the translation.
+
+        The model is run a second time over its own translation, by NumPy.
+
+        Raises:
+            ValueError: If `source` has no text, `num_beams` is below 1, or the language is missing,
+                unknown or too much.
+        """
+        ids = self._encode_one(source, language)
+        best = self.generate([ids], num_beams=num_beams)[0][0]
+        # A translation that was cut has no end token, so none is looked at.
+        targets = best.ids if best.is_cut else [*best.ids, self.tokens.eos]
+        networks = [member._numpy_network() for member in (self, *self._others)]
+        found = attend(networks, self._starts, ids, targets, self._vocab_size)
+        return AttentionMap(self.tokens.pieces(ids), self.tokens.pieces(targets), *found)
+
+    def hidden_states_map(
+        self, text: str, *, language: str | None = None
+    ) -> tuple[list[str], Array]:
+        """Return the states of the encoder's last layer over `text`, by NumPy: Fig. 3 of the paper.
+
+        Returns:
+            S tokens as in `AttentionMap`, and states (S, H), float32.
+
+        Raises:
+            ValueError: If `text` has no text, the language is missing, unknown or too much, or the
+                model is an ensemble.
+        """
+        if self._others:
+            raise ValueError(
+                "`model` must be one model to show its states, but is an ensemble of "
+                f"{1 + len(self._others)}."
+            )
+        ids = self._encode_one(text, language)
+        return self.tokens.pieces(ids), encode(self._numpy_network(), [ids]).states[0]
+
+    def _run(
+        self, sources: Sequence[Sequence[int]], numbers: Iterable[int], options: Options
+    ) -> dict[int, list[Hypothesis]]:
+        """Search for targets of the sources `numbers`, and return them by these."""
+
+        def compute(indices: list[int]) -> list[list[Hypothesis]]:
+            return self._compute([list(sources[index]) for index in indices], indices, options)
+
+        # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
+        order = sorted(numbers, key=lambda index: len(sources[index]))
+        # Whatever the threads, the batches are the same, and with them every bit of the results.
+        size = options.batch_size
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        results: dict[int, list[Hypothesis]] = {}
+        for place, found in run_all(compute, batches, options.num_threads or num_cores()):
+            results.update(zip(batches[place], found, strict=True))
+            if options.on_batch is not None:
+                options.on_batch(len(batches[place]))
+        return results
+
+    def _compute(
+        self, rows: list[list[int]], numbers: Sequence[int], options: Options
+    ) -> list[list[Hypothesis]]:
+        """Search for the targets of one batch, in any thread."""
+        settings, num_return = self.generation, options.num_return_sequences
+        limits = [options.max_new_tokens or settings.limit(len(row)) for row in rows]
+        # Numbers that are too large end as NaN, of which the search speaks.
+        with np.errstate(over="ignore", invalid="ignore"):
+            decoder = self._decoder(rows, options.rows_each)
+            if options.sampling is not None:
+                return sample(decoder, settings, limits, num_return, options.sampling, numbers)
+            by_paper: Ranking | None = None
+            if options.ranking == "paper":
+                lengths = [len(row) - 1 for row in rows]
+                by_paper = PaperRanking(options.alpha, lengths, limits)
+            return search(decoder, settings, limits, options.num_beams, num_return, by_paper)
+
+    def _pieces(self, source: list[int], max_new_tokens: int | None) -> Iterator[str | Translation]:
+        """Yield the pieces of a translation, then itself; that of an empty source is empty."""
+        if not source:
+            yield Translation("", 0.0)
+            return
+        limit = max_new_tokens or self.generation.limit(len(source))
+        pieces, found, total = PieceDecoder(self._decode_one), [], 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            decoder = self._decoder([source], 1)
+        for token, log_probability in follow(decoder, self.generation, limit):
+            total += log_probability
+            if token in self.generation.ends:
+                break
+            found.append(token)
+            if piece := pieces.add(token):
+                yield piece
+        if piece := pieces.rest():
+            yield piece
+        (whole,) = self._translations([Hypothesis(found, total, len(found) >= limit, total)])
+        yield whole
+
+    def _decode_one(self, ids: Sequence[int]) -> str:
+        return self.tokens.decode([ids])[0]
+
+    def _encode_one(self, text: str, language: str | None) -> list[int]:
+        if not text.strip():
+            raise ValueError(f"The sentence must have text, but is {text!r}.")
+        return self.tokens.encode([text], language)[0]
+
+    def _numpy_network(self) -> Network:
+        """Return the network in NumPy, which the one in C++ does not keep: read it again."""
+        if isinstance(self._network, Network):
+            return self._network
+        return read_network(read_settings(self._folder)[0], Weights(self._folder))
+
+    def _join(self, names: Sequence[str]) -> None:
+        """Make one of the members."""
+        members = [self, *self._others]
+        check_same([member.tokens.parts() for member in members], names)
+        self._starts = [member.generation.start for member in members]
+        self._vocab_size = min(member._vocab_size for member in members)
+        self.generation = common_generation([member.generation for member in members])
+        reasons = [member.reason for member in members if member.reason is not None]
+        if reasons:
+            self.backend, self.reason = "numpy", reasons[0]
+
+    def _check_sources(self, sources: Sequence[Sequence[int]]) -> None:
+        vocab = self._vocab_size
         rule = f"lists of at least one id in [0, {vocab})"
         for source in sources:
             fits = len(source) > 0 and 0 <= min(source) <= max(source) < vocab
             require("sources", rule, list(source), fits)
-        # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
-        order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
-        results: list[list[Hypothesis]] = [[] for _ in sources]
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            rows = [list(sources[index]) for index in indices]
-            limits = [max_new_tokens or self.generation.limit(len(row)) for row in rows]
-            # Numbers that are too large end as NaN, of which the search speaks.
-            with np.errstate(over="ignore", invalid="ignore"):
-                decoder = self._decoder(rows, num_beams)
-                by_paper: Ranking | None = None
-                if ranking == "paper":
-                    by_paper = PaperRanking(alpha, [len(row) - 1 for row in rows], limits)
-                found = search(
-                    decoder, self.generation, limits, num_beams, num_return_sequences, by_paper
-                )
-            for index, hypotheses in zip(indices, found, strict=True):
-                results[index] = hypotheses
-            if on_batch is not None:
-                on_batch(len(indices))
-        return results
 
     def _translations(self, found: Sequence[Hypothesis]) -> list[Translation]:
         texts = self.tokens.decode(one.ids for one in found)
@@ -199,7 +338,14 @@ class Translator:
             for text, one in zip(texts, found, strict=True)
         ]
 
-    def _decoder(self, rows: list[list[int]], num_beams: int) -> Decoder:
+    def _decoder(self, rows: list[list[int]], rows_each: int) -> Decoder:
+        """Make the decoder of all members over sources, with `rows_each` rows of each."""
+        if not self._others:
+            return self._own_decoder(rows, rows_each)
+        decoders = [member._own_decoder(rows, rows_each) for member in (self, *self._others)]
+        return EnsembleDecoder(decoders, self._starts, self._vocab_size)
+
+    def _own_decoder(self, rows: list[list[int]], rows_each: int) -> Decoder:
         if isinstance(self._network, NativeNetwork):
-            return NativeDecoder(self._network, rows, num_beams)
-        return NumpyDecoder(self._network, rows, num_beams)
+            return NativeDecoder(self._network, rows, rows_each)
+        return NumpyDecoder(self._network, rows, rows_each)

@@ -97,6 +97,8 @@ class Pronouncer:
         device: Where to compute; None is the GPU if there is one, else the CPU.
         engine: What computes a model that is loaded here: "native", the engine, which needs no
             torch; "torch"; or "auto", the engine where it can do what is asked and there is no GPU.
+        num_threads: The most threads of the engine; None = the cores that the process may use.
+            Torch has a number of its own.
 
     Raises:
         FileNotFoundError: If there is no such lexicon.
@@ -115,11 +117,13 @@ class Pronouncer:
         batch_size: int = 64,
         device: str | torch.device | None = None,
         engine: str = "auto",
+        num_threads: int | None = None,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], but is {threshold}.")
-        for name, value in {"num_beams": num_beams, "batch_size": batch_size}.items():
-            if value < 1:
+        counts = {"num_beams": num_beams, "batch_size": batch_size, "num_threads": num_threads}
+        for name, value in counts.items():
+            if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but is {value}.")
         # Before the model, which takes longer to load.
         if isinstance(lexicon, (str, Path)):
@@ -130,7 +134,7 @@ class Pronouncer:
         }
         if isinstance(model, (str, Path)):
             model = _load(str(model), None if device is None else str(device), engine)
-        self._generate, self._letters = _parts(model, language)
+        self._generate, self._letters = _parts(model, language, num_threads)
         self._spelling = Spelling(self._letters)
         self._threshold, self._num_beams, self._batch_size = threshold, num_beams, batch_size
 
@@ -229,7 +233,7 @@ class Pronouncer:
 def _load(model: str, device: str | None, engine: str) -> Translator | engines.Translator:
     """Load a model by the engine or, where that is not wanted or cannot, by torch."""
     model = locate(model)
-    found = choose_engine(engine, [model], device, {}).engine
+    found = choose_engine(engine, [model], device).engine
     if found is not None:
         return found
     import torch
@@ -241,11 +245,12 @@ def _load(model: str, device: str | None, engine: str) -> Translator | engines.T
 
 
 def _parts(
-    model: Translator | engines.Translator, language: str | None
+    model: Translator | engines.Translator, language: str | None, num_threads: int | None
 ) -> tuple[_Generate, Letters]:
     """Return the search and the letters of a model."""
     if isinstance(model, engines.Translator):
-        return model.generate, EngineLetters(model.tokens, language)
+        generate = partial(model.generate, num_threads=num_threads)
+        return generate, EngineLetters(model.tokens, language)
     from hf_qrnn.translation.search import generate_hypotheses
 
     letters = TokenizerLetters(model.tokenizer, language)
