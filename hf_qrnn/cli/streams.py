@@ -160,8 +160,8 @@ def prompted(stream: IO[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def decode(lines: Iterable[bytes]) -> Iterator[str]:
-    """Decode lines without their ends, as `data.reading.read_lines` reads them."""
+def decode(lines: Iterable[bytes], *, exact: bool = False) -> Iterator[str]:
+    """Decode lines without their ends, as `data.reading.read_lines` reads them; or all of them."""
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode()
@@ -169,6 +169,9 @@ def decode(lines: Iterable[bytes]) -> Iterator[str]:
             raise ValueError(
                 f"`--input` must be UTF-8 text, but has an invalid byte in line {number}."
             ) from None
+        if exact:
+            yield text
+            continue
         text = text.removesuffix("\n").removesuffix("\r")
         yield text.removeprefix("\ufeff") if number == 1 else text
 

@@ -19,6 +19,7 @@ from .decoding import (
 )
 from .engines import add_engine, check_threads, open_translator
 from .models import TRANSLATOR, default_models, model_name
+from .paragraphs import add_paragraphs, check_paragraphs, translate_paragraphs
 from .streams import (
     check_files,
     check_folder,
@@ -63,6 +64,7 @@ def add_translate(commands: Any) -> None:
     add("--attention", metavar="OUT", help=attention)
     states = f"draw the states of the encoder's last layer over {line}"
     add("--hidden_states", metavar="OUT", help=states)
+    add_paragraphs(add)
     add("--interactive", action="store_true", help="prompt for one line at a time; Ctrl-D ends")
     add_language(add)
     add_decoding(add)
@@ -87,6 +89,9 @@ def _translate(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
     needs = None if sampling is None else "--sample"
     translate, translator = open_translator(args.model, args, needs_engine=needs)
+    if args.paragraphs:
+        translate_paragraphs(translate, translator, args)
+        return
     interactive = args.interactive
     if _is_streamed(args, translator):
         _stream(translator, args)
@@ -192,6 +197,7 @@ def _check_translate(args: argparse.Namespace) -> None:
             "`--hidden_states` must be left out with several models, but is "
             f"'{args.hidden_states}'."
         )
+    check_paragraphs(args)
     if args.interactive and args.input is not None:
         raise ValueError(f"`--input` must be left out with --interactive, but is '{args.input}'.")
     for path in (args.attention, args.hidden_states):

@@ -17,6 +17,7 @@ _NOT_CHOSEN = (None, 20, 512)
 # Fields that change nothing in greedy and beam search, or that the caller of the engine gives.
 _IDLE = (
     "max_length max_new_tokens max_length_ratio max_length_offset length_penalty early_stopping"
+    " usual_source_chars"
     " repetition_penalty no_repeat_ngram_size decoder_start_token_id bos_token_id eos_token_id"
     " pad_token_id do_sample num_beams num_return_sequences temperature top_k top_p min_p top_h"
     " typical_p epsilon_cutoff eta_cutoff use_cache cache_implementation cache_config max_cache_len"
@@ -56,6 +57,7 @@ class GenerationSettings:
         ratio, offset: Tokens of a target for each token of its source, and those added.
         length_penalty, early_stopping, repetition_penalty, no_repeat_ngram_size: As transformers
             has them.
+        usual_source_chars: Characters of the longest source that is usual in the training data.
     """
 
     start: int
@@ -67,6 +69,7 @@ class GenerationSettings:
     early_stopping: bool | str = False
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    usual_source_chars: int | None = None
 
     def limit(self, source_length: int) -> int:
         """Return the most tokens of a target, as `limits_qrnn.target_limits` does."""
@@ -113,6 +116,7 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
         early_stopping=early,
         repetition_penalty=penalty,
         no_repeat_ngram_size=ngram,
+        usual_source_chars=given.get("usual_source_chars"),
     )
 
 

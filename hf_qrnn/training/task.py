@@ -42,7 +42,7 @@ from hf_qrnn.data.tokenization import (
 from hf_qrnn.model.configuration_qrnn import QRNNConfig
 from hf_qrnn.model.limits_qrnn import length_rule, set_length_rule
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
-from hf_qrnn.translation.lengths import least_rule, measure_lengths
+from hf_qrnn.translation.lengths import least_rule, measure_lengths, usual_length
 from hf_qrnn.translation.translator import load_translator
 
 from .best import Choice, fingerprint
@@ -356,6 +356,8 @@ class PairTask(Task):
         own = (pair for i, pair in enumerate(self.encoded) if i not in taught)
         ratio, offset = measure_lengths(own, least=least)
         set_length_rule(config, ratio, offset)
+        # For documents, whose longer sentences are split (hf_qrnn/translation/documents.py).
+        config.usual_source_chars = usual_length(len(pair.source) for pair in self.train)  # type: ignore[attr-defined]
         number = len(self.encoded)
         seen = f"the first {number} pairs of the stream" if self.is_stream else "the training pairs"
         logger.info(

@@ -25,6 +25,12 @@ def least_rule(tokenizer: PreTrainedTokenizerBase) -> tuple[float, int]:
     return (1.0, 0) if has_symbols else (DEFAULT_RATIO, DEFAULT_OFFSET)
 
 
+def usual_length(lengths: Iterable[int]) -> int:
+    """Return the least length that all but one in a thousand do not exceed."""
+    ordered = sorted(lengths)
+    return ordered[len(ordered) - 1 - len(ordered) // 1000]
+
+
 def measure_lengths(
     pairs: Iterable[EncodedPair], *, least: tuple[float, int] = (DEFAULT_RATIO, DEFAULT_OFFSET)
 ) -> tuple[float, int]:

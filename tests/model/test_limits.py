@@ -17,7 +17,7 @@ from hf_qrnn.cli.main import main
 from hf_qrnn.data.batching import EncodedPair
 from hf_qrnn.data.tokenization import train_character_tokenizer
 from hf_qrnn.model.limits_qrnn import set_length_rule, target_lengths, target_limits
-from hf_qrnn.translation.lengths import measure_lengths
+from hf_qrnn.translation.lengths import measure_lengths, usual_length
 from hf_qrnn.translation.search import generate_hypotheses
 from hf_qrnn.translation.translator import Translator, load_translator
 
@@ -219,3 +219,9 @@ def test_the_script_learns_targets_that_are_much_longer_than_their_sources(tmp_p
     assert test["cut_translations"] == sum(best.is_cut for best in found)
     assert (test["exact_match"], test["cut_translations"]) == (100.0, 0)
     assert [best.text for best in found] == targets
+
+
+def test_usual_length_leaves_out_one_in_a_thousand() -> None:
+    assert usual_length([3, 1, 2]) == 3
+    assert usual_length([*range(1, 1000), 5000]) == 999
+    assert usual_length([*[7] * 1998, 90, 80]) == 7

@@ -110,6 +110,8 @@ def test_limit_of_phones_is_that_of_the_training_pairs(plain: Path) -> None:
     # A phone for each letter, with a quarter of room; not the room of sentences.
     config = read(plain, "generation_config.json")
     assert (config["max_length_ratio"], config["max_length_offset"]) == (1.25, 0)
+    # For documents: the letters of the longest word.
+    assert config["usual_source_chars"] == max(len(x) for x, *_ in words(400, "abcde", 1)) == 5
 
 
 def test_letters_of_each_language_are_remembered(tagged: Path) -> None:
