@@ -86,6 +86,7 @@ def test_lines_before_an_invalid_byte_are_written(
         (["--n_best", "2", "--num_beams", "2"], "is 2"),
         (["--scores"], "is given"),
         (["--interactive"], "is given"),
+        (["--sample"], "is given"),
         (["--attention", "a.png"], "is 'a.png'"),
     ],
 )
