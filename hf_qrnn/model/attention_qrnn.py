@@ -2,7 +2,8 @@
 
 Nothing here knows a config: modules take plain numbers.
 
-Shapes: B batch, T time, S source length, H units, G gates, N attention heads.
+Shapes: B batch, T time, S source length, H units, G gates, N attention heads. R rows may share the
+keys and values of B sources: the R / B rows of a source, its beams, are neighbours.
 """
 
 from __future__ import annotations
@@ -52,18 +53,23 @@ def attend(
     """Attend to the source softly, by heads.
 
     Args:
-        query: (B, N, T, H/N).
+        query: (R, N, T, H/N).
         keys, values: (B, N, S, H/N).
-        mask: (B, S) boolean, true where the source is real. A row without a real step sees zeros,
-            since its values are zeros.
+        mask: (B, S) boolean, true where the source is real; or (R, S). A row without a real step
+            sees zeros, since its values are zeros.
         scale: Factor on the scores; 1 in the paper.
-        want_weights: Return the weights too, (B, N, T, S).
+        want_weights: Return the weights too, (R, N, T, S).
         explicit: Compute by products and a softmax, which can be differentiated twice, in place of
             torch's fused attention.
 
     Returns:
-        Context (B, T, H) and the weights or None.
+        Context (R, T, H) and the weights or None.
     """
+    each = rows_each(query, keys)
+    if each > 1:
+        query = _by_source(query, each)  # (B, N, R/B * T, H/N)
+    if mask is not None:
+        mask = source_rows(mask, keys)
     # The lowest finite number, not -inf: a row without a real step must not become NaN.
     lowest = torch.finfo(query.dtype).min
     weights, bias = None, None
@@ -85,7 +91,37 @@ def attend(
         context = nn.functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=bias, scale=scale
         )
-    return context.transpose(1, 2).flatten(2), weights if want_weights else None  # (B, T, H)
+    if each > 1:
+        context = _by_row(context, each)  # (R, N, T, H/N)
+        weights = None if weights is None else _by_row(weights, each)
+    return context.transpose(1, 2).flatten(2), weights if want_weights else None  # (R, T, H)
+
+
+def rows_each(query: torch.Tensor, keys: torch.Tensor) -> int:
+    """Count the rows of `query` (R, ...) that attend to one source of `keys` (B, ...)."""
+    # In an exported program rows and sources are of one size, which no comparison may pin down.
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return 1
+    rows, sources = query.shape[0], keys.shape[0]
+    return 1 if rows == sources else rows // sources
+
+
+def source_rows(mask: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `mask` (B, S) or (R, S) that belong to those of `keys` (B or R, ...)."""
+    each = rows_each(keys, mask)
+    if each > 1:
+        return mask.repeat_interleave(each, dim=0)
+    return mask[:: rows_each(mask, keys)]
+
+
+def _by_source(x: torch.Tensor, each: int) -> torch.Tensor:
+    """Put the steps of a source's rows one after another: (R, N, T, .) to (B, N, R/B * T, .)."""
+    return x.unflatten(0, (-1, each)).transpose(1, 2).flatten(2, 3)
+
+
+def _by_row(x: torch.Tensor, each: int) -> torch.Tensor:
+    """Undo `_by_source`."""
+    return x.unflatten(2, (each, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _goes_by_products(query: torch.Tensor, keys: torch.Tensor) -> bool:
@@ -129,7 +165,7 @@ def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
 class Memory(NamedTuple):
     """Tensors that one decoder layer keeps of the source, computed once per source.
 
-    `gate_bias` is V h~ (B, G*H) of Eq. 7; `keys` and `values` (B, N, S, H/N) where it attends.
+    `gate_bias` is V h~ (R, G*H) of Eq. 7; `keys` and `values` (B, N, S, H/N) where it attends.
     """
 
     gate_bias: torch.Tensor | None = None

@@ -6,6 +6,7 @@ Shapes: B batch, S source length, E embedding, H units, L layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -83,6 +84,20 @@ class QRNNEncoderOutput(BaseModelOutput):
     """
 
     final_states: torch.Tensor | None = None
+
+    # No field: of how many rows of the decoder each row is the source; they are neighbours.
+    rows_each: ClassVar[int] = 1
+
+
+def shared_encoding(encoded: Any, rows_each: int) -> QRNNEncoderOutput:
+    """Return what an encoder gave as the source of `rows_each` rows of the decoder each."""
+    shared = QRNNEncoderOutput(
+        **{name: getattr(encoded, name, None) for name in ("last_hidden_state", "hidden_states")},
+        attentions=getattr(encoded, "attentions", None),
+        final_states=encoded.final_states,
+    )
+    vars(shared)["rows_each"] = rows_each * getattr(encoded, "rows_each", 1)
+    return shared
 
 
 class QRNNEncoder(nn.Module):

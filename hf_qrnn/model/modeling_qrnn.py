@@ -145,8 +145,14 @@ def _as_encoder_output(
             f"but is a {type(given).__name__} without."
         )
     encoded: QRNNEncoderOutput = given  # type: ignore[assignment]
-    check_rows("encoder_outputs.last_hidden_state", encoded.last_hidden_state, batch)
-    shape = (batch, config.encoder_layers, config.hidden_size)
+    each = getattr(encoded, "rows_each", 1)
+    name = "encoder_outputs.last_hidden_state"
+    if each > 1 and batch % each:
+        raise ValueError(
+            f"`{name}` must have one row for every {each} of the decoder's, but those are {batch}."
+        )
+    check_rows(name, encoded.last_hidden_state, batch // each)
+    shape = (batch // each, config.encoder_layers, config.hidden_size)
     check_shape("encoder_outputs.final_states", encoded.final_states, shape)
     return encoded
 

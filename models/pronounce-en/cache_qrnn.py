@@ -4,7 +4,7 @@ It is c and the last K-1 inputs of every layer, and what the layer needs of the 
 Eq. 7, and the keys and values of Eq. 8. docs/cache.md shows its use.
 
 Shapes: B batch, T time, E input channels, H units, K filter width, G gates, N heads, S source
-length.
+length. Keys and values may have fewer rows: one a source, whose rows in the batch are neighbours.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class QRNNCacheLayer(CacheLayerMixin):
     Attributes:
         inputs, c: Its last K-1 inputs (B, K-1, E) and c (B, H); None before the first step.
         gate_bias, source_keys, source_values: What it needs of the source, where `has_memory`:
-            V h~ (B, G*H), keys and values (B, N, S, H/N).
+            V h~ (B, G*H), keys and values (B, N, S, H/N), or of each source once.
         num_steps: Steps taken so far, pads included: 0-d, so that no graph takes it for a constant,
             and on the CPU, so that nobody waits for it.
         record_past: Whether steps are kept so that `crop` can take them back.
@@ -146,12 +146,31 @@ class QRNNCacheLayer(CacheLayerMixin):
         self.num_steps = torch.zeros_like(self.num_steps)
         self.is_initialized = False
 
+    @property
+    def rows_each(self) -> int:
+        """The number of rows that share the keys and values of one source."""
+        keys = self.source_keys if self.has_memory else None
+        return 1 if keys is None or self.c is None else self.c.shape[0] // keys.shape[0]
+
     def _on_rows(self, change: RowChange) -> None:
+        """Change the rows of the target: states, and what is recorded of them."""
         if self.state is not None:
             self._keep_state(_on_each(change, self.state))
-        if self.memory is not None:
-            self._keep_memory(_on_each(change, self.memory))
         self._window = [tuple(_on_each(change, past)) for past in self._past()]
+
+    def _on_memory(self, of_rows: RowChange, of_sources: RowChange | None) -> None:
+        """Change the rows of what is kept of the source: of V h~, of keys and values or of none."""
+        if self.memory is None:
+            return
+        bias, keys, values = self.memory
+        bias = None if bias is None else of_rows(bias)
+        if of_sources is not None and keys is not None:
+            assert values is not None
+            keys, values = _on_each(of_sources, Memory(None, keys, values))[1:]
+        self._change_memory(Memory(bias, keys, values))
+
+    def _change_memory(self, memory: Memory) -> None:
+        self._keep_memory(memory)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Move row `beam_idx[b]` to row b."""
@@ -159,11 +178,34 @@ class QRNNCacheLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row, so that it becomes `repeats` equal neighbours."""
-        self._on_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+        def repeat(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat_interleave(repeats, dim=0)
+
+        # They share their keys and values.
+        self._on_memory(repeat, None)
+        self._on_rows(repeat)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices`."""
-        self._on_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        self.select_rows(indices, within_sources=_within_sources(indices, self, self.rows_each))
+
+    def select_rows(self, indices: torch.Tensor, *, within_sources: bool) -> None:
+        """Keep the rows `indices`, as many as before and each of its old source, or any."""
+
+        def select(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.index_select(0, indices.to(tensor.device))
+
+        if not within_sources:
+            each = self.rows_each
+
+            def select_sources(tensor: torch.Tensor) -> torch.Tensor:
+                places = indices.to(tensor.device)
+                return tensor.index_select(0, places if each == 1 else places // each)
+
+            # From here on every row has keys and values of its own.
+            self._on_memory(select, select_sources)
+        self._on_rows(select)
 
     def activate_past_recording(self) -> None:
         """Keep all steps from now on, until `crop` takes some back and forgets the others."""
@@ -262,9 +304,10 @@ class QRNNStaticCacheLayer(QRNNCacheLayer):
 
     def _on_rows(self, change: RowChange) -> None:
         if self.state is not None:
-            self._keep_state(_changed_in_place(self.state, change))
-        memory = self.memory
-        self._keep_memory(None if memory is None else _changed_in_place(memory, change))
+            self._keep_state(_in_place(self.state, _on_each(change, self.state)))
+
+    def _change_memory(self, memory: Memory) -> None:
+        self._keep_memory(_in_place(self._kept_memory(), memory))
 
     def activate_past_recording(self) -> None:
         """Refuse: a recording grows, a static cache does not.
@@ -297,13 +340,23 @@ def _alike(old: Tensors, new: Tensors) -> bool:
     return True
 
 
-def _changed_in_place(old: Tensors, change: RowChange) -> Tensors:
-    """Return `old` after the change, in the same tensors where they still fit."""
-    new = _on_each(change, old)
+def _in_place(old: Tensors, new: Tensors) -> Tensors:
+    """Return `new`, in the tensors of `old` where it fits into them."""
     if not _alike(old, new):
         return _on_each(_fixed, new)
     _overwrite(old, new)
     return old
+
+
+def _within_sources(indices: torch.Tensor, layer: QRNNCacheLayer, rows_each: int) -> bool:
+    """Tell whether the new row b is of the source of the old row b, as those of a beam search are.
+
+    On a GPU the answer is waited for; keys and values that are moved take longer.
+    """
+    if rows_each == 1 or indices.numel() != layer.num_rows or torch.compiler.is_compiling():
+        return False
+    places = torch.arange(indices.numel(), device=indices.device)
+    return torch.equal(indices // rows_each, places // rows_each)
 
 
 def _overwrite(old: Tensors, new: Tensors) -> None:
@@ -337,6 +390,22 @@ class QRNNCache(Cache):
     def batch_size(self) -> int:
         """Rows, or -1 before the first step."""
         return self.layer(0).num_rows
+
+    @property
+    def rows_each(self) -> int:
+        """The number of rows that share the keys and values of one source, in every layer."""
+        return max(self.layer(index).rows_each for index in range(len(self.layers)))
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Move row `beam_idx[b]` to row b."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`."""
+        # Asked once, for all layers.
+        within = _within_sources(indices, self.layer(0), self.rows_each)
+        for index in range(len(self.layers)):
+            self.layer(index).select_rows(indices, within_sources=within)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Count the steps so far, pads included: an int, or a 0-d tensor in a static cache."""

@@ -194,9 +194,7 @@ class QRNNDecoder(nn.Module):
         source_mask = None
         if encoder_outputs is not None:
             assert encoder_outputs.last_hidden_state is not None
-            source_length = encoder_outputs.last_hidden_state.shape[1]
-            # Exact: a mask of another length would silently attend to the wrong tokens.
-            source_mask = real_steps(encoder_attention_mask, source_length, batch, exact=True)
+            source_mask = _source_mask(encoder_attention_mask, encoder_outputs, batch)
         hidden_states = hide_pads(self.dropout(inputs_embeds), mask)
         collected, attentions = [hidden_states], []
         for index, layer in enumerate(self.layers):
@@ -246,7 +244,24 @@ class QRNNDecoder(nn.Module):
         # A decoder with fewer layers reads the encoder's last ones.
         h_tilde = finals[:, index + finals.shape[1] - len(self.layers)]
         memory: Memory = self.layers[index].remember(states, h_tilde)  # type: ignore[operator]
+        each = getattr(encoder_outputs, "rows_each", 1)
+        if each > 1 and memory.gate_bias is not None:
+            # Small, and added to the gates of every row; keys and values stay one a source.
+            memory = memory._replace(gate_bias=memory.gate_bias.repeat_interleave(each, dim=0))
         return memory if cache is None else cache.remember(memory)
+
+
+def _source_mask(
+    attention_mask: torch.Tensor | None, encoded: QRNNEncoderOutput, batch: int
+) -> torch.Tensor | None:
+    """Return where the sources of `batch` rows are real, (B, S) or, as it is given, (R, S)."""
+    if attention_mask is None:
+        return None
+    assert encoded.last_hidden_state is not None
+    sources, length = encoded.last_hidden_state.shape[:2]
+    shared = getattr(encoded, "rows_each", 1) > 1 and attention_mask.shape[:1] == (sources,)
+    # Exact: a mask of another length would silently attend to the wrong tokens.
+    return real_steps(attention_mask, length, sources if shared else batch, exact=True)
 
 
 def _attention(config: QRNNConfig, *, is_last: bool) -> OutputAttention | AttentionBlock | None:

@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .cache_qrnn import QRNNCache
 from .configuration_qrnn import QRNNConfig
+from .encoder_qrnn import shared_encoding
 from .limits_qrnn import DEFAULT_MAX_LENGTH, length_rule, target_limits
 from .products_qrnn import apply_linear
 
@@ -214,6 +215,32 @@ class LanguageModelHead(GenerationMixin):
         # First: what the other processors forbid must stay forbidden after guidance.
         processors.insert(0, SourceGuidance(self, scale, *negative, target_mask))
         return processors
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat rows for beams and for several results, but not their source, which they share."""
+        encoded = model_kwargs.get("encoder_outputs")
+        shares = is_encoder_decoder and hasattr(encoded, "final_states")
+        source: dict[str, Any] = {}
+        if shares and expand_size > 1:
+            source = {
+                name: model_kwargs.pop(name)
+                for name in ("encoder_outputs", "attention_mask")
+                if name in model_kwargs
+            }
+            source["encoder_outputs"] = shared_encoding(encoded, expand_size)
+        ids, others = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder and not source,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return ids, {**others, **source}
 
     def _prepare_cache_for_generation(
         self,
