@@ -156,6 +156,61 @@ def _training_goals() -> Iterator[Goal]:
     yield Goal(name, {**memory, "dtype": "bfloat16"}, "over", 1.0, at_most=True)
 
 
+def _decoding_goals() -> Iterator[Goal]:
+    cpu = {"device": "cpu", "threads": 1, "layers": 4}
+    paper, modern = ({**cpu, "model": x, "hidden": y} for x, y in (("paper", 320), ("modern", 256)))
+    float32, int8, now = ({"by": x} for x in ("engine float32", "engine int8", "generate()"))
+    for dtype in ("float32", "bfloat16", "int8"):
+        where = {**modern, "bench": "process", "by": f"engine {dtype}"}
+        name = f"one line by a whole process, {dtype}"
+        yield Goal(f"{name}, seconds", where, "seconds", 0.5, at_most=True)
+        yield Goal(f"{name}, peak memory in MB", where, "peak_mb", 80.0, at_most=True)
+    where = {**modern, "bench": "process", **int8}
+    yield Goal("model file in MB, int8", where, "file_mb", 6.0, at_most=True)
+    steps = {**paper, "bench": "steps", **float32}
+    name = "decoding step over reading its weights, float32"
+    yield Goal(name, steps, "over", 1.3, at_most=True)
+
+    def decoding(kind: Mapping[str, Any], batch: int, length: int, beams: int = 1) -> Any:
+        task = {"bench": "decoding", "batch": batch, "length": length, "beams": beams}
+        return {**kind, **task}
+
+    one, batch = decoding(paper, 1, 100), decoding(modern, 32, 100)
+    for who, least in ((float32, 8.0), (int8, 14.0)):
+        dtype = who["by"].removeprefix("engine ")
+        yield Goal(f"decoding against reference, {dtype}", {**one, **who}, "of_reference", least)
+    yield Goal("decoding a sentence in ms, int8", {**one, **int8}, "ms", 10.0, at_most=True)
+    rates: tuple[tuple[str, Mapping[str, Any], float], ...] = (
+        ("float32", float32, 6000.0),
+        ("int8 without VNNI", {**int8, "vnni": False}, 10600.0),
+        ("int8 with VNNI", {**int8, "vnni": True}, 20000.0),
+    )
+    for name, who, least in rates:
+        name = f"decoding characters per second, {name}"
+        yield Goal(name, {**batch, **who}, "characters_per_second", least)
+    for who in (float32, int8):
+        where = {**batch, "model": "fast", **who}
+        name = f"decoding with 6 + 2 layers over 4 + 4, {who['by'].removeprefix('engine ')}"
+        yield Goal(name, where, "of_modern", 1.7)
+    beams = [decoding(kind, 16, 30, 8) for kind in (paper, modern)]
+    where = {**decoding(modern, 64, 50), **float32}
+    yield Goal("decoding against reference, float32, modern", where, "of_reference", 4.0)
+    for where in beams:
+        name = f"decoding with beams against reference, float32, {where['model']}"
+        yield Goal(name, {**where, **float32}, "of_reference", 6.0)
+    yield Goal("generate() against reference", {**one, **now}, "of_reference", 2.0)
+    for where in beams:
+        name = f"generate() with beams against reference, {where['model']}"
+        yield Goal(name, {**where, **now}, "of_reference", 2.0)
+    for cell, least in (((1, 100), 2.0), ((1, 300), 3.0), ((1, 1000), 6.0), ((64, 50), 1.5)):
+        where = {**modern, "bench": "decoding", "beams": 1, **int8}
+        name = "decoding against CTranslate2, int8"
+        yield Goal(name, where, "of_ctranslate2_int8", least, cells=(cell,))
+    where = {**modern, "bench": "decoding_memory"}
+    name = "memory of decoding, 100,000 characters over 1,000"
+    yield Goal(name, where, "growth", 1.05, at_most=True)
+
+
 def _gpu_goals() -> Iterator[Goal]:
     compiled = {"bench": "pooling", "device": "cuda", "dtype": "bfloat16", "backend": "compiled"}
     for mode, least in ((FORWARD, 0.9), ("backward", 0.85)):
@@ -243,7 +298,9 @@ def _pronunciation_goals() -> Iterator[Goal]:
     yield Goal("pronunciation words per second", where, "words_per_second", 5000.0)
 
 
-GOALS: tuple[Goal, ...] = (*_cpu_goals(), *_training_goals(), *_gpu_goals())
+DECODING_GOALS: tuple[Goal, ...] = tuple(_decoding_goals())
+"""The goals of benchmarks/bench_decoding.py."""
+GOALS: tuple[Goal, ...] = (*_cpu_goals(), *_training_goals(), *DECODING_GOALS, *_gpu_goals())
 """The goals of speed."""
 PRONUNCIATION_GOALS: tuple[Goal, ...] = tuple(_pronunciation_goals())
 """The goals of benchmarks/pronunciation.py; of its records a word error rate is in per cent."""

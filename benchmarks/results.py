@@ -73,8 +73,9 @@ def sentence(record: Record) -> str:
     if "skipped" in record:
         return f"skipped {record['bench']} {record.get('peer', '')}: {record['skipped']}"
     if record["bench"] == "environment":
-        return _environment(record)
+        return machine(record)
     where = [record["bench"], *(str(record[x]) for x in _TABLE_FIELDS[1:] if x in record)]
+    where += [str(record[x]) for x in ("model", "by") if x in record]
     if "batch" in record:
         sizes = ("batch", "length", *(("hidden", "kernel_size") if "way" in record else ()))
         where.append("x".join(str(record[name]) for name in sizes))
@@ -89,11 +90,14 @@ def sentence(record: Record) -> str:
         "of_copy",
         "of_floor",
         "kernels",
+        *("seconds", "peak_mb", "file_mb", "over", "growth"),
+        *("of_reference", "of_ctranslate2_int8"),
     )
     return ", ".join(where + [f"{name} {record[name]}" for name in shown if name in record])
 
 
-def _environment(record: Record) -> str:
+def machine(record: Record) -> str:
+    """One line about what was measured on, with versions and date."""
     versions = f"torch {record['torch']}, hf_qrnn {record['hf_qrnn']}, {record['date']}"
     cpu = f"{record['cpu']} ({record['cpu_capability']}), {record['cores']} cores"
     return f"{record['gpu']}, {versions}" if "gpu" in record else f"{cpu}, {versions}"
@@ -104,7 +108,7 @@ def markdown(records: list[Record]) -> str:
 
     A ratio says how many times as fast the QRNN is; the paper's own stands in brackets.
     """
-    parts = [_environment(x) + "." for x in records if x["bench"] == "environment"]
+    parts = [machine(x) + "." for x in records if x["bench"] == "environment"]
     measured = [x for x in records if "skipped" not in x]
     parts += _grids([x for x in measured if x["bench"] in ("layer", "loop", "gemm")])
     pools = [x for x in measured if x["bench"] == "pooling" and "peer" not in x]
@@ -128,12 +132,13 @@ def markdown(records: list[Record]) -> str:
         names += ("characters_per_second", "first_mb", "last_mb", "growth")
         parts.append(_rows(rows, {name: name.replace("_", " ") for name in names}))
     parts += _of_a_gpu(measured)
+    parts += decoding_tables(measured)
     products = [x for x in measured if x["bench"] == "product"]
     if products:
         rows = [{**x, "shape": f"{x['rows']} x {x['inner']} x {x['outer']}"} for x in products]
         names = ("threads", "shape", "mode", "ms", "peer_ms", "ratio")
         parts.append(_rows(rows, {name: name.replace("_", " ") for name in names}))
-    missing = [f"- {sentence(x)}" for x in records if "skipped" in x]
+    missing = list(dict.fromkeys(f"- {sentence(x)}" for x in records if "skipped" in x))
     kernels = [
         f"- {x['peer']}: {', '.join(x['kernels']) or 'the profiler saw no kernel'}"
         for x in records
@@ -157,6 +162,35 @@ def _of_a_gpu(records: list[Record]) -> Iterator[str]:
         found = [x for x in records if x["bench"] == bench]
         if found:
             yield _rows(found, {name: name.replace("_", " ") for name in names})
+
+
+def decoding_tables(records: list[Record]) -> Iterator[str]:
+    """Tables of decoding: whole processes, steps over their weights, all tasks, memory.
+
+    A column "of x" says how many times as fast as x.
+    """
+    peers = ("reference", "generate", "marian", "nn_lstm", "ctranslate2_float32")
+    peers += ("ctranslate2_int8", "modern")
+    steps = ("model", "by", "step_mb", "ms_per_step", "reading_ms_per_step", "over")
+    memory = ("model", "by", "first_characters", "characters", "first_mb", "last_mb", "growth")
+    speeds = ("model", "task", "by", "ms_per_step", "ms", "characters_per_second")
+    columns = {
+        "process": ("model", "by", "seconds", "peak_mb", "file_mb"),
+        "steps": steps,
+        "decoding": (*speeds, *(f"of_{peer}" for peer in peers), "agreement"),
+        "decoding_memory": memory,
+    }
+    for bench, names in columns.items():
+        rows = [x for x in records if x["bench"] == bench and "by" in x and "skipped" not in x]
+        if bench == "decoding":
+            rows = [{**x, "task": _task(x)} for x in rows]
+        if rows:
+            yield _rows(rows, {name: name.replace("_", " ") for name in names})
+
+
+def _task(record: Record) -> str:
+    beams = "" if record["beams"] == 1 else f", {record['beams']} beams"
+    return f"{record['batch']} x ({record['source']} + {record['length']}){beams}"
 
 
 def _grids(records: list[Record]) -> Iterator[str]:
@@ -210,6 +244,11 @@ def _rows(records: list[Record], columns: dict[str, str]) -> str:
     columns = {x: title for x, title in columns.items() if any(x in r for r in records)}
     lines = [_line(columns.values()), _line(["---"] * len(columns))]
     return "\n".join(lines + [_line(record.get(x, "") for x in columns) for record in records])
+
+
+def table(records: list[Record]) -> str:
+    """Write a table of records that all have the same fields."""
+    return _rows(records, {name: name for name in records[0]})
 
 
 def _line(cells: Any) -> str:

@@ -31,7 +31,13 @@ def add_options(parser: argparse.ArgumentParser, name: str, *, threads: list[int
         help="CPU thread counts; every one is measured",
     )
     add("--simd", choices=SIMD, help="instruction set of the native kernels (the CPU's best)")
-    add("--seconds", type=float, default=2.0, help="time budget of a cell; 5 rounds at least (2)")
+    add_common_options(parser, name, seconds=2.0)
+
+
+def add_common_options(parser: argparse.ArgumentParser, name: str, *, seconds: float) -> None:
+    """Add the options of where results go and how they are judged."""
+    add = parser.add_argument
+    add("--seconds", type=float, default=seconds, help=f"time budget of a cell ({seconds:g})")
     add(
         "--output",
         type=Path,
@@ -83,7 +89,7 @@ def run(
             listed_misses(options.misses.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             parser.error(str(error))
-    if options.simd:
+    if getattr(options, "simd", None):
         choose_simd(parser, options.simd)
     if options.table is None:
         results = Results(options.output)

@@ -69,6 +69,7 @@ def interleave(
     seconds: float = 1.0,
     min_rounds: int = MIN_ROUNDS,
     max_rounds: int = MAX_ROUNDS,
+    warm: bool = False,
 ) -> dict[Name, Timing]:
     """Time `calls` in turns, A/B/A/B, after each has warmed up.
 
@@ -79,6 +80,7 @@ def interleave(
         seconds: Time budget, checked after every round.
         min_rounds: Least number of rounds, whatever they take.
         max_rounds: Greatest number of rounds.
+        warm: Whether all of them have been called before.
 
     Raises:
         ValueError: If there is nothing to time or no round to time it in.
@@ -91,7 +93,7 @@ def interleave(
     kind = torch.device(device).type
     clock = _cuda_seconds if kind == "cuda" else _cpu_seconds
     for call in calls.values():
-        for _ in range(_WARM_UP[kind]):
+        for _ in range(0 if warm else _WARM_UP[kind]):
             call()
     found: dict[Name, list[tuple[float, ...]]] = {name: [] for name in calls}
     started = time.perf_counter()

@@ -19,6 +19,13 @@ def test_calls_take_turns_after_warming_up() -> None:
     assert {name: len(t.seconds) for name, t in found.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_who_is_warm_is_not_warmed_up() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    interleave(calls, seconds=0.0, min_rounds=1, warm=True)
+    assert "".join(order) == "ab"
+
+
 class Clock:
     """Stands in for the module `time`: a busy machine changes no result."""
 
