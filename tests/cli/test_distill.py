@@ -230,6 +230,7 @@ def test_an_interrupted_command_changes_nothing(
     monkeypatch.setattr(Translator, "translate", interrupt)
     monkeypatch.setattr("hf_qrnn.cli.distill._WINDOW_BATCHES", 1)
     given = ["distill", teachers[0], "--source", source, "-o", str(out), "--overwrite"]
+    given += ["--engine", "torch"]
     assert main([*given, "--batch_size", "3"]) == (130 if error is KeyboardInterrupt else 2)
     assert out.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tsv", "words.txt"]
