@@ -62,10 +62,10 @@ def test_language_is_told_to_a_model_with_tags(options: dict[str, int], tmp_path
         found = engine.translate(TEXTS, language=language, **options)
         assert_same(found, torchs.translate(TEXTS, language=language, **options))
     assert engine.translate(TEXTS, language="deu") != engine.translate(TEXTS, language="isl")
-    for language in (None, "fre"):
+    for wrong in (None, "fre"):
         for translator in (engine, torchs):
             with pytest.raises(ValueError, match="`language` must be one of 'deu', 'isl', but is"):
-                translator.check_language(language)
+                translator.check_language(wrong)
 
 
 PROGRAM = """

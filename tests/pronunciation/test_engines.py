@@ -164,9 +164,9 @@ def test_letters_of_a_model_with_tags_are_those_of_transformers(tagged: str) -> 
             assert getattr(found, name) == getattr(expected, name), name
         assert Spelling(found).spell(WORDS) == Spelling(expected).spell(WORDS)
     for kind, known in ((EngineLetters, tokens), (TokenizerLetters, tokenizer)):
-        for language in (None, "deu"):
+        for wrong in (None, "deu"):
             with pytest.raises(ValueError, match="`language` must be one of 'fre', 'ice', but is"):
-                kind(known, language)
+                kind(known, wrong)
 
 
 def test_language_needs_no_torch(tagged: str, capsys: pytest.CaptureFixture[str]) -> None:
