@@ -10,13 +10,14 @@ import pytest
 from engine_models import network_of, random_sources, saved
 from sources import ROOT
 
-from hf_qrnn.engine import Translator
+from hf_qrnn.engine import Translator, native
 from hf_qrnn.engine.decoder import NumpyDecoder
 from hf_qrnn.engine.int8 import MOST_INNER, Int8Matrix, quantize_matrix, round_rows, times
 from hf_qrnn.engine.native import NativeDecoder, NativeNetwork, instruction_sets, library
 from hf_qrnn.engine.network import Network
 from hf_qrnn.engine.quantize import quantize
 from hf_qrnn.engine.weights import Weights
+from hf_qrnn.kernels import build
 
 pytestmark = pytest.mark.usefixtures("engine_library")
 Floats = npt.NDArray[Any]
@@ -113,6 +114,23 @@ def test_rounded_rows_of_any_rank_are_those_of_two() -> None:
     deep, flat = round_rows(x), round_rows(x.reshape(6, 5))
     np.testing.assert_array_equal(deep.numbers.reshape(6, 5), flat.numbers)
     np.testing.assert_array_equal(deep.scales.reshape(6, 1), flat.scales)
+
+
+def test_processors_of_no_known_kind_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for ARM, say: by vectors alone, no instruction by name.
+    monkeypatch.setattr(build, "_ENGINE_CXX", (*build._ENGINE_CXX, "-U__SSE2__", "-O0"))
+    path = build.build_engine(tmp_path)
+    monkeypatch.setattr(native, "engine_path", lambda: path)
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((8, 67)).astype(np.float32)
+    matrix = quantize_matrix(draw.standard_normal((19, 67)).astype(np.float32))
+    library.cache_clear()
+    try:
+        np.testing.assert_array_equal(native_product(0, x, matrix), times(x, matrix))
+    finally:
+        library.cache_clear()
 
 
 # ------------------------------------------------------------------ models
