@@ -52,6 +52,7 @@ def model_card(
     title: str | None = None,
     about: str | None = None,
     samples: Sequence[tuple[str, str]] = (),
+    sections: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Make the card of the model in `folder`, in Markdown with the Hub's front matter.
 
@@ -62,6 +63,7 @@ def model_card(
         about: What a reader must know to judge the numbers. No file that the folder names is
             opened for it.
         samples: Sources and the model's translations, shown as they are.
+        sections: Headings and texts, to stand below the results.
 
     Raises:
         FileNotFoundError: If there is no config.json.
@@ -85,6 +87,7 @@ def model_card(
         "about": about,
         "usage": _usage(auto, usage_of(words, pipeline), folder, run),
         "results": _results(test, words),
+        "sections": sections,
         "model": _model(config, run),
         "data": _data(run, options, words),
         "training": _training(run, records, words),
