@@ -281,7 +281,7 @@ def _load_model(
     return _placed(model, place, keep=dtype is not None), tokenizer
 
 
-def _placed(model: PreTrainedModel, place: torch.device, *, keep: bool) -> PreTrainedModel:
+def _placed(model: Any, place: torch.device, *, keep: bool) -> PreTrainedModel:
     """Move a model to its device; on a CPU half precision becomes float32, unless it is to stay."""
     is_half = model.dtype in (torch.bfloat16, torch.float16)
     # What is quantized has a precision of its own, and must not be cast.
