@@ -5,6 +5,7 @@
     python benchmarks/pronunciation.py cmudict-g2p_en cmudict-espeak
     python benchmarks/pronunciation.py --all --data DIR       # every row without a result
     python benchmarks/pronunciation.py --list                 # 1 if a row has no result
+    python benchmarks/pronunciation.py --phantom models/pronounce-en --strings 10000
 
 A row is data, model, variant and seed. The data are the eleven languages of the second SIGMORPHON
 shared task on grapheme-to-phoneme conversion (DIR holds its files, as fre_train.tsv and
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from goals import MISSES, PRONUNCIATION_GOALS, check
+from pronunciation_phantom import count_phantoms, table
 from pronunciation_rivals import MissingRivalError
 from pronunciation_rows import (
     RESULTS,
@@ -77,6 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--check", action="store_true", help="hold the results against the goals")
     add("--misses", type=Path, default=MISSES, help="list of known missed goals")
     add("--errors", type=int, metavar="N", help="print N errors of the rows; 0 = all")
+    add("--phantom", type=Path, metavar="MODEL", help="count what MODEL says to what is no word")
+    add("--language", help="of MODEL's words, where it has tags of languages")
+    add("--strings", type=int, default=10_000, help="strings that are no words (10,000)")
     add("--prepare", action="store_true", help="write the tables of the rows' data, and stop")
     return parser
 
@@ -87,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = make_parser().parse_args(words[:cut])
     try:
-        with typed({name: f"--{name}" for name in (*_SETTING, "errors")}):
+        named = (*_SETTING, "errors", "phantom", "language", "strings")
+        with typed({name: f"--{name}" for name in named}):
             return _work(options, tuple(words[cut + 1 :]))
     except RunFailedError as error:  # it has said why
         return error.status
@@ -97,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    if options.phantom is not None:
+        counts = count_phantoms(options.phantom, options.language, options.strings)
+        print(table(counts))
+        return int(any(count.faults for count in counts.values()))
     setting = Setting(**{name: getattr(options, name) for name in _SETTING}, flags=flags)
     rows = [parse_row(name) for name in options.rows] + (list(TABLE) if options.all else [])
     reports = (options.list, options.table, options.check)

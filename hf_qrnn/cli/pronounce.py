@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_qrnn.data.box import box_names, find_in_box
+from hf_qrnn.data.json_files import read_json
 
 from .decoding import load, progress_bar
 from .engines import add_engine, check_threads, tell_engine
@@ -27,6 +29,7 @@ phones with blanks between them. What has no pronunciation that can be trusted i
 is the word, two tabs and "# " with the reason. With --n_best N a word gives up to N lines, best
 first. What is written (without --scores) can be read by --lexicon."""
 
+_OWN = "pronounce-"  # and the language of a model that has one
 _MANY_LANGUAGES = "pronounce-11"
 
 
@@ -47,7 +50,10 @@ def add_pronounce(commands: Any) -> None:
         "the box's for the language)"
     )
     add("--model", metavar="MODEL", type=model_name, help=model)
-    language = "language of the words: for a model with language tags, or to find the default model"
+    language = (
+        "language of the words, as fr, fre or French: for a model with language tags, or to find "
+        "the default model"
+    )
     add("--language", metavar="L", help=language)
     lexicon = "ask FILE first (text, .gz, .xz): word, tab and phones a line, or as CMUdict is"
     add("--lexicon", metavar="FILE", help=lexicon)
@@ -55,7 +61,7 @@ def add_pronounce(commands: Any) -> None:
     best = "pronunciations of a word, at most --num_beams (default: 1)"
     add("--n_best", metavar="N", type=int, default=1, help=best)
     add("--scores", action="store_true", help="write the confidence and a tab before each line")
-    threshold = "refuse what has less confidence; 0 refuses nothing for it (default: 0.3)"
+    threshold = "refuse what has less confidence; 0 refuses nothing for want of it (default: 0.3)"
     add("--threshold", metavar="P", type=float, help=threshold)
     beams = "width of the beam search (default: 5)"
     add("--num_beams", metavar="N", type=int, default=5, help=beams)
@@ -163,16 +169,27 @@ def _find_model(model: str | None, language: str | None) -> tuple[str, str | Non
     """Find the model to load, and the language to tell it: its own, of a model of one language."""
     if model is not None:
         return model, language
-    name = f"pronounce-{language or 'en'}"
-    own, several = find_in_box(name), find_in_box(_MANY_LANGUAGES)
-    if own is not None:
-        return str(own), None
-    if language is not None and several is not None:
-        return str(several), language
-    there = ", ".join(name for name in box_names() if name.startswith("pronounce-")) or "none"
-    raise ValueError(
-        f"`--model` must be given where '{name}' is not in the box of models (there is: {there})."
-    )
+    from hf_qrnn.pronunciation.languages import choose_model
+
+    found_in_box = {name: find_in_box(name) for name in box_names() if name.startswith(_OWN)}
+    folders = {name: path for name, path in found_in_box.items() if path is not None}
+    several = {name: _tags(folders[name]) for name in folders if name == _MANY_LANGUAGES}
+    own = [name.removeprefix(_OWN) for name in folders if name not in several]
+    found = choose_model(language, own, several)
+    if found is None:
+        raise ValueError(
+            f"`--model` must be given where '{_OWN}{language or 'en'}' is not in the box of models "
+            f"(there is: {', '.join(folders) or 'none'})."
+        )
+    name, tag = found
+    return str(folders[name if tag is not None else f"{_OWN}{name}"]), tag
+
+
+def _tags(folder: Path) -> Sequence[str]:
+    """Read the languages that a model has tags for; none where that cannot be read."""
+    path = folder / "tokenizer_config.json"
+    found = read_json(path).get("languages") if path.is_file() else None
+    return found if isinstance(found, list) else ()
 
 
 def _is_arpabet(found: Pronunciation) -> bool:

@@ -25,7 +25,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -48,11 +48,14 @@ from .tokenization import (
     tokenizer_kind,
     wrap_tokenizer,
 )
+from .trigrams import FIELD as TRIGRAMS
+from .trigrams import Trigrams, learn, read_trigrams
 
 SIDES = ("char", "blank")
 """The kinds of a side: characters, or symbols between blanks."""
 SYMBOL_MARK = "\u2581"
 """The beginning of the content of a symbol's token."""
+_ALPHABETS = "alphabets"  # the field of tokenizer_config.json
 
 # Stands for the mark while ids are decoded, where it is a blank and U+2581 a character. Unicode
 # promises that no text holds this code point: here it is always unknown.
@@ -157,11 +160,7 @@ def with_alphabets(
     for language, source in sources:
         found.setdefault(language, set()).update(*_in_form([source], *forms))
     texts = {language: "".join(sorted(found[language])) for language in sorted(found)}
-    if texts == _alphabets(tokenizer):
-        return tokenizer
-    remembers = copy.deepcopy(tokenizer)
-    remembers.init_kwargs["alphabets"] = texts
-    return remembers
+    return _remembering(tokenizer, _ALPHABETS, texts)
 
 
 def alphabet(tokenizer: PreTrainedTokenizerBase, language: str | None) -> frozenset[str] | None:
@@ -171,6 +170,58 @@ def alphabet(tokenizer: PreTrainedTokenizerBase, language: str | None) -> frozen
     """
     text = _alphabets(tokenizer).get(language or "")
     return None if text is None else frozenset(text)
+
+
+def with_spellings(
+    tokenizer: PreTrainedTokenizerBase, sources: Iterable[tuple[str, str]]
+) -> PreTrainedTokenizerBase:
+    """Make a tokenizer that also remembers how the sources of each language are spelled.
+
+    Args:
+        tokenizer: One with sources of characters and targets of symbols: sources that are words.
+            Every other is returned as it is.
+        sources: Pairs of a language, "" without tags, and a source.
+
+    Returns:
+        A copy, which knows these rows of characters (trigrams.py) and those it knew before;
+        `tokenizer` itself if there is nothing new.
+    """
+    if sides_of(tokenizer) != ("char", "blank"):
+        return tokenizer
+    forms = is_nfc(tokenizer), is_nfd(tokenizer)
+    words: dict[str, dict[str, None]] = {}
+    for language, source in sources:
+        words.setdefault(language, {}).update(dict.fromkeys(_in_form([source], *forms)))
+    before = dict(tokenizer.init_kwargs.get(TRIGRAMS) or {})
+    found = dict(before)
+    for language in words:
+        learnt = learn(words[language], read_trigrams({TRIGRAMS: before}, language))
+        found.pop(language, None)
+        if learnt is not None:
+            found[language] = learnt.to_json()
+    return _remembering(tokenizer, TRIGRAMS, found)
+
+
+def spelling(tokenizer: PreTrainedTokenizerBase, language: str | None) -> Trigrams | None:
+    """Return the rows of characters of a language's sources; None where nobody counted them."""
+    if sides_of(tokenizer) is None:
+        return None
+    return read_trigrams(tokenizer.init_kwargs, language)
+
+
+def without_words(
+    tokenizer: PreTrainedTokenizerBase, languages: Iterable[str]
+) -> PreTrainedTokenizerBase:
+    """Make a tokenizer that remembers neither characters nor spellings of these languages.
+
+    What a part of the sources has must not be taken for what they have.
+    """
+    forgotten = set(languages)
+    for name in (_ALPHABETS, TRIGRAMS):
+        before = tokenizer.init_kwargs.get(name) or {}
+        kept = {language: before[language] for language in before if language not in forgotten}
+        tokenizer = _remembering(tokenizer, name, kept)
+    return tokenizer
 
 
 def encode_sources(
@@ -307,7 +358,18 @@ def check_source_nfd(source_nfd: bool, source_tokens: str, target_tokens: str) -
 
 
 def _alphabets(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    return {} if sides_of(tokenizer) is None else tokenizer.init_kwargs.get("alphabets") or {}
+    return {} if sides_of(tokenizer) is None else tokenizer.init_kwargs.get(_ALPHABETS) or {}
+
+
+def _remembering(
+    tokenizer: PreTrainedTokenizerBase, name: str, fields: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with a field of tokenizer_config.json; itself if it has that field."""
+    if fields == (tokenizer.init_kwargs.get(name) or {}):
+        return tokenizer
+    remembers = copy.deepcopy(tokenizer)
+    remembers.init_kwargs[name] = {language: fields[language] for language in sorted(fields)}
+    return remembers
 
 
 def _tagged(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

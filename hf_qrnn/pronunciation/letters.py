@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from hf_qrnn.data.trigrams import Trigrams, read_trigrams
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +20,7 @@ class Letters(Protocol):
         has_symbols: Whether its words are symbols between blanks (`--source_tokens blank`).
         language: The language of the words; None where there are no tags.
         alphabet: The characters of that language; None where nobody counted them.
+        spelling: The rows of characters of that language's words; None where nobody counted them.
         vocabulary: All tokens.
         unknown: The id of the token for unknown characters, or None.
     """
@@ -25,6 +28,7 @@ class Letters(Protocol):
     has_symbols: bool
     language: str | None
     alphabet: frozenset[str] | None
+    spelling: Trigrams | None
     vocabulary: Collection[str]
     unknown: int | None
 
@@ -48,11 +52,12 @@ class TokenizerLetters:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, language: str | None = None) -> None:
         # Not above: it imports transformers, which the engine does without.
-        from hf_qrnn.data.symbols import alphabet, sides_of
+        from hf_qrnn.data.symbols import alphabet, sides_of, spelling
 
         self._tokenizer, self.language = tokenizer, language
         self.has_symbols = (sides_of(tokenizer) or ("char",))[0] == "blank"
         self.alphabet = alphabet(tokenizer, language)
+        self.spelling = spelling(tokenizer, language)
         self.vocabulary: Collection[str] = tokenizer.get_vocab()
         self.unknown: int | None = tokenizer.unk_token_id
         self.encode(["a"])  # a wrong language shows here
@@ -85,6 +90,7 @@ class EngineLetters:
         self._tokens, self.language = tokens, language
         self.has_symbols = (tokens.sides or ("char",))[0] == "blank"
         self.alphabet = tokens.alphabet(language)
+        self.spelling = read_trigrams(tokens.config, language)
         self.vocabulary: Collection[str] = tokens.vocabulary()
         self.unknown: int | None = tokens.unk
         self.encode(["a"])  # a wrong language shows here

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from hf_qrnn import engine as engines
 from hf_qrnn.data.box import locate
@@ -16,9 +17,10 @@ from hf_qrnn.data.texts import split_symbols
 from hf_qrnn.data.translations import Hypothesis
 from hf_qrnn.engine.choice import choose_engine
 
+from .languages import find_language
 from .letters import EngineLetters, Letters, TokenizerLetters
 from .lexicon import read_lexicon
-from .spelling import Spelling, straight
+from .spelling import Spelling, seen, straight, trimmed
 
 if TYPE_CHECKING:
     import torch
@@ -84,14 +86,17 @@ class Pronouncer:
     search found, itself included: the best against the rest. (With one beam there is no rest: it is
     the answer's own probability.) Refused are answers whose confidence is below the threshold,
     empty answers and answers that reached the length limit of the model's generation config
-    (`limits_qrnn.py`: `target_limits`), so that none is longer.
+    (`limits_qrnn.py`: `target_limits`), so that none is longer. Words that are spelled like none of
+    the training are refused without asking (`spelling.py`).
 
     Args:
         model: A folder with a saved model, its name in the box or on the Hub, or a translator, also
             the engine's.
         lexicon: A file (`lexicon.py`: `read_lexicon`), or for each word its pronunciations.
-        language: The language of the words, for a model that was trained with language tags.
-        threshold: The least confidence that is not refused, in [0, 1]; 0 refuses none.
+        language: The language of the words, for a model that was trained with language tags: the
+            tag, or another code or the English name of its language (`languages.py`).
+        threshold: The least confidence that is not refused, in [0, 1]; 0 refuses none, nor a word
+            for being spelled like none of the training.
         num_beams: Beams of the search, and so the most pronunciations of a word.
         batch_size: Words that the model gets at once.
         device: Where to compute; None is the GPU if there is one, else the CPU.
@@ -134,9 +139,15 @@ class Pronouncer:
         }
         if isinstance(model, (str, Path)):
             model = _load(str(model), None if device is None else str(device), engine)
+        language = find_language(language, _languages(model))
         self._generate, self._letters = _parts(model, language, num_threads)
-        self._spelling = Spelling(self._letters)
+        self._spelling = Spelling(self._letters, is_strict=threshold > 0)
         self._threshold, self._num_beams, self._batch_size = threshold, num_beams, batch_size
+
+    @property
+    def language(self) -> str | None:
+        """The tag of the language that the words are of; None where the model has no tags."""
+        return self._letters.language
 
     def __call__(self, word: str) -> Pronunciation:
         """Pronounce one word."""
@@ -189,9 +200,11 @@ class Pronouncer:
 
     def _look_up(self, word: str) -> list[Pronunciation]:
         """Find a word in the lexicon, as it is or in another case."""
-        plain = straight(word.strip())
-        spellings = (word.strip(), plain, plain.lower(), plain.upper())
-        found = next((self._lexicon[x] for x in spellings if x in self._lexicon), [])
+        plain = straight(trimmed(word))
+        spellings = (trimmed(word), plain, plain.lower(), plain.upper())
+        forms = [*spellings, *map(seen, spellings)]
+        forms += [normalize(form, x) for form in ("NFC", "NFD") for x in forms]
+        found = next((self._lexicon[x] for x in forms if x in self._lexicon), [])
         return [Pronunciation(word, symbols, 1.0, "lexicon") for symbols in found]
 
     def _ask(
@@ -242,6 +255,14 @@ def _load(model: str, device: str | None, engine: str) -> Translator | engines.T
 
     with typed(name_or_path="model"):
         return load_translator(model, device=device, dtype=getattr(torch, DTYPE))
+
+
+def _languages(model: Translator | engines.Translator) -> Sequence[str]:
+    """Return the languages that a model has tags for."""
+    if isinstance(model, engines.Translator):
+        found: Sequence[str] = model.tokens.config.get("languages") or ()
+        return found
+    return model.languages
 
 
 def _parts(

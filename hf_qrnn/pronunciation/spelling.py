@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from hf_qrnn.data.texts import split_symbols
+from hf_qrnn.data.trigrams import EDGE
 
 from .letters import Letters
 
@@ -13,6 +15,12 @@ MAX_CHARACTERS = 100
 """The most characters of a word a model is asked. The longest in dictionaries have 60 to 80."""
 
 _APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
+# Joiners, marks of direction and byte order, soft hyphens, choices of a glyph: nobody says them.
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+_ENDS = re.compile(r"\A[\s\u200b\ufeff]+|[\s\u200b\ufeff]+\Z")
+_NAMED_ROWS = 3  # that a sentence names
 
 
 class Spelling:
@@ -27,15 +35,18 @@ class Spelling:
     Of a model with language tags, the letters of the language count, as the training pairs had
     them, and not those that only other languages have.
 
-    A word that is not known so is tried with straight apostrophes for curved ones, and in
-    Unicode's composed and decomposed forms (NFC, NFD).
+    A word that is not known so is tried with straight apostrophes for curved ones, in Unicode's
+    composed and decomposed forms (NFC, NFD), and without characters that nobody sees.
 
     Args:
         letters: The model's.
+        is_strict: Whether a word must be spelled like those of the training (trigrams.py), where
+            the model remembers how they are.
     """
 
-    def __init__(self, letters: Letters) -> None:
+    def __init__(self, letters: Letters, *, is_strict: bool = False) -> None:
         self._letters = letters
+        self._rows = letters.spelling if is_strict else None
         # By ids, which are of composed or decomposed letters as the tokenizer makes them. The tag
         # and the end token are in every row.
         rows = letters.encode(sorted(letters.alphabet or ()))
@@ -49,8 +60,8 @@ class Spelling:
             For every word its form for the model and ""; or "" and the reason why it has none,
             which goes on after the word: "has digits".
         """
-        forms = [self._forms(word.strip()) for word in words]
-        reasons = [self._fault(word.strip()) for word in words]
+        forms = [self._forms(trimmed(word)) for word in words]
+        reasons = [self._fault(trimmed(word)) for word in words]
         good = [index for index, reason in enumerate(reasons) if not reason]
         # All at once, since most are known: a tokenizer takes as long for one as for dozens.
         known = dict(zip(good, self._know([forms[index][0] for index in good]), strict=True))
@@ -62,7 +73,21 @@ class Spelling:
                 continue
             other = next((form for form in others if self._know([form])[0]), "")
             results.append((other, "" if other else self._unknown(first)))
-        return results
+        return self._strict(results)
+
+    def _strict(self, results: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Refuse forms that are spelled as no word of the training."""
+        rows = self._rows
+        if rows is None:
+            return results
+        forms = [form for form, _ in results if form]
+        # What the model reads: composed or decomposed as its tokenizer makes it.
+        read = dict(zip(forms, self._letters.decode(self._letters.encode(forms)), strict=True))
+        new = {form: rows.new_rows(text) for form, text in read.items()}
+        return [
+            ("", _strange(new[form])) if form and len(new[form]) > rows.most_new else (form, reason)
+            for form, reason in results
+        ]
 
     def _fault(self, word: str) -> str:
         """Give the reason to ask no model for `word`, or ""."""
@@ -74,19 +99,22 @@ class Spelling:
             return f"is longer than {MAX_CHARACTERS} characters"
         if self._letters.has_symbols:  # of any kind, with blanks between them
             return ""
-        kinds = {unicodedata.category(character)[0] for character in word}
+        kinds = [unicodedata.category(character)[0] for character in seen(word)]
         if any(character.isspace() for character in word):
             return "has white space: it must be one word"
         if "N" in kinds:
             return "has digits, which must be written as words"
-        return "" if "L" in kinds else "has no letter"
+        if "L" not in kinds:
+            return "has no letter"
+        return "begins with a mark that belongs on a letter" if kinds[0] == "M" else ""
 
     def _forms(self, word: str) -> list[str]:
         """List the spellings to try, each once."""
         cases = [word, word.lower()] if self._fold is None else [self._fold(word)]
         forms = [
             form
-            for case in cases
+            for shown in (lambda case: case, seen)
+            for case in map(shown, cases)
             for form in (
                 case,
                 straight(case),
@@ -117,6 +145,24 @@ class Spelling:
 def straight(word: str) -> str:
     """Write straight apostrophes for curved ones."""
     return word.translate(_APOSTROPHES)
+
+
+def trimmed(word: str) -> str:
+    """Cut off white space, and the byte order mark of a file, at the ends of a word."""
+    return _ENDS.sub("", word)
+
+
+def seen(word: str) -> str:
+    """Leave out the characters that nobody sees."""
+    return _UNSEEN.sub("", word)
+
+
+def _strange(rows: Sequence[str]) -> str:
+    """Say which rows of letters no word of the training has; "-" is the word's end."""
+    named = [unicodedata.normalize("NFC", row.replace(EDGE, "-")) for row in rows[:_NAMED_ROWS]]
+    more = ", ..." if len(rows) > _NAMED_ROWS else ""
+    listed = ", ".join(map(repr, named))
+    return f"is spelled like no word that the model has learnt: none has {listed}{more}"
 
 
 def _case(tokens: Iterable[str]) -> Callable[[str], str] | None:

@@ -27,7 +27,7 @@ from transformers import (
 
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.symbols import add_symbols, sides_of, with_alphabets
+from hf_qrnn.data.symbols import add_symbols, sides_of, with_alphabets, with_spellings
 from hf_qrnn.data.tokenization import is_nfc, is_nfd, load_tokenizer, tokenizer_kind
 from hf_qrnn.translation.translator import load_translator
 
@@ -180,7 +180,8 @@ def begin(
         languages=sorted({pair.language for pair in pairs} - {""}),
         min_count=tokenizer_options.min_count,
     )
-    longer = with_alphabets(longer, ((pair.language, pair.source) for pair in pairs))
+    sources = [(pair.language, pair.source) for pair in pairs]
+    longer = with_spellings(with_alphabets(longer, sources), sources)
     known, new = set(base.tokenizer.get_vocab().values()), set(longer.get_vocab().values())
     new_ids = sorted(new - known)
     # A model may have more rows than its tokenizer has ids; then new ids may have rows already.

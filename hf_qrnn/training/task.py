@@ -32,7 +32,7 @@ from hf_qrnn.data.distilled import (
     describe_distilled,
 )
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer, with_alphabets
+from hf_qrnn.data.symbols import sides_of, train_symbol_tokenizer, with_alphabets, with_spellings
 from hf_qrnn.data.tokenization import (
     is_nfd,
     load_tokenizer,
@@ -85,7 +85,7 @@ def make_pair_tokenizer(
                 f"`source_nfd` must be left out with the tokenizer {options.tokenizer!r}, which "
                 "does not decompose characters, but is True."
             )
-        return with_alphabets(tokenizer, ((pair.language, pair.source) for pair in pairs))
+        return _remembering(tokenizer, pairs)
     tokenizer = train_symbol_tokenizer(
         (pair.source for pair in pairs),
         (pair.target for pair in pairs),
@@ -95,7 +95,15 @@ def make_pair_tokenizer(
         nfc=options.nfc,
         source_nfd=options.source_nfd,
     )
-    return with_alphabets(tokenizer, ((pair.language, pair.source) for pair in pairs))
+    return _remembering(tokenizer, pairs)
+
+
+def _remembering(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with the letters and the spelling of each language's sources."""
+    sources = [(pair.language, pair.source) for pair in pairs]
+    return with_spellings(with_alphabets(tokenizer, sources), sources)
 
 
 def make_model(

@@ -13,7 +13,7 @@ from hf_qrnn.data.batching import Batch, EncodedPair, EpochPlan, encode_pairs
 from hf_qrnn.data.distilled import with_distilled
 from hf_qrnn.data.reading import DataOptions, TextPair, TranslationData, load_translation_data
 from hf_qrnn.data.streaming import StreamBatches, encode_stored
-from hf_qrnn.data.symbols import languages, sides_of
+from hf_qrnn.data.symbols import languages, sides_of, without_words
 from hf_qrnn.data.tokenization import is_nfd
 from hf_qrnn.data.translations import one_line
 from hf_qrnn.metrics.table import check_bleu_tokenizer
@@ -109,6 +109,10 @@ class TranslationTask(PairTask):
             self.base = begin(self.base, model_options, tokenizer_options, data.train, seed=seed)
             self.model, self.tokenizer = self.base.model, self.base.tokenizer
         self._check_languages()
+        if self.is_stream:
+            # Its first pairs do not tell what the rest lacks.
+            found = {pair.language for pair in data.train}
+            self.tokenizer = without_words(self.tokenizer, found)
         # Saved with the model: whoever generates with it, generates as its test set was scored.
         ngram = self.search.no_repeat_ngram_size or None
         self.model.generation_config.no_repeat_ngram_size = ngram

@@ -186,6 +186,10 @@ def test_default_model_is_the_repositorys_for_the_language(
     (tmp_path / "models" / "pronounce-11").symlink_to(tagged)
     assert run(capfdbinary, "bax") == run(capfdbinary, "bax", "--language", "en")
     assert run(capfdbinary, "bax", "--threshold", "0", "--language", "fre") != []
+    scores = [run(capfdbinary, "bax", "--threshold", "0", "--scores", "--language", x) for x in
+              ("fre", "fr", "French", "is")]  # fmt: skip
+    assert scores[0] == scores[1] == scores[2] != scores[3]
+    assert run(capfdbinary, "bax", "--language", "English") == run(capfdbinary, "bax")
     expected = "`--language` must be one of 'fre', 'ice', but is 'de'."
     assert error(capfdbinary, "bax", "--language", "de") == expected
 

@@ -1,5 +1,6 @@
 """Pronouncers by the engine: the answers of those by torch, in a process without torch."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pronouncing import SOUNDS, save_pronouncer
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.cli.main import main
-from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets
+from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets, with_spellings
 from hf_qrnn.data.tokenization import (
     load_tokenizer,
     make_byte_tokenizer,
@@ -82,6 +83,18 @@ def test_words_are_spelled_as_with_transformers(kind: str, tmp_path: Path) -> No
     rows = found.encode(["bax", "HH AH0"])
     assert rows == expected.encode(["bax", "HH AH0"])
     assert found.decode(rows) == expected.decode(rows)
+
+
+def test_spelling_is_judged_as_with_transformers(trained: str, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    words = [("", f"{'bax' * left}{'ik' * right}") for left in range(12) for right in range(12)]
+    with_spellings(load_tokenizer(trained), words).save_pretrained(tmp_path)
+    found, expected = (
+        Pronouncer(str(tmp_path), engine=engine, device="cpu").pronounce(["baxik", "kkbbe", "Bax"])
+        for engine in ("native", "torch")
+    )
+    assert [row[0].reason for row in found] == [row[0].reason for row in expected]
+    assert [bool(row[0].reason) for row in found] == [False, True, False]
 
 
 PROGRAM = """

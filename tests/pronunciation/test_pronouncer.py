@@ -12,7 +12,7 @@ import pytest
 import torch
 from pronouncing import OFFSET, RATIO, SOUNDS, save_pronouncer, sounds
 
-from hf_qrnn.data.symbols import encode_sources, encode_targets
+from hf_qrnn.data.symbols import encode_sources, encode_targets, with_spellings
 from hf_qrnn.pronunciation import Pronouncer, Pronunciation
 from hf_qrnn.translation import search
 from hf_qrnn.translation.translator import Translator, load_translator
@@ -152,6 +152,28 @@ def test_lexicon_has_words_the_model_must_not_be_asked(trained: Translator) -> N
         assert Pronouncer(trained, lexicon=lexicon)(word).symbols == symbols
 
 
+def test_lexicon_has_a_word_in_whatever_form_it_is_written(trained: Translator) -> None:
+    pronouncer = Pronouncer(trained, lexicon={"caf\u00e9": [["C"]], "ma\u0301": [["M"]]})
+    for word in ("caf\u00e9", "cafe\u0301", "\ufeffCAF\u00c9\r", "ca\u00adf\u00e9\u200d"):
+        assert pronouncer(word).text == "C"
+    assert pronouncer("m\u00e1").text == pronouncer("MA\u0301").text == "M"
+
+
+def test_word_spelled_like_none_of_the_training_is_refused(trained: Translator) -> None:
+    words = [("", f"{'bax' * left}{'ik' * right}") for left in range(12) for right in range(12)]
+    translator = Translator(trained.model, with_spellings(trained.tokenizer, words))
+    strict = Pronouncer(translator)
+    assert strict("baxbaxik").symbols == sounds("baxbaxik")
+    found = strict("kkbbe")
+    assert found == Pronunciation("kkbbe", (), 0.0, "model", found.reason)
+    assert found.reason.startswith(
+        "is spelled like no word that the model has learnt: none has '-kk'"
+    )
+    # Whoever wants every answer gets it.
+    assert Pronouncer(translator, threshold=0)("kkbbe").symbols == sounds("kkbbe")
+    assert Pronouncer(translator, lexicon={"kkbbe": [["K"]]})("kkbbe").text == "K"
+
+
 def test_lexicon_prefers_the_case_that_was_given(trained: Translator) -> None:
     pronouncer = Pronouncer(trained, lexicon={"polish": [["a"]], "Polish": [["o"]]})
     assert pronouncer("Polish").text == "o"
@@ -237,7 +259,8 @@ def test_no_word_makes_the_model_run_away(weights: str, request: pytest.FixtureR
         for found in row:
             # With their end tokens.
             assert len(found.symbols) + 1 <= math.ceil(RATIO * (len(word.strip()) + 1)) + OFFSET
-        known = set(word.strip().lower()) <= set(SOUNDS) and re.search("[a-z]", word.lower())
+        plain = re.sub("[\u200b\u202e]", "", word.strip().lower())  # which nobody sees
+        known = set(plain) <= set(SOUNDS) and re.search("[a-z]", plain)
         assert known or row[0].is_refused, word
     assert len(kinds) >= 6
 
@@ -255,6 +278,8 @@ def test_model_with_tags_must_be_told_its_language(tagged: str) -> None:
         for language in ("fre", "ice")
     )
     assert french("bax").confidence != icelandic("bax").confidence  # the tag is read
+    assert (french.language, icelandic.language) == ("fre", "ice")
+    assert Pronouncer(tagged, language="Icelandic", device="cpu").language == "ice"
     assert french("z").reason == "has characters that the model does not know: 'z'"
     assert french("<ice>bax").is_refused
 

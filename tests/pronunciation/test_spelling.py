@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets
+from hf_qrnn.data.symbols import train_symbol_tokenizer, with_alphabets, with_spellings
 from hf_qrnn.data.tokenization import make_byte_tokenizer, train_character_tokenizer
 from hf_qrnn.pronunciation.letters import TokenizerLetters
 from hf_qrnn.pronunciation.spelling import Spelling
@@ -14,8 +14,10 @@ from hf_qrnn.pronunciation.spelling import Spelling
 SMALL = "abcdefghijklmnopqrstuvwxyz'"
 
 
-def spelling(tokenizer: PreTrainedTokenizerBase, language: str | None = None) -> Spelling:
-    return Spelling(TokenizerLetters(tokenizer, language))
+def spelling(
+    tokenizer: PreTrainedTokenizerBase, language: str | None = None, **options: bool
+) -> Spelling:
+    return Spelling(TokenizerLetters(tokenizer, language), **options)
 
 
 def symbols(words: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -111,6 +113,71 @@ def test_letters_of_a_language_are_decomposed_with_the_words(nfc: bool) -> None:
     assert french.spell(["\ud55ca"]) == [("", reason)]
     assert korean.spell(["\ud55c"]) == [("\ud55c", "")]
     assert korean.spell(["\u00e9"])[0][0] == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "form"),
+    [
+        ("\ufeffhello", "hello"),
+        ("\ufeff hello\r\n", "hello"),
+        ("hel\u00adlo", "hello"),
+        ("\u200dhello\u200d", "hello"),
+        ("\u202ahello\u202c", "hello"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("cafe\u0301\u200b", "caf\u00e9"),
+        ("can\u2019t\ufe0f", "can't"),
+    ],
+)
+def test_characters_that_nobody_sees_are_left_out(word: str, form: str) -> None:
+    assert spelling(symbols(SMALL + "\u00e9")).spell([word]) == [(form, "")]
+
+
+def test_characters_that_nobody_sees_stay_where_the_model_knows_them() -> None:
+    tokenizer = symbols("\u0645\u06cc\u200c\u0631")
+    assert spelling(tokenizer).spell(["\u0645\u06cc\u200c\u0631"]) == [
+        ("\u0645\u06cc\u200c\u0631", "")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("\u0301a", "begins with a mark that belongs on a letter"),
+        ("\u200d\u0301a", "begins with a mark that belongs on a letter"),
+        ("\u0301", "has no letter"),
+        ("\u200d", "has no letter"),
+        ("\ufeff", "is empty"),
+        ("a\u0301\u0301", "has characters that the model does not know: '\u0301'"),
+    ],
+)
+def test_marks_without_a_letter_are_refused(word: str, reason: str) -> None:
+    assert spelling(symbols("a\u00e1")).spell([word]) == [("", reason)]
+    if not reason.startswith("has characters"):  # decomposed, the mark has a token of its own
+        assert spelling(symbols("a\u00e1", source_nfd=True)).spell([word]) == [("", reason)]
+
+
+@pytest.mark.parametrize("nfd", [False, True])
+def test_words_spelled_like_none_of_the_training_are_refused_if_asked(nfd: bool) -> None:
+    words = [("", "an" * left + "n\u00e9" * right) for left in range(12) for right in range(12)]
+    plain = train_symbol_tokenizer(["an\u00e9b"], ["A"], source_nfd=nfd)
+    tokenizer = with_spellings(plain, words)
+    asked = ["Anann\u00e9n\u00e9", "bnnb", "anne\u0301", "7", "aban"]
+    strict, free = (spelling(tokenizer, is_strict=x).spell(asked) for x in (True, False))
+    assert [reason for _, reason in free] == [
+        "",
+        "",
+        "",
+        "has digits, which must be written as words",
+        "",
+    ]
+    beginning = "is spelled like no word that the model has learnt: none has "
+    assert strict[1] == ("", beginning + "'-bn', 'bnn', 'nnb', ...")
+    assert strict[4] == ("", beginning + "'-ab', 'aba', 'ban'")
+    assert strict[0] == ("anann\u00e9n\u00e9", "")
+    assert strict[2] == free[2]
+    assert strict[3] == free[3]
+    # A model that does not remember refuses nothing for it.
+    assert spelling(plain, is_strict=True).spell(asked) == free
 
 
 def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:

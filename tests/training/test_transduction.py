@@ -23,7 +23,7 @@ from transformers import (
 
 from hf_qrnn.data.batching import encode_pairs
 from hf_qrnn.data.reading import TextPair
-from hf_qrnn.data.symbols import alphabet, encode_targets, languages, sides_of
+from hf_qrnn.data.symbols import alphabet, encode_targets, languages, sides_of, spelling
 from hf_qrnn.data.tokenization import train_character_tokenizer
 from hf_qrnn.training.options import TokenizerOptions
 from hf_qrnn.training.task import make_pair_tokenizer
@@ -118,6 +118,8 @@ def test_letters_of_each_language_are_remembered(tagged: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tagged)
     assert alphabet(tokenizer, "rev") == alphabet(tokenizer, "k-1") == frozenset("abcd")
     assert alphabet(tokenizer, "fre") is alphabet(tokenizer, None) is None
+    rows = [spelling(tokenizer, language) for language in ("rev", "k-1")]
+    assert all(known is not None and "abc" in known.rows for known in rows)
 
 
 def test_tag_decides_the_phones(tagged: Path) -> None:
@@ -214,6 +216,10 @@ def test_resumed_run_with_tags_is_the_run_that_was_never_cut(
         assert script.main([*command, "--resume", "auto"]) == 0
         hashes.append(read(tmp_path / out, "training.json")["weights_sha256"])
     assert hashes[0] == hashes[2] != hashes[1]
+    # The first pairs of a stream do not tell what the rest lacks.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cut")
+    for remembered in (alphabet(tokenizer, "rev"), spelling(tokenizer, "rev")):
+        assert (remembered is None) == (how == "streaming")
 
 
 # ------------------------------------------------------------------ --init_from
