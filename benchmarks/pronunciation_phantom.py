@@ -34,7 +34,7 @@ KINDS = ("letters", "many letters", "few letters again and again", *_REFUSED, "l
 
 @dataclass
 class Count:
-    """What was said to the strings of one kind.
+    """The answers to the strings of one kind.
 
     Attributes:
         strings: Their number.

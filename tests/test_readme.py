@@ -1,6 +1,8 @@
 """Tests that the commands and programs of the README work."""
 
 import io
+import itertools
+import json
 import re
 import runpy
 import shlex
@@ -105,6 +107,34 @@ def test_every_command_of_the_table_runs(
     )  # the rest is a matter of time
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Der Arzt.\n")))
     assert main(shlex.split(command)[1:]) == 0
+
+
+def test_word_list_becomes_a_pronouncer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = [x for x in re.findall(r"```\w*\n(.*?)```", README, re.DOTALL) if "words.tsv" in x]
+    train, say = block.replace("\\\n", " ").splitlines()
+    program, script, *flags = shlex.split(train)
+    assert program == "python"
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    words = ("".join(pair) for pair in itertools.product("bonjur", "bonjur", "bonjur"))
+    rows = (f"{word}\t{' '.join(word).upper()}\n" for word in words)
+    (tmp_path / "words.tsv").write_text("".join(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    few = ["--max_steps", "4", "--eval_every", "2", "--save_every", "2", "--max_tokens", "100"]
+    few += ["--embedding_size", "16", "--hidden_size", "16", "--cpu"]
+    main_of = runpy.run_path(str(tmp_path / script))["main"]
+    assert main_of([*flags, *few]) == 0
+    run = json.loads((tmp_path / "runs/words/run.json").read_text())
+    assert run["metric"] == "word_error_rate"
+    assert 0 < run["data"]["valid"] < 30
+    assert run["data"]["train"] + run["data"]["valid"] == 6**3
+    capsys.readouterr()
+    command, *words_and_flags = shlex.split(say)
+    assert command == "hf-qrnn"
+    assert main(words_and_flags) == 0
+    # Four updates do not teach much: it is said or refused.
+    assert re.fullmatch(r"bonjour\t(\t# has no .*|[BONJUR ]+)\n", capsys.readouterr().out)
 
 
 def test_every_file_it_names_exists() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .flags import option, several, typed
+from .held_out import hold_out
 from .languages import check_language
 from .rows import (
     LOCAL_FILES,
@@ -120,6 +121,9 @@ class DataOptions:
         None, "key or column of each pair's language, which becomes a tag before the source"
     )
     max_chars: int = option(300, "drop training pairs with a side of more characters")
+    valid_share: float = option(
+        0.0, "hold out this share of the training pairs, where there are no validation pairs"
+    )
     limit: int | None = option(None, "use the first N training pairs that are not dropped")
     streaming: bool = option(False, "read training pairs of dataset_name as they are needed")
     distilled_file: list[str] | None = field(
@@ -356,6 +360,7 @@ def load_translation_data(options: DataOptions) -> TranslationData:
             "`distilled_file` must be left out with `streaming`, but is "
             f"{_names(options.distilled_file)}."
         )
+    _check_valid_share(options)
     stream = PairStream(options) if options.streaming else None
     pairs = _load_split(options, "train") if stream is None else islice(stream, _STREAM_SAMPLE)
     # Only what trains is filtered: scores of a part of a test set compare with nobody's.
@@ -366,14 +371,33 @@ def load_translation_data(options: DataOptions) -> TranslationData:
             f"{options.max_chars} characters (`max_chars`), but {report.kept} of the "
             f"{report.total} pairs are such."
         )
+    held_out: list[TextPair] = []
+    if options.valid_share:
+        train, held_out = hold_out(train, options.valid_share)
+    if options.valid_share and not (train and held_out):
+        raise ValueError(
+            "`valid_share` must leave pairs to train on and to validate with, but is "
+            f"{options.valid_share} of {report.kept} pairs."
+        )
     return TranslationData(
         train=train[: options.limit],
-        valid=_load_split(options, "valid"),
+        valid=held_out or _load_split(options, "valid"),
         test=_load_split(options, "test"),
         report=report,
         stream=stream,
         num_proc=options.num_proc,
     )
+
+
+def _check_valid_share(options: DataOptions) -> None:
+    """Raise ValueError where pairs are to be held out, and there are others, or it cannot be."""
+    share = options.valid_share
+    if not 0 <= share < 1:
+        raise ValueError(f"`valid_share` must be in [0, 1), but is {share}.")
+    others = ("valid_source", "valid_target", "valid_file", "streaming")
+    given = next((name for name in others if getattr(options, name)), None)
+    if share and given:
+        raise ValueError(f"`valid_share` must be left out with `{given}`, but is {share}.")
 
 
 def _load_split(options: DataOptions, split: str) -> list[TextPair]:
@@ -417,9 +441,10 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
         return pairs if split == "test" else _not_empty(pairs, options, split)
     if split == "test":
         return []
+    share = ", `valid_share`" if split == "valid" else ""
     raise ValueError(
-        f"`{split}_source` and `{split}_target`, `{split}_file` or a `dataset_name` with such a "
-        "split must be given, but none is."
+        f"`{split}_source` and `{split}_target`, `{split}_file`{share} or a `dataset_name` with "
+        "such a split must be given, but none is."
     )
 
 

@@ -28,7 +28,7 @@ _MOST_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Trigrams:
-    """What is known of a language's words.
+    """The knowledge of how a language's words are spelled.
 
     Attributes:
         rows: The rows that a word has.
