@@ -225,7 +225,9 @@ def is_nfd(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     normalizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.normalizer
     # Composing comes first where targets are composed.
-    steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    steps: Iterable[object] = [normalizer]
+    if isinstance(normalizer, normalizers.Sequence):
+        steps = cast(Iterable[object], normalizer)
     return any(isinstance(step, normalizers.NFD) for step in steps)
 
 
