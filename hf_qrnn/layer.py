@@ -137,7 +137,7 @@ class QRNN(nn.Module):
         """Make the directions of every layer."""
         suffixes = _SUFFIXES[: 1 + self.bidirectional]
         return [
-            [self.get_submodule(f"l{layer}{suffix}") for suffix in suffixes]  # type: ignore[misc]
+            [getattr(self, f"l{layer}{suffix}") for suffix in suffixes]
             for layer in range(self.num_layers)
         ]
 
@@ -246,23 +246,24 @@ class QRNN(nn.Module):
                 last_c.append(result.final)
                 if result.state is not None:
                     inputs.append(result.state.inputs.transpose(0, 1))  # (K-1, B, width)
-            h = torch.cat(outputs, dim=-1)  # (B, T, D*H)
+            # Of one direction a copy would cost a pass over the whole output.
+            h = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)  # (B, T, D*H)
             if index < self.num_layers - 1:
                 h = drop(h, self.dropout, self.training)
                 x = torch.cat([x, h], dim=-1) if self.dense else h
-        return h, QRNNState(torch.stack(last_h), torch.stack(last_c), tuple(inputs))
+        # A state is memory of its own, and `last_h` are views of the outputs; `last_c` are not.
+        c_n = last_c[0][None] if len(last_c) == 1 else torch.stack(last_c)
+        return h, QRNNState(torch.stack(last_h), c_n, tuple(inputs))
 
     def _check_input(self, x: torch.Tensor, *, batch_first: bool) -> None:
         if not x.is_floating_point():
             raise TypeError(f"`input` must be floating point, but is {x.dtype}.")
-        form = "(batch, time, " if batch_first else "(time, batch, "
         time = 1 if batch_first and x.dim() == 3 else 0
-        _require(
-            "input",
-            f"{form}{self.input_size}) or (time, {self.input_size}), with at least one step",
-            tuple(x.shape),
-            x.dim() in (2, 3) and x.shape[-1] == self.input_size and x.shape[time] > 0,
-        )
+        if x.dim() in (2, 3) and x.shape[-1] == self.input_size and x.shape[time] > 0:
+            return
+        form = "(batch, time, " if batch_first else "(time, batch, "
+        rule = f"{form}{self.input_size}) or (time, {self.input_size}), with at least one step"
+        _require("input", rule, tuple(x.shape), False)
 
     def _starts(
         self, hx: Sequence[Any] | None, x: torch.Tensor, *, has_batch: bool

@@ -48,9 +48,12 @@ def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = Fal
 def pad_time(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
     """Put zeros before and behind the steps of `x` (B, T, E): (B, left + T + right, E)."""
     batch, _, width = x.shape
-    parts = [x.new_zeros(batch, left, width), x, x.new_zeros(batch, right, width)]
     # One pass; functional.pad writes zeros everywhere first.
-    return torch.cat(parts, dim=1)
+    parts = [x.new_zeros(batch, left, width)] if left > 0 else []
+    parts.append(x)
+    if right > 0:
+        parts.append(x.new_zeros(batch, right, width))
+    return torch.cat(parts, dim=1) if len(parts) > 1 else x
 
 
 def windows(padded: torch.Tensor, kernel_size: int, *, reverse: bool = False) -> torch.Tensor:

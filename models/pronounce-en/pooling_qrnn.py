@@ -119,15 +119,17 @@ def _run(name: str, *arguments: Any) -> tuple[torch.Tensor, ...]:
     as long as a decoding step's pooling.
     """
     tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
-    function, differentiable = _EAGER[name]
+    function, eager, transformable = _EAGER[name]
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if traced or any(type(x) not in _PLAIN_TENSORS for x in tensors):
         run = getattr(getattr(torch.ops, _NAMESPACE), name)
         # A copy of 0.1.0 may have registered it, which knows "native" by its alias alone.
         *arguments, backend = arguments  # type: ignore[assignment]
         arguments = (*arguments, AS_BEFORE.get(backend, backend))
+    elif is_transformed():
+        run = transformable.apply
     else:
-        run = differentiable.apply if _wants_grad(*tensors) or is_transformed() else function
+        run = eager.apply if _wants_grad(*tensors) else function
     results: tuple[torch.Tensor, ...] = run(*arguments)
     return results
 
@@ -166,16 +168,19 @@ def _check(
     if not gates.is_floating_point():
         raise ValueError(f"`gates` must be floating point, but is {gates.dtype}.")
     batch, length, channels = gates.shape
-    wanted = {
-        "bias": (bias, (batch, channels)),
-        "initial_state": (initial_state, (batch, channels // num_gates)),
-        "mask": (mask, (batch, length)),
-    }
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"`{name}` must have shape {shape}, but has {tuple(tensor.shape)}.")
+    if bias is not None:
+        _check_shape("bias", bias, (batch, channels))
+    if initial_state is not None:
+        _check_shape("initial_state", initial_state, (batch, channels // num_gates))
+    if mask is not None:
+        _check_shape("mask", mask, (batch, length))
     if not 0.0 <= zoneout < 1.0:
         raise ValueError(f"`zoneout` must be in [0, 1), but is {zoneout}.")
+
+
+def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` must have shape {shape}, but has {tuple(tensor.shape)}.")
 
 
 # ------------------------------------------------------------------ the operations
@@ -416,8 +421,38 @@ def _as_rows(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor
     return x.flatten(0, 1)
 
 
+class _EagerPool(torch.autograd.Function):
+    """The forward operation with its registered derivatives, for eager training.
+
+    Of a Function that torch.func takes, torch looks up the signature at every call, which takes
+    longer than all else of a small layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """Pool, and keep what `_forward_vjp` reads."""
+        output = _pool_forward(*inputs)
+        _forward_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_forward_vjp)
+
+
+class _EagerPoolBackward(torch.autograd.Function):
+    """The backward operation with its derivatives, for gradients of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """Compute first derivatives, and keep what `_backward_vjp` reads."""
+        output = _pool_backward(*inputs)
+        _backward_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward_vjp)
+
+
 class _PoolFunction(torch.autograd.Function):
-    """The forward operation with its registered derivatives, for eager training."""
+    """The forward operation inside transforms of torch.func."""
 
     forward = staticmethod(_pool_forward)
     setup_context = staticmethod(_forward_context)
@@ -426,7 +461,7 @@ class _PoolFunction(torch.autograd.Function):
 
 
 class _PoolBackwardFunction(torch.autograd.Function):
-    """The backward operation with its derivatives, for gradients of gradients."""
+    """The backward operation inside transforms of torch.func."""
 
     forward = staticmethod(_pool_backward)
     setup_context = staticmethod(_backward_context)
@@ -436,8 +471,8 @@ class _PoolBackwardFunction(torch.autograd.Function):
 
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 _EAGER = {
-    _FORWARD: (_pool_forward, _PoolFunction),
-    _BACKWARD: (_pool_backward, _PoolBackwardFunction),
+    _FORWARD: (_pool_forward, _EagerPool, _PoolFunction),
+    _BACKWARD: (_pool_backward, _EagerPoolBackward, _PoolBackwardFunction),
 }
 
 

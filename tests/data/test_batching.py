@@ -310,3 +310,13 @@ def test_loader_takes_any_iterable_of_plans() -> None:
     batches = list(make_loader(pairs, plans, pad_token_id=0))
     assert [batch.inputs["input_ids"].tolist() for batch in batches] == [[[6, 1]], [[4, 1], [6, 1]]]
     assert [batch.is_filler for batch in batches] == [False, True]
+
+
+def test_collate_pairs_gives_memory_of_its_own() -> None:
+    pair = EncodedPair([3, 4], [5])
+    first, second = (collate_pairs([pair, pair], pad_token_id=0)["input_ids"] for _ in range(2))
+    first.fill_(7)
+    assert second.tolist() == [[3, 4], [3, 4]]
+    assert pair.source_ids == [3, 4]
+    # A side without tokens has no columns.
+    assert collate_pairs([EncodedPair([3], [])], pad_token_id=0)["labels"].shape == (1, 0)
