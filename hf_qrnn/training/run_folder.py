@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ class RunFolder:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "date": time.strftime("%Y-%m-%d"),
             "versions": {
-                "hf_qrnn": version("hf_qrnn"),
+                "hf_qrnn": own_version(),
                 "python": platform.python_version(),
                 **{module.__name__: module.__version__ for module in modules},
             },
@@ -380,3 +380,11 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
+
+
+def own_version() -> str:
+    """Return the package's version, also where a clone runs without having been installed."""
+    try:
+        return version("hf_qrnn")
+    except PackageNotFoundError:
+        return "not installed"

@@ -427,3 +427,16 @@ def test_write_lines_replaces_at_once(tmp_path: Path) -> None:
     with Killer(1), pytest.raises(Killed):
         write_lines(tmp_path / "a", ["y", "z"])
     assert (tmp_path / "a").read_text() == "x\n"
+
+
+def test_a_clone_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hf_qrnn
+    from hf_qrnn.training import run_folder
+
+    assert run_folder.own_version() == hf_qrnn.__version__
+
+    def missing(name: str) -> str:
+        raise run_folder.PackageNotFoundError(name)
+
+    monkeypatch.setattr(run_folder, "version", missing)
+    assert run_folder.own_version() == "not installed"

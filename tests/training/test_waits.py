@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
+from hf_qrnn import QRNNCache, QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
 from hf_qrnn.model import checks_qrnn, padding_qrnn
 from hf_qrnn.model.padding_qrnn import real_steps
@@ -171,3 +171,27 @@ def test_updates_are_read_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.step, found.loss, found.grad_norm, found.indices) == (2, 2.5, 1.0, [2])
     assert watch.check() is None
     assert asked == [6, 0]
+
+
+def test_a_decoding_step_with_a_static_cache_reads_nothing(as_on_a_gpu: None) -> None:
+    # What reads nothing can be captured as a CUDA graph.
+    config = QRNNConfig(
+        vocab_size=9, embedding_size=4, hidden_size=4, encoder_layers=2, decoder_layers=2
+    )
+    model = QRNNForConditionalGeneration(config).eval()
+    cache = QRNNCache(2, static=True)
+    source = torch.full((2, 3), 4)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
+        step = {
+            "encoder_outputs": encoded,
+            "attention_mask": mask,
+            "decoder_input_ids": source[:, :1],
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        model(**step)
+        with Readings() as found:
+            model(**step)
+    assert found.names == []
