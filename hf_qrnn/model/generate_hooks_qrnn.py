@@ -19,6 +19,11 @@ from .encoder_qrnn import shared_encoding
 from .limits_qrnn import DEFAULT_MAX_LENGTH, length_rule, target_limits
 from .products_qrnn import apply_linear
 
+# What generate() hands to every step unchanged.
+STEP_INPUTS = frozenset(
+    ("decoder_attention_mask", "encoder_outputs", "logits_to_keep", "output_attentions")
+    + ("output_hidden_states", "use_cache")
+)
 CACHE_KINDS = (None, "dynamic", "static")
 
 
@@ -398,6 +403,33 @@ class LanguageModelHead(GenerationMixin):
         filled = (ended.long().cumsum(1) - ended.long() > 0) | (sequences < 0)
         sequences.masked_fill_(filled, pad.to(sequences.device))
         return output
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of a step: in transformers' way, or where that is known at once."""
+        plain = next_sequence_length == 1 and type(past_key_values) is QRNNCache
+        if plain and kwargs.keys() <= STEP_INPUTS and not past_key_values.is_compileable:
+            state = past_key_values.layer(0).state
+            # transformers brings inputs to the model's device, where the state is.
+            if state is not None and state.c.device == input_ids.device:
+                name = "decoder_input_ids" if self.config.is_encoder_decoder else "input_ids"
+                last = input_ids[:, -1:].clone(memory_format=torch.contiguous_format)
+                inputs = {name: last, "past_key_values": past_key_values, **kwargs}
+                return inputs | {"attention_mask": attention_mask}
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        return prepared
 
     def create_masks_for_generate(
         self, *args: Any, attention_mask: Any = None, inputs_embeds: Any = None, **kwargs: Any

@@ -27,7 +27,7 @@ _transforms_at_work: Callable[[], bool] | None = getattr(
 _num_dispatch_modes: Callable[[], int] | None = getattr(_C, "_len_torch_dispatch_stack", None)
 _global_hooks: Callable[[], bool] | None = getattr(nn.modules.module, "_has_any_global_hook", None)
 _FORWARD_AD: Any = torch.autograd.forward_ad
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WEIGHTS = (nn.Parameter, type(None))
 
 
 def is_transformed() -> bool:
@@ -50,7 +50,17 @@ def is_hooked(module: nn.Module) -> bool:
     """Tell whether somebody listens to the calls of `module`, or may."""
     if _global_hooks is None or _global_hooks():
         return True
-    return any(getattr(module, name, True) for name in _HOOKS)
+    own = vars(module)
+    try:
+        # No loop and no getattr: this is asked of every module at every step.
+        return bool(
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+        )
+    except KeyError:
+        return True
 
 
 def runs_eagerly(*tensors: torch.Tensor) -> bool:
@@ -74,12 +84,11 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     Else an adapter or a quantised layer took its place, or somebody listens.
     """
-    return (
-        type(module) is kind
-        and type(getattr(module, "weight", None)) in (nn.Parameter, type(None))
-        and "forward" not in module.__dict__
-        and not is_hooked(module)
-    )
+    if type(module) is not kind:
+        return False
+    own = vars(module)
+    weight = own["weight"] if "weight" in own else own.get("_parameters", {}).get("weight")
+    return type(weight) in _WEIGHTS and "forward" not in own and not is_hooked(module)
 
 
 @functools.cache

@@ -65,27 +65,40 @@ def attend(
     Returns:
         Context (R, T, H) and the weights or None.
     """
+    if not (want_weights or explicit):
+        bias = None if mask is None else pad_bias(mask, query.dtype)
+        return context_of(query, keys, values, bias, scale), None
     each = rows_each(query, keys)
     if each > 1:
         query = _by_source(query, each)  # (B, N, R/B * T, H/N)
-    if mask is not None:
-        mask = source_rows(mask, keys)
-    # The lowest finite number, not -inf: a row without a real step must not become NaN.
-    lowest = torch.finfo(query.dtype).min
-    weights, bias = None, None
-    if mask is not None and not (want_weights or explicit):
-        bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
-        bias = bias.masked_fill(~mask, lowest)[:, None, None]  # (B, 1, 1, S)
-    if want_weights or explicit:
-        scores = query @ keys.transpose(-1, -2) * scale  # (B, N, T, S)
-        if mask is None:
-            weights = torch.softmax(scores, dim=-1)
-        else:
-            pads = ~mask[:, None, None]  # (B, 1, 1, S)
-            weights = torch.softmax(scores.masked_fill(pads, lowest), dim=-1)
-            weights = weights.masked_fill(pads, 0.0)
-        context = weights @ values
-    elif _goes_by_products(query, keys):
+    scores = query @ keys.transpose(-1, -2) * scale  # (B, N, R/B * T, S)
+    if mask is None:
+        weights = torch.softmax(scores, dim=-1)
+    else:
+        pads = ~source_rows(mask, keys)[:, None, None]  # (B, 1, 1, S)
+        weights = torch.softmax(scores.masked_fill(pads, _lowest(query.dtype)), dim=-1)
+        weights = weights.masked_fill(pads, 0.0)
+    context = weights @ values
+    if each > 1:
+        context, weights = _by_row(context, each), _by_row(weights, each)  # (R, N, T, .)
+    # The context is (R, T, H).
+    return context.transpose(1, 2).flatten(2), weights if want_weights else None
+
+
+def context_of(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Return what `attend` finds, (R, T, H), without weights; `bias` is that of `pad_bias`."""
+    each = rows_each(query, keys)
+    if each > 1:
+        query = _by_source(query, each)  # (B, N, R/B * T, H/N)
+    if bias is not None:
+        bias = source_rows(bias, keys)
+    if _goes_by_products(query, keys):
         context = _attend_by_products(query, keys, values, bias, scale)
     else:
         context = nn.functional.scaled_dot_product_attention(
@@ -93,8 +106,18 @@ def attend(
         )
     if each > 1:
         context = _by_row(context, each)  # (R, N, T, H/N)
-        weights = None if weights is None else _by_row(weights, each)
-    return context.transpose(1, 2).flatten(2), weights if want_weights else None  # (R, T, H)
+    return context.transpose(1, 2).flatten(2)
+
+
+def pad_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what the scores of attention are changed by, (B, 1, 1, S), where `mask` (B, S)."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill(~mask, _lowest(dtype))[:, None, None]
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    # The lowest finite number, not -inf: a row without a real step must not become NaN.
+    return torch.finfo(dtype).min
 
 
 def rows_each(query: torch.Tensor, keys: torch.Tensor) -> int:
@@ -107,7 +130,7 @@ def rows_each(query: torch.Tensor, keys: torch.Tensor) -> int:
 
 
 def source_rows(mask: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Return the rows of `mask` (B, S) or (R, S) that belong to those of `keys` (B or R, ...)."""
+    """Return the rows of `mask` (B or R, ...) that belong to those of `keys` (B or R, ...)."""
     each = rows_each(keys, mask)
     if each > 1:
         return mask.repeat_interleave(each, dim=0)

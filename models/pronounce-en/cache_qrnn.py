@@ -112,6 +112,11 @@ class QRNNCacheLayer(CacheLayerMixin):
             assert past is not None, "a layer that records needs every step's state"
             self._window.append(tuple(past))
 
+    def advance(self, state: LayerState) -> None:
+        """Replace the state after one more step, which is not recorded."""
+        self._keep_state(state)
+        self.num_steps = self.num_steps + 1
+
     def remember(self, memory: Memory) -> Memory:
         """Keep `memory` and return what is kept."""
         self._keep_memory(memory)

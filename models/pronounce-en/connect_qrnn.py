@@ -285,6 +285,19 @@ def normalize(norm: nn.Module, x: torch.Tensor, *, for_products: bool = True) ->
     return normed
 
 
+def plain_norm(norm: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """Compute what `normalize` does, where the caller knows that nobody looks or differentiates."""
+    eps = norm.eps
+    assert eps is not None, "a plain norm has one"
+    kernels = connection_kernels(x.device)
+    if kernels is None:
+        normed = _definition(x, None, norm.weight, None, 0.0, eps, x.dtype)[1]
+    else:
+        normed = kernels.forward(x, None, norm.weight, None, 0.0, eps, _name(x.dtype))[1]
+    assert normed is not None, "a plain norm has a weight"
+    return normed
+
+
 def join(
     x: torch.Tensor, h: torch.Tensor, dropout: nn.Module, norm: nn.Module | None = None
 ) -> Connected:

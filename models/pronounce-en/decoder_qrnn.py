@@ -194,7 +194,7 @@ class QRNNDecoder(nn.Module):
         source_mask = None
         if encoder_outputs is not None:
             assert encoder_outputs.last_hidden_state is not None
-            source_mask = _source_mask(encoder_attention_mask, encoder_outputs, batch)
+            source_mask = mask_of_source(encoder_attention_mask, encoder_outputs, batch)
         hidden_states = hide_pads(self.dropout(inputs_embeds), mask)
         collected, attentions = [hidden_states], []
         for index, layer in enumerate(self.layers):
@@ -251,7 +251,7 @@ class QRNNDecoder(nn.Module):
         return memory if cache is None else cache.remember(memory)
 
 
-def _source_mask(
+def mask_of_source(
     attention_mask: torch.Tensor | None, encoded: QRNNEncoderOutput, batch: int
 ) -> torch.Tensor | None:
     """Return where the sources of `batch` rows are real, (B, S) or, as it is given, (R, S)."""

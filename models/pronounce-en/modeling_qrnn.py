@@ -31,7 +31,7 @@ from .base_qrnn import (
 from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape
 from .configuration_qrnn import QRNNConfig, fitting_config, own_config
-from .decoder_qrnn import QRNNDecoder
+from .decoder_qrnn import QRNNDecoder, mask_of_source
 from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput, last_of_directions
 from .generate_hooks_qrnn import LanguageModelHead, as_qrnn_cache
 from .keywords_qrnn import check_keywords
@@ -45,6 +45,7 @@ from .losses_qrnn import (
     target_loss,
 )
 from .padding_qrnn import real_steps
+from .step_qrnn import may_step, step
 
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
 
@@ -223,6 +224,13 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        wants = (output_hidden_states, output_attentions)
+        others = (labels, inputs_embeds, decoder_inputs_embeds)
+        if past_key_values is not None and all(x is None for x in others):
+            cache, masks = past_key_values, (decoder_attention_mask, attention_mask)
+            output = self._step(decoder_input_ids, cache, masks, encoder_outputs, wants)
+            if output is not None:
+                return output
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -241,6 +249,37 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         losses = target_loss(logits, labels, num_items_in_batch, smoothing)
         others = {name: x for name, x in outputs.items() if name != "last_hidden_state"}
         return QRNNSeq2SeqLMOutput(**losses._asdict(), logits=logits, **others)
+
+    def _step(
+        self,
+        token_ids: torch.Tensor | None,
+        cache: QRNNCache,
+        masks: tuple[torch.Tensor | None, torch.Tensor | None],
+        encoded: Any,
+        wants: tuple[bool | None, bool | None],
+    ) -> QRNNSeq2SeqLMOutput | None:
+        """Do what `forward` does for one token a row, faster; None where it is not as simple.
+
+        `masks` are those of decoder and encoder; `wants` whether hidden states and attention
+        weights are wanted.
+        """
+        names = ("output_hidden_states", "output_attentions")
+        if any(wanted(self.config, *pair) for pair in zip(names, wants, strict=True)):
+            return None
+        if encoded is None or not may_step(self.model, QRNNModel, token_ids, cache):
+            return None
+        assert token_ids is not None
+        rows = token_ids.shape[0]
+        encoded = _as_encoder_output(encoded, rows, self.config)
+        if real_steps(masks[0], 1, rows, name="decoder_attention_mask") is not None:
+            return None
+        source_mask = mask_of_source(masks[1], encoded, rows)
+        return QRNNSeq2SeqLMOutput(
+            logits=self._logits(step(self.model, token_ids, cache, source_mask), 0),
+            past_key_values=cache,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+        )
 
 
 class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
@@ -293,6 +332,12 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         """
         shift_labels = kwargs.pop("shift_labels", None)
         check_keywords(self, kwargs, attention_mask, past_key_values)
+        others = (labels, shift_labels, inputs_embeds)
+        hidden = wanted(self.config, "output_hidden_states", output_hidden_states)
+        if past_key_values is not None and not hidden and all(x is None for x in others):
+            output = self._step(input_ids, past_key_values, attention_mask)
+            if output is not None:
+                return output
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -310,6 +355,21 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+    def _step(
+        self,
+        token_ids: torch.Tensor | None,
+        cache: QRNNCache,
+        attention_mask: torch.Tensor | None,
+    ) -> QRNNCausalLMOutput | None:
+        """Do what `forward` does for one token a row, faster; None where it is not as simple."""
+        if not may_step(self.model, QRNNDecoderModel, token_ids, cache):
+            return None
+        assert token_ids is not None
+        if real_steps(attention_mask, 1, token_ids.shape[0]) is not None:
+            return None
+        logits = self._logits(step(self.model, token_ids, cache), 0)
+        return QRNNCausalLMOutput(logits=logits, past_key_values=cache)
 
 
 class QRNNForSequenceClassification(QRNNPreTrainedModel):

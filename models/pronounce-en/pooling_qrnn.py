@@ -221,6 +221,22 @@ def _pool_forward(
     return chosen.forward(*tensors, seed, pooling, zoneout, reverse, want_c, want_tiles)
 
 
+def pool_eagerly(
+    gates: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    pooling: str,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pool as `pool` does, where nobody wants a gradient and the caller knows that all fits.
+
+    Returns:
+        h, nothing, the final state and nothing, as `torch_forward`.
+    """
+    options = (pooling, 0.0, False, False, False)
+    return _pool_forward(gates, bias, initial_state, None, None, *options, backend)
+
+
 def _pool_backward(
     grad_h: torch.Tensor | None,
     grad_c: torch.Tensor | None,

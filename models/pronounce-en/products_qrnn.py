@@ -33,6 +33,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if not _is_faster_by_onednn(x, weight):
         return nn.functional.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _by_onednn(x, weight, bias)
     product: torch.Tensor = _Product.apply(x, weight, bias)
     return product
 
