@@ -96,6 +96,15 @@ def read_settings(folder: Path) -> tuple[Settings, dict[str, Any]]:
     adapter = (folder / "adapter_config.json").is_file()
     require("path", "a model without an adapter for the engine", str(folder), not adapter)
     config = read_json(folder / "config.json")
+    return settings_of(config), config
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """Read what the fields of a saved config say to compute.
+
+    Raises:
+        ValueError: If a field is wrong, or the engine cannot do what it says.
+    """
     kind, translates = config.get("model_type"), config.get("is_encoder_decoder", True)
     require("model_type", "'qrnn' for the engine", kind, kind == "qrnn")
     rule = "true for the engine, which translates"
@@ -119,7 +128,7 @@ def read_settings(folder: Path) -> tuple[Settings, dict[str, Any]]:
         part: _kernel_sizes(config, part, sizes.pop(f"{part}_layers"))
         for part in ("encoder", "decoder")
     }
-    settings = Settings(
+    return Settings(
         encoder_kernel_sizes=kernels["encoder"],
         decoder_kernel_sizes=kernels["decoder"],
         pooling=pooling,
@@ -127,7 +136,6 @@ def read_settings(folder: Path) -> tuple[Settings, dict[str, Any]]:
         **sizes,
         **switches,
     )
-    return settings, config
 
 
 def _size(config: Mapping[str, Any], name: str, default: int) -> int:
