@@ -11,9 +11,9 @@ from pathlib import Path
 from .plan import CALLS, ROOT, STEPS, steps_of
 from .training import FOLDER, SPLITS
 
-ARCHITECTURE = "90"  # of an H100 or H200: the library for it alone is a fifth of the whole one
+ARCHITECTURE = "90"  # the library for one alone is a fraction of that for all
 MOST_LIBRARY = 10 << 20
-MOST_ALL = 60 << 20  # of 64 MiB that a checkout may have there
+MOST_ALL = 60 << 20
 MOST_COMMAND = 2_000
 
 

@@ -1,7 +1,7 @@
 """Checks of what goes into the models; each failure is one sentence.
 
-Nothing is looked at while a graph is traced. Values are checked on the CPU; on a GPU a process does
-so a few times at first, since reading them waits for all its work.
+Nothing is looked at while a graph is traced. Values are checked on the CPU; on a GPU those of masks
+alone, which a process reads a few times at first and then leaves to the GPU: reading waits for it.
 
 Shapes: B batch, S source length, T target length, E embedding, H units, L layers, V vocabulary.
 """
@@ -41,17 +41,12 @@ def may_read(tensor: torch.Tensor) -> bool:
 
 
 def may_wait(tensor: torch.Tensor) -> bool:
-    """Tell whether the values of `tensor` may decide what happens, though a GPU must end its work.
+    """Tell whether the values of `tensor` may be read though a GPU must end its work for it.
 
-    So it is `MAX_WAITS` times in a process: a mistake in how batches are made shows at once, and a
-    run of a million updates does not wait in every one.
+    So it is `MAX_WAITS` times in a process: a mistake in how batches are made has its sentence, and
+    a run of a million updates does not wait in every one.
     """
-    if tensor.device.type == "cpu":
-        return not is_transformed()
-    if tensor.device.type == "meta" or is_transformed():
-        return False
-    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-    return not capturing and next(_waits) < MAX_WAITS
+    return tensor.device.type != "cuda" or next(_waits) < MAX_WAITS
 
 
 def check_token_ids(

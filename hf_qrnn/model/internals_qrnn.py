@@ -118,6 +118,13 @@ def mark_static_address(tensor: torch.Tensor) -> None:
         mark(tensor)
 
 
+def assert_later(condition: torch.Tensor, sentence: str) -> None:
+    """Let a GPU stop with `sentence` where `condition` is false, without waiting for it."""
+    check = getattr(torch, "_assert_async", None)
+    if check is not None:
+        check(condition, sentence)
+
+
 def register_container(
     cls: type,
     flatten_named: Callable[[Any], tuple[list[tuple[str, Any]], Any]],

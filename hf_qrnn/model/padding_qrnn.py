@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from .checks_qrnn import check_mask, may_look, may_read, may_wait
+from .internals_qrnn import assert_later, is_transformed
 
 
 def hide_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -94,15 +95,17 @@ def real_steps(
     if not exact:
         attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
     mask = attention_mask.bool()
-    if not may_look(mask):
+    if not may_look(mask) or mask.device.type == "meta" or is_transformed():
         return mask
     if may_read(mask) and bool(mask.all()):
         return None
-    if length > 1 and may_wait(mask):
+    capturing = mask.is_cuda and torch.cuda.is_current_stream_capturing()
+    if length > 1 and not capturing:
         starts = mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-        if bool((starts > 1).any()):
+        rule = f"`{name}` must be one run of ones in every row, but"
+        if not may_wait(mask):
+            assert_later((starts <= 1).all(), f"{rule} one has a hole.")
+        elif bool((starts > 1).any()):
             row = int((starts > 1).nonzero()[0])
-            raise ValueError(
-                f"`{name}` must be one run of ones in every row, but row {row} has a hole."
-            )
+            raise ValueError(f"{rule} row {row} has a hole.")
     return mask

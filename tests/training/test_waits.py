@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_qrnn import QRNNCache, QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
 from hf_qrnn.model import checks_qrnn, padding_qrnn
+from hf_qrnn.model.internals_qrnn import assert_later
 from hf_qrnn.model.padding_qrnn import real_steps
 from hf_qrnn.training import loop
 from hf_qrnn.training.loop import LoopOptions, Trainer
@@ -55,7 +56,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def waits_of(kind: str) -> Any:
     """Make `may_wait` of a tensor that says it is on a device of this kind."""
     real = checks_qrnn.may_wait
-    tensor = SimpleNamespace(device=SimpleNamespace(type=kind), is_cuda=False)
+    tensor = SimpleNamespace(device=SimpleNamespace(type=kind))
     return lambda _: real(tensor)  # type: ignore[arg-type]
 
 
@@ -120,11 +121,20 @@ def test_masks_on_a_gpu_are_looked_at_a_few_times(monkeypatch: pytest.MonkeyPatc
     for _ in range(checks_qrnn.MAX_WAITS):
         with pytest.raises(ValueError, match="row 0 has a hole"):
             real_steps(hole, 3)
+    asked: list[tuple[bool, str]] = []
+    monkeypatch.setattr(
+        padding_qrnn, "assert_later", lambda fits, sentence: asked.append((fits, sentence))
+    )
     with Readings() as found:
         mask = real_steps(hole, 3)
+        real_steps(torch.ones_like(hole), 3)
     assert found.names == []
     assert torch.equal(mask, hole.bool())
-    assert not waits_of("meta")(hole)
+    # The device itself refuses them from here on.
+    assert [bool(fits) for fits, _ in asked] == [False, True]
+    with pytest.raises(RuntimeError, match="`attention_mask` must be one run of ones in every row"):
+        assert_later(*asked[0])
+    assert waits_of("mps")(hole)  # a device without such assertions
 
 
 class Tensor:
