@@ -350,7 +350,7 @@ def others_text(translator: Translator, others: dict[str, list[TextPair]]) -> st
     return "\n".join([_OUT_OF_DOMAIN, "", *head, *rows, "", signed])
 
 
-# ------------------------------------------------------------------ errors, judged by a person
+# ------------------------------------------------------------------ errors, looked at one by one
 
 
 def _errors_of(pairs: Sequence[TextPair], texts: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -390,7 +390,7 @@ def errors_text(rows: Sequence[Sequence[str]]) -> str:
         table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     told = (
         f"The first {len(rows)} translations of the test set that differ from their reference, "
-        f"judged by a person (`{ERRORS}`):"
+        f"looked at one by one (`{ERRORS}`):"
     )
     return "\n".join([told, "", *table])
 
