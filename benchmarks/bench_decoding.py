@@ -251,7 +251,8 @@ def measure_steps(decoders: Decoders, plan: Plan, seconds: float) -> Iterator[Re
             yield {**about, "peer": "reading", "skipped": str(error)}
             continue
         num_bytes = BYTES[dtype] * step_numbers(decoders.model("paper"))
-        calls = {by: partial(decoder, sources, task), "reading": reader(num_bytes, task.target)}
+        calls: dict[str, Call] = {by: partial(decoder, sources, task)}
+        calls["reading"] = reader(num_bytes, task.target)
         found = interleave(calls, seconds=seconds, min_rounds=plan.rounds)
         reading = found["reading"]
         yield {
