@@ -363,7 +363,7 @@ class LanguageModelHead(GenerationMixin):
             # Each chunk sees the mask up to its own end: the columns behind are still to come.
             if mask is not None:
                 chunk_kwargs[name] = mask[:, : mask_length - length + end]
-            inputs = self.prepare_inputs_for_generation(  # type: ignore[misc]
+            inputs = self.prepare_inputs_for_generation(
                 input_ids[:, start:end],  # type: ignore[arg-type]
                 is_first_iteration=is_first_iteration,
                 **chunk_kwargs,
@@ -404,12 +404,12 @@ class LanguageModelHead(GenerationMixin):
         sequences.masked_fill_(filled, pad.to(sequences.device))
         return output
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
         past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the arguments of a step: in transformers' way, or where that is known at once."""

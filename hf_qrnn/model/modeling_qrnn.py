@@ -225,8 +225,8 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         wants = (output_hidden_states, output_attentions)
-        others = (labels, inputs_embeds, decoder_inputs_embeds)
-        if past_key_values is not None and all(x is None for x in others):
+        absent = (labels, inputs_embeds, decoder_inputs_embeds)
+        if past_key_values is not None and all(x is None for x in absent):
             cache, masks = past_key_values, (decoder_attention_mask, attention_mask)
             output = self._step(decoder_input_ids, cache, masks, encoder_outputs, wants)
             if output is not None:
@@ -276,7 +276,7 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         source_mask = mask_of_source(masks[1], encoded, rows)
         return QRNNSeq2SeqLMOutput(
             logits=self._logits(step(self.model, token_ids, cache, source_mask), 0),
-            past_key_values=cache,
+            past_key_values=cache,  # type: ignore[arg-type]
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
         )
@@ -332,9 +332,9 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         """
         shift_labels = kwargs.pop("shift_labels", None)
         check_keywords(self, kwargs, attention_mask, past_key_values)
-        others = (labels, shift_labels, inputs_embeds)
+        absent = (labels, shift_labels, inputs_embeds)
         hidden = wanted(self.config, "output_hidden_states", output_hidden_states)
-        if past_key_values is not None and not hidden and all(x is None for x in others):
+        if past_key_values is not None and not hidden and all(x is None for x in absent):
             output = self._step(input_ids, past_key_values, attention_mask)
             if output is not None:
                 return output

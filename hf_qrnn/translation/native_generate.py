@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
-from transformers.generation import (
-    GenerateBeamEncoderDecoderOutput,
-    GenerateEncoderDecoderOutput,
+from transformers.generation.logits_process import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import (
+    GenerateBeamEncoderDecoderOutput,
+    GenerateEncoderDecoderOutput,
+)
 
 from hf_qrnn.data.translations import Hypothesis
 from hf_qrnn.engine.decoder import NumpyDecoder

@@ -186,7 +186,7 @@ def _goes_on(kept: QRNNCacheLayer, num_rows: int, like: torch.Tensor) -> bool:
     )
 
 
-def _is_idle(dropout: nn.Module) -> bool:
+def _is_idle(dropout: Any) -> bool:
     return is_untouched(dropout, Dropout) and not (dropout.training and dropout.p > 0.0)
 
 
