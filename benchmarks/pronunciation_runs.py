@@ -36,6 +36,7 @@ from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.reading import read_lines
 from hf_qrnn.data.symbols import encode_sources
 from hf_qrnn.data.tokenization import decode_batch, load_tokenizer
+from hf_qrnn.engine.choice import choose_engine
 from hf_qrnn.metrics.edits import split_tokens
 from hf_qrnn.speed.timing import environment, using_threads
 from hf_qrnn.training.run import run_task
@@ -296,7 +297,9 @@ def load_speaker(row: Row, folders: Sequence[Path]) -> Speaker:
     """Load the models of a row as a function of words, the QRNN's as any user would."""
     if row.model == "qrnn":
         language: dict[str, Any] = {"language": row.data} if row.variant == JOINT else {}
-        translator = load_translator(*map(str, folders), device="cpu")
+        names = [str(folder) for folder in folders]
+        engine = choose_engine("auto", names, "cpu").engine
+        translator = load_translator(*names, device="cpu") if engine is None else engine
 
         def speak(words: Sequence[str]) -> list[str]:
             found = translator.translate(words, num_beams=BEAMS, batch_size=BATCH_SIZE, **language)
