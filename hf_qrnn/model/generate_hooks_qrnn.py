@@ -410,10 +410,12 @@ class LanguageModelHead(GenerationMixin):
         next_sequence_length: int | None = None,
         past_key_values: Any = None,
         attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the arguments of a step: in transformers' way, or where that is known at once."""
         plain = next_sequence_length == 1 and type(past_key_values) is QRNNCache
+        plain = plain and inputs_embeds is None
         if plain and kwargs.keys() <= STEP_INPUTS and not past_key_values.is_compileable:
             state = past_key_values.layer(0).state
             # transformers brings inputs to the model's device, where the state is.
@@ -427,6 +429,7 @@ class LanguageModelHead(GenerationMixin):
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             **kwargs,
         )
         return prepared

@@ -266,6 +266,8 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
         names = ("output_hidden_states", "output_attentions")
         if any(wanted(self.config, *pair) for pair in zip(names, wants, strict=True)):
             return None
+        if getattr(self.config, "_attn_implementation", None) == "eager":
+            return None
         if encoded is None or not may_step(self.model, QRNNModel, token_ids, cache):
             return None
         assert token_ids is not None

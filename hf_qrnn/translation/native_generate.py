@@ -119,6 +119,8 @@ class _StateDict:
         array: Array = tensor.numpy()
         return array
 
+    take_matrix = take  # a model in memory has no int8 weights
+
 
 def _network_of(model: nn.Module) -> Network | NativeNetwork:
     """Return the model as the engine computes it, made anew where weights have changed."""

@@ -366,7 +366,7 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "sentence"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["translate"], "the following arguments are required: MODEL"),
+        (["quantize"], "the following arguments are required: MODEL"),
         (["translate", "M", "--num_beams", "x"], "invalid int value: 'x'"),
         (["translate", "M", "--num_beams", "0"], "`--num_beams` must be at least 1, but is 0."),
         (["translate", "M", "--batch_size", "0"], "`--batch_size` must be at least 1, but is 0."),

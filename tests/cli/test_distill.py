@@ -317,6 +317,6 @@ def test_one_text_is_written_once(
     monkeypatch.setattr(Translator, "translate", translate)
     out = tmp_path / "out.tsv"
     flags = ["--source", str(tmp_path / "in"), "-o", str(out), "--n_best", "3"]
-    assert main(["distill", teachers[0], *flags]) == 0
+    assert main(["distill", teachers[0], *flags, "--engine", "torch"]) == 0
     assert rows(out) == [("abc", "cb", -1.0), ("abc", "c", -3.0)]
     assert "2 lines written; left out: 1 whose text is there already" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_translations_are_those_of_the_translator(
     expected = load_translator(str(tmp_path)).translate(TEXTS, **options, max_new_tokens=20)
     assert_same(found, expected)
     assert [type(one) for one in found[0]] == [type(one) for one in expected[0]]
-    assert counted == [2, 3, 1]
+    assert sorted(counted) == [1, 2, 3]  # threads take turns
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
