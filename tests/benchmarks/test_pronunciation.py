@@ -377,10 +377,13 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert not (folder / "results").exists()
 
 
-def test_data_that_is_no_folder_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert pronunciation.main(["fre-qrnn-single-0", "--data", "nowhere"]) == 2
+def test_data_that_is_no_folder_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = ["fre-qrnn-single-0", "--results", str(tmp_path)]
+    assert pronunciation.main([*row, "--data", "nowhere"]) == 2
     assert capsys.readouterr().err == "error: `--data` must be a folder, but 'nowhere' is none.\n"
-    assert pronunciation.main(["fre-qrnn-single-0"]) == 2
+    assert pronunciation.main(row) == 2
     assert "`--data` must be the folder of the shared task's files" in capsys.readouterr().err
 
 
