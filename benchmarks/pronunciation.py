@@ -43,7 +43,7 @@ from hf_qrnn.data.flags import typed
 
 _SETTING = (
     *("out", "results", "data", "minutes", "updates", "again", "threads", "words", "n_best"),
-    "espeak",
+    *("members", "espeak"),
 )
 
 
@@ -73,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, help="CPU threads (1)")
     add("--words", type=Path, help="words without pronunciations, a line each, to distil from too")
     add("--n_best", type=int, default=1, help="pronunciations of a word to distil from (1)")
+    add("--members", type=int, default=5, help="models of an ensemble, teachers of a student (5)")
     add("--espeak", default="espeak-ng", help="the program espeak-ng")
     add("--list", action="store_true", help="print every row with its command and result")
     add("--table", action="store_true", help="print the tables of docs/pronunciation.md")

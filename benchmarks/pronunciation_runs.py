@@ -28,7 +28,7 @@ from pronunciation_data import (
 )
 from pronunciation_models import TASKS, count_parameters, load_model
 from pronunciation_rivals import RIVALS, ask
-from pronunciation_rows import ENSEMBLE_SEEDS, JOINT, Row, read_result, write_result
+from pronunciation_rows import JOINT, Row, read_result, write_result
 from results import Record
 
 from hf_qrnn.cli.main import main as run_command
@@ -88,6 +88,7 @@ class Setting:
         threads: CPU threads.
         words: A list of words without pronunciations, a line each, to distil from as well.
         n_best: Pronunciations of a word that a student learns from.
+        members: Models of an ensemble, and teachers of a student.
         espeak: The program espeak-ng.
         flags: More flags of `scripts/train_translation.py`, over the recipe's.
         begun: Folders that this command has begun anew: the languages share a joint model.
@@ -102,6 +103,7 @@ class Setting:
     threads: int = 1
     words: Path | None = None
     n_best: int = 1
+    members: int = 5
     espeak: str = "espeak-ng"
     flags: tuple[str, ...] = ()
     begun: set[Path] = field(default_factory=set)
@@ -109,7 +111,7 @@ class Setting:
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise ValueError(f"`minutes` must be above 0, but is {self.minutes}.")
-        for name, least in (("updates", 0), ("threads", 1), ("n_best", 1)):
+        for name, least in (("updates", 0), ("threads", 1), ("n_best", 1), ("members", 2)):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"`{name}` must be at least {least}, but is {getattr(self, name)}."
@@ -131,6 +133,8 @@ class Setting:
         if row.variant == "distilled":
             words += [] if self.words is None else ["--words", self.words.name]
             words += [] if self.n_best == 1 else ["--n_best", str(self.n_best)]
+        if row.variant in ("ensemble", "distilled") and self.members != 5:
+            words += ["--members", str(self.members)]
         if self.threads != 1:
             words += ["--threads", str(self.threads)]
         return " ".join([*words, *(["--", *self.flags] if self.flags else [])])
@@ -256,7 +260,7 @@ def _folders(row: Row, setting: Setting) -> list[Path]:
         return [train(row, setting)]
     # The members are rows of their own: `again` is about this one.
     kept = replace(setting, again=False)
-    seeds = [row.seed + seed for seed in ENSEMBLE_SEEDS]
+    seeds = range(row.seed, row.seed + setting.members)
     members = [train(replace(row, variant="single", seed=seed), kept) for seed in seeds]
     if row.variant == "ensemble":
         return members
@@ -275,7 +279,8 @@ def _distil(row: Row, teachers: Sequence[Path], setting: Setting) -> Path:
         words += [x for x in map(str.strip, lines) if x and x not in held_out]
     folder = setting.out / "data" / row.name
     folder.mkdir(parents=True, exist_ok=True)
-    source, target = folder / "words.txt", folder / f"distilled-{setting.n_best}.tsv"
+    source = folder / "words.txt"
+    target = folder / f"distilled-{len(teachers)}-{setting.n_best}.tsv"
     text = "".join(f"{word}\n" for word in dict.fromkeys(words))
     if not target.is_file() or setting.again or source.read_text(encoding="utf-8") != text:
         source.write_text(text, encoding="utf-8")

@@ -289,21 +289,22 @@ def test_an_ensemble_is_of_five_rows_and_a_student_learns_from_it(
 
 
 def test_an_ensemble_and_its_student_are_trained_and_judged(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
 ) -> None:
-    monkeypatch.setattr(pronunciation_runs, "ENSEMBLE_SEEDS", (0, 1))
+    two = ("--members", "2")
     # Enough for some words to be said to their end: only those are learnt from.
     updates = {"max_steps": 40, "eval_every": 40, "save_every": 40, "learning_rate": 0.01}
     enough = [word for name, value in updates.items() for word in (f"--{name}", str(value))]
-    assert run(folder, "fre-qrnn-ensemble-0", "--", *enough) == 0
+    assert run(folder, "fre-qrnn-ensemble-0", *two, "--", *enough) == 0
     ensemble = result(folder, "fre-qrnn-ensemble-0")
     assert (ensemble["models"], ensemble["updates"]) == (2, 80)
+    assert " --members 2 -- --max_steps 40 " in ensemble["command"]
     assert not (folder / "results" / "fre-qrnn-single-0.json").exists()
-    assert run(folder, "fre-qrnn-distilled-0", "--", *enough) == 0
+    assert run(folder, "fre-qrnn-distilled-0", *two, "--", *enough) == 0
     student = result(folder, "fre-qrnn-distilled-0")
     assert (student["models"], student["updates"]) == (1, 40)
     assert student["parameters"] == ensemble["parameters"] // 2
-    written = folder / "runs" / "data" / "fre-qrnn-distilled-0" / "distilled-1.tsv"
+    written = folder / "runs" / "data" / "fre-qrnn-distilled-0" / "distilled-2-1.tsv"
     pairs = [line.split("\t") for line in written.read_text(encoding="utf-8").splitlines()]
     assert {word for word, *_ in pairs} <= set(words(32))
     options = json.loads((folder / "runs" / "fre-qrnn-distilled-0" / "run.json").read_text())
@@ -355,6 +356,7 @@ def test_tables_are_prepared_for_whoever_tunes(
         (["fre-qrnn-single-0", "--minutes", "0"], "`--minutes` must be above 0, but is 0.0."),
         (["fre-qrnn-single-0", "--threads", "0"], "`--threads` must be at least 1, but is 0."),
         (["fre-qrnn-single-0", "--n_best", "0"], "`--n_best` must be at least 1, but is 0."),
+        (["fre-qrnn-single-0", "--members", "1"], "`--members` must be at least 2, but is 1."),
         (["fre-qrnn-single-0", "--updates", "-1"], "`--updates` must be at least 0, but is -1."),
         (["dut-qrnn-single-0"], "`--data` must be a folder with dut_train.tsv"),
         (["fre-qrnn-single-0", "--words", "no"], "`--words` must be a file, but 'no' is none."),
