@@ -42,10 +42,10 @@ from hf_qrnn.metrics.edits import token_error_rate, word_error_rate
 from hf_qrnn.metrics.scoring import METRICS, Score, score_translations
 from hf_qrnn.metrics.table import VALIDATED
 from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
+from hf_qrnn.pronunciation import Pronouncer
 from hf_qrnn.training.cards import model_card
 from hf_qrnn.training.stopping import exit_status
 from hf_qrnn.translation.lengths import usual_length
-from hf_qrnn.translation.translator import load_translator
 
 BOX = Path(__file__).resolve().parents[1] / "models"
 CODE = BOX.parent / "hf_qrnn" / "model"
@@ -206,9 +206,9 @@ def finish_pronouncer(run_folder: Path, folder: Path, targets: dict[str, list[st
     _copy(run_folder, folder, *_RECORDS)
     sample = "".join(f"{x}\t{target}\n" for x, found in targets.items() for target in found)
     (folder / SAMPLE).write_text(sample, encoding="utf-8")
-    translator = load_translator(str(folder), device="cpu", dtype=torch.float32)
-    results = translator.translate(list(targets), num_beams=NUM_BEAMS)
-    texts = [best.text for best, *_ in results]
+    # As people use it, by the engine, which rounds what meets int8 weights too.
+    pronouncer = Pronouncer(folder, threshold=0, device="cpu", num_beams=NUM_BEAMS)
+    texts = [best.text for best, *_ in pronouncer.pronounce(list(targets))]
     right = list(targets.values())
     scores = {
         "lines": len(texts),
