@@ -32,7 +32,8 @@ from hf_qrnn.data.batching import Batch, BucketBatchSampler, encode_pairs, make_
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.tokenization import encode_batch, train_character_tokenizer
 from hf_qrnn.training.checkpoint import CheckpointFolder
-from hf_qrnn.training.loop import LoopOptions, Trainer, make_optimizer
+from hf_qrnn.training.loop import LoopOptions, Trainer
+from hf_qrnn.training.optimizers import make_optimizer
 from hf_qrnn.training.run_folder import RunFolder, write_lines
 
 

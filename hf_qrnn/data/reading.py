@@ -34,7 +34,7 @@ _Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # and the log its characters per token.
 _STREAM_SAMPLE = 20_000
 # Customary names, the most usual first.
-_VALID_SPLITS = ("validation", "valid", "dev", "val")
+VALID_SPLITS = ("validation", "valid", "dev", "val")
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class PairStream:
     def __iter__(self) -> Iterator[TextPair]:
         options = self._options
         # Opened by every iteration: what `datasets` streams can be read once.
-        splits = _load_splits(self._name, options.dataset_config, streaming=True)
+        splits = load_splits(self._name, options.dataset_config, streaming=True)
         if "train" not in splits:
             raise ValueError(
                 f"`dataset_name` must have the split 'train', but '{self._name}' has only "
@@ -464,8 +464,8 @@ def _not_empty(pairs: list[TextPair], options: DataOptions, split: str) -> list[
 
 def _load_named_split(options: DataOptions, name: str, split: str) -> list[TextPair]:
     """Load a split of the data set `name`; validation has several customary names."""
-    present = _load_splits(name, options.dataset_config)
-    candidates = _VALID_SPLITS if split == "valid" else (split,)
+    present = load_splits(name, options.dataset_config)
+    candidates = VALID_SPLITS if split == "valid" else (split,)
     found = next((candidate for candidate in candidates if candidate in present), None)
     if found is None and split == "test":
         return []
@@ -488,7 +488,7 @@ def _columns(options: DataOptions, path: Path | None = None) -> Columns:
     return _named(own, path)
 
 
-def _load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
+def load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
     """Open all splits of a data set by `datasets`; rows are read when iterated."""
     if not name:
         raise ValueError("`dataset_name` must be a folder or a data set on the Hub, but is ''.")

@@ -91,7 +91,9 @@ def train_character_tokenizer(
     return wrap_tokenizer(tokenizer, nfc=nfc, model_max_length=model_max_length)
 
 
-def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrainedTokenizerFast:
+def train_word_tokenizer(
+    texts: Iterable[str], *, min_count: int = 1, bare: bool = False
+) -> PreTrainedTokenizerFast:
     """Learns a vocabulary of words, which are what stands between blanks.
 
     Words are ordered by their counts, then by code points; every other word becomes `<unk>`. A
@@ -100,6 +102,8 @@ def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrai
     Args:
         texts: the training texts.
         min_count: how often a word must occur to get an id, at least 1.
+        bare: leave out `<pad>` and `<s>`, which a text on its own never has: the Penn Treebank then
+            has its 10,000 ids.
 
     Returns:
         A tokenizer whose texts end with `</s>`; decoding puts one blank between words.
@@ -116,15 +120,16 @@ def train_word_tokenizer(texts: Iterable[str], *, min_count: int = 1) -> PreTrai
         check_texts([text])
         counts.update(word for word, _ in splitter.pre_tokenize_str(text))
     known = [word for word, count in counts.items() if count >= min_count]
-    words = sorted(set(known) - set(SPECIAL_TOKENS), key=lambda word: (-counts[word], word))
+    special = (EOS_TOKEN, UNK_TOKEN) if bare else SPECIAL_TOKENS
+    words = sorted(set(known) - set(special), key=lambda word: (-counts[word], word))
     if not words:
         raise ValueError(
             f"`min_count` must leave a word, but is {min_count}, and none occurs so often."
         )
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK_TOKEN))
     tokenizer.pre_tokenizer = splitter
-    return wrap_tokenizer(tokenizer, nfc=False, model_max_length=None)
+    return wrap_tokenizer(tokenizer, special=special)
 
 
 def make_byte_tokenizer(*, nfc: bool = False) -> PreTrainedTokenizerFast:
@@ -405,12 +410,18 @@ def _eos_template(tokens: Sequence[str], ids: Sequence[int]) -> TemplateProcessi
 
 
 def wrap_tokenizer(
-    tokenizer: Tokenizer, *, nfc: bool = False, model_max_length: int | None = None, **more: Any
+    tokenizer: Tokenizer,
+    *,
+    special: Sequence[str] = SPECIAL_TOKENS,
+    nfc: bool = False,
+    model_max_length: int | None = None,
+    **more: Any,
 ) -> PreTrainedTokenizerFast:
     """Complete a bare tokenizer: normaliser, special tokens, end token, and the wrapper.
 
     Args:
-        tokenizer: Its vocabulary begins with `SPECIAL_TOKENS`.
+        tokenizer: Its vocabulary begins with `special`.
+        special: The special tokens, some or all of `SPECIAL_TOKENS`.
         nfc: Put Unicode NFC in the place of its normaliser.
         model_max_length: Longest text in tokens; None = no limit.
         more: More for tokenizer_config.json.
@@ -418,16 +429,14 @@ def wrap_tokenizer(
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+        [AddedToken(token, special=True, normalized=False) for token in special]
     )
-    tokenizer.post_processor = _eos_template([EOS_TOKEN], [SPECIAL_TOKENS.index(EOS_TOKEN)])
+    tokenizer.post_processor = _eos_template([EOS_TOKEN], [special.index(EOS_TOKEN)])
     limit = {} if model_max_length is None else {"model_max_length": model_max_length}
+    roles = {"pad": PAD_TOKEN, "eos": EOS_TOKEN, "unk": UNK_TOKEN, "bos": BOS_TOKEN}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD_TOKEN,
-        eos_token=EOS_TOKEN,
-        unk_token=UNK_TOKEN,
-        bos_token=BOS_TOKEN,
+        **{f"{role}_token": token for role, token in roles.items() if token in special},
         clean_up_tokenization_spaces=False,
         # A special token is never read from text; stored in tokenizer_config.json.
         split_special_tokens=True,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .connect_qrnn import Dropout, join, normalize
+from .connect_qrnn import join, make_dropout, normalize
 from .products_qrnn import apply_linear
 
 RMS_NORM_EPS = 1e-6
@@ -247,7 +247,15 @@ class OutputAttention(nn.Module):
 class AttentionBlock(nn.Module):
     """Pre-norm residual multi-head attention over the encoder's states, behind a decoder layer."""
 
-    def __init__(self, hidden_size: int, num_heads: int, *, scaling: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        scaling: bool,
+        dropout: float,
+        locked: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = (hidden_size // num_heads) ** -0.5 if scaling else 1.0
@@ -255,7 +263,7 @@ class AttentionBlock(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.dropout = Dropout(dropout)
+        self.dropout = make_dropout(dropout, locked=locked)
 
     def keys_values(self, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Project encoder states (B, S, H) to keys and values (B, N, S, H/N)."""

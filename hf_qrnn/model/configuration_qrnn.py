@@ -34,8 +34,8 @@ _SIZES = (
     " feed_forward_size"
 )
 _SWITCHES = (
-    "dense_connections encoder_causal encoder_bidirectional reverse_source residual rms_norm"
-    " attention_scaling tie_word_embeddings use_cache is_encoder_decoder is_decoder"
+    "locked_dropout dense_connections encoder_causal encoder_bidirectional reverse_source residual"
+    " rms_norm attention_scaling tie_word_embeddings use_cache is_encoder_decoder is_decoder"
 )
 _FIELD_TYPES: tuple[tuple[str, Any, str], ...] = (
     (_SIZES, int, "an integer"),
@@ -77,6 +77,8 @@ class QRNNConfig(PreTrainedConfig):
         zoneout: Probability that a forget gate is set to 1 in training (Eq. 6).
         dropout: Probability of zeroing each layer's own output in training.
         embedding_dropout: The same for the embeddings; None means `dropout`.
+        locked_dropout: Zero the same channels at all steps of a call, row by row (variational
+            dropout, Gal and Ghahramani 2016). Paper: fresh ones at every step.
         dense_connections: Concatenate every layer's input to its output (section 2.1).
         encoder_causal: Mask the encoder's convolutions. Paper: not masked for translation.
         encoder_bidirectional: Half of the units read each way, concatenated after every layer.
@@ -118,6 +120,7 @@ class QRNNConfig(PreTrainedConfig):
     zoneout: float | int = 0.0
     dropout: float | int = 0.0
     embedding_dropout: float | int | None = None
+    locked_dropout: bool = False
     dense_connections: bool = False
     encoder_causal: bool = False
     encoder_bidirectional: bool = False

@@ -31,7 +31,7 @@ from .attention_qrnn import (
 from .blocks_qrnn import Connection, FeedForward
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
 from .checks_qrnn import check_token_ids
-from .connect_qrnn import Dropout, plain_norm
+from .connect_qrnn import is_plain_dropout, plain_norm
 from .decoder_qrnn import QRNNDecoder, QRNNDecoderLayer
 from .internals_qrnn import is_untouched, runs_eagerly
 from .layers_qrnn import LayerState, QRNNLayer
@@ -187,7 +187,7 @@ def _goes_on(kept: QRNNCacheLayer, num_rows: int, like: torch.Tensor) -> bool:
 
 
 def _is_idle(dropout: Any) -> bool:
-    return is_untouched(dropout, Dropout) and not (dropout.training and dropout.p > 0.0)
+    return is_plain_dropout(dropout) and not (dropout.training and dropout.p > 0.0)
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:

@@ -87,7 +87,7 @@ def model_card(
         "about": about,
         "usage": _usage(auto, usage_of(words, pipeline), folder, run),
         "results": _results(test, words),
-        "sections": sections,
+        "sections": [*sections, *_written(folder)],
         "model": _model(config, run),
         "data": _data(run, options, words),
         "training": _training(run, records, words),
@@ -105,6 +105,17 @@ def model_card(
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
     ModelCard(text)  # raises ValueError for front matter that the Hub refuses
     return text
+
+
+def _written(folder: Path) -> list[tuple[str, str]]:
+    """Make the section of what a language model wrote at the end of its run."""
+    path = folder / "samples.txt"
+    if not path.is_file():
+        return []
+    text = "\n".join(f"    {line}".rstrip() for line in path.read_text("utf-8").splitlines())
+    return [
+        ("What it writes", f"Not chosen, and drawn in one go from the end of a line:\n\n{text}")
+    ]
 
 
 def _head(config: dict[str, Any]) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from .run_files import read_base
 from .run_folder import write_lines, writing
 
 # Options that change no weight. All others of ModelOptions are the loaded model's.
-_FREE = ("dropout", "embedding_dropout", "zoneout")
+_FREE = ("dropout", "embedding_dropout", "locked_dropout", "zoneout")
 # What loading and saving add to a config, and no model depends on.
 _NOT_OF_THE_MODEL = (
     "_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "model_type",

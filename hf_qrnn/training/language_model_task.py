@@ -8,24 +8,23 @@ Shapes: N tokens of the stream, B rows, T steps.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hf_qrnn.data.batching import Batch, EpochPlan
-from hf_qrnn.data.flags import typed
+from hf_qrnn.data.flags import option, typed
 from hf_qrnn.data.reading import read_lines
-from hf_qrnn.data.tokenization import encode_batch, train_word_tokenizer
+from hf_qrnn.data.text_sets import read_text_split
+from hf_qrnn.data.tokenization import train_word_tokenizer
 from hf_qrnn.model.cache_qrnn import QRNNCache
-from hf_qrnn.model.layers_qrnn import LayerState
 from hf_qrnn.model.modeling_qrnn import QRNNForCausalLM
 
 from .best import Choice
@@ -39,11 +38,23 @@ from .options import (
     with_model_flags,
 )
 from .processes import Processes
-from .run_folder import RunFolder
+from .run_folder import RunFolder, write_lines
 from .task import Task, make_model, make_tokenizer
+from .text_stream import (
+    RowBatches,
+    TokenStream,
+    begin,
+    cache_of,
+    make_stream,
+    tensors_of,
+    total_nats,
+    write_on,
+)
 
 logger = logging.getLogger(__name__)
-_STEPS = 1024  # of a call in validations; whatever it is, the loss is the same
+SAMPLES = "samples.txt"
+"""What the best model wrote at the end of a run, in its folder."""
+_SAMPLES = 3  # parts of the sample: each goes on from the state that the one before left
 
 
 @dataclass
@@ -59,9 +70,29 @@ class TextOptions:
     sequence_length: int = field(
         default=105, metadata={"help": "steps of every row in a batch; gradients stop there"}
     )
+    dataset_name: str | None = option(
+        None, "a data set with splits, for the texts not given as files: a Hub id or a folder"
+    )
+    dataset_config: str | None = option(None, "the data set's configuration")
+    text_column: str = option("text", "the data set's column of texts, which may have lines")
+    strip_lines: bool = option(
+        False, "leave out blanks at both ends of a line, as the Penn Treebank's files have them"
+    )
+    activation_penalty: float = option(
+        0.0, "add N x the mean square of the last layer's output to the loss (AR)"
+    )
+    change_penalty: float = option(
+        0.0, "add N x the mean square of its change from step to step (TAR)"
+    )
+    sample_tokens: int = option(200, "tokens that the best model writes at the end; 0 = none")
+    sample_temperature: float = option(1.0, "what their logits are divided by; 0 = no chance")
 
     def __post_init__(self) -> None:
-        check_at_least(self, {"batch_size": 1, "sequence_length": 1})
+        least = {
+            "batch_size": 1, "sequence_length": 1, "activation_penalty": 0, "change_penalty": 0,
+            "sample_tokens": 0, "sample_temperature": 0,
+        }  # fmt: skip
+        check_at_least(self, least)
 
 
 @dataclass
@@ -73,98 +104,15 @@ class TextTokenizerOptions(TokenizerOptions):
         metadata={"help": "char, word (what stands between blanks), byte, a Hub id or a folder"},
     )
     min_count: int = field(default=1, metadata={"help": "char, word: rarer ones become <unk>"})
+    bare_vocabulary: bool = option(
+        False, "word: no ids for padding and a start: the Penn Treebank has 10,000 ids then"
+    )
 
 
 @with_model_flags(without=[*ENCODER_FLAGS, *ATTENTION_FLAGS, *CLASSIFIER_FLAGS])
 @dataclass
 class LanguageModelOptions:
     """The model, which is a decoder alone; every field is one of QRNNConfig."""
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """A text as one row of tokens.
-
-    Attributes:
-        tokens: (N,), every line with its end token.
-        num_chars: Characters, every line with its end.
-    """
-
-    tokens: torch.Tensor
-    num_chars: int
-
-    def digest(self) -> str:
-        """Give the SHA-256 of the tokens."""
-        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
-
-
-def make_stream(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> TokenStream:
-    """Join the tokens of all lines."""
-    rows = encode_batch(tokenizer, lines)
-    tokens = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
-    return TokenStream(tokens, sum(len(line) + 1 for line in lines))
-
-
-class RowBatches:
-    """The batches of an epoch, in the order of the text: plan and loader in one.
-
-    What the rows leave over at the end of the stream is left out.
-
-    Args:
-        tokens: (N,), the stream.
-        num_rows: Rows of all processes.
-        length: Steps T of a batch; the last of an epoch may have fewer.
-        world_size: Number of processes.
-        rank: This process, from 0.
-
-    Raises:
-        ValueError: If the stream is too short, or the rows cannot be shared evenly.
-    """
-
-    def __init__(
-        self,
-        tokens: torch.Tensor,
-        *,
-        num_rows: int,
-        length: int,
-        world_size: int = 1,
-        rank: int = 0,
-    ) -> None:
-        if num_rows % world_size:
-            raise ValueError(
-                f"`batch_size` must be a multiple of the {world_size} processes, but is {num_rows}."
-            )
-        steps = (len(tokens) - 1) // num_rows
-        if steps < 1:
-            raise ValueError(
-                f"`batch_size` must be less than the {len(tokens)} tokens of the training text, "
-                f"but is {num_rows}."
-            )
-        starts = steps * torch.arange(rank, num_rows, world_size)
-        # One more: the last step's label is the next row's first input.
-        self._rows = tokens[starts[:, None] + torch.arange(steps + 1)]  # (B, steps + 1)
-        self._length, self._start = length, 0
-        self._number = math.ceil(steps / length)
-
-    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the batch that the next iteration begins with; all epochs are alike."""
-        self._start = start
-
-    def __len__(self) -> int:
-        return max(0, self._number - self._start)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for number in range(self._start, self._number):
-            first = number * self._length
-            part = self._rows[:, first : first + self._length + 1]
-            inputs, labels = part[:, :-1], part[:, 1:]  # (B, T)
-            yield Batch(
-                {"input_ids": inputs, "labels": labels},
-                is_filler=False,
-                num_source_tokens=inputs.numel(),
-                num_target_tokens=labels.numel(),
-                indices=(number,),
-            )
 
 
 class LanguageModelTask(Task):
@@ -188,16 +136,20 @@ class LanguageModelTask(Task):
         }
         if tokenizer_options.tokenizer == "word":
             self.tokenizer = train_word_tokenizer(
-                lines["train"], min_count=tokenizer_options.min_count
+                lines["train"],
+                min_count=tokenizer_options.min_count,
+                bare=tokenizer_options.bare_vocabulary,
             )
         else:
             self.tokenizer = make_tokenizer(tokenizer_options, lines["train"])
         streams = {name: make_stream(self.tokenizer, text) for name, text in lines.items()}
         self.train, self.valid, self.test = streams["train"], streams["valid"], streams["test"]
-        self.model = make_model(
-            model_options, self.tokenizer, QRNNForCausalLM, is_encoder_decoder=False
-        )
+        self.model = self.make_model(model_options)
         self.state: QRNNCache | None = None
+
+    def make_model(self, options: Any) -> PreTrainedModel:
+        """Make the model of random weights that the flags describe."""
+        return make_model(options, self.tokenizer, QRNNForCausalLM, is_encoder_decoder=False)
 
     def choose(self, before: str) -> Choice:
         """Choose the perplexity, which orders models as the loss does."""
@@ -223,11 +175,10 @@ class LanguageModelTask(Task):
     def identity(self) -> dict[str, Any]:
         """Give the text, and how it is cut."""
         texts: TextOptions = self.given[0]
-        return {
-            "training data": self.train.digest(),
-            "batch_size": texts.batch_size,
-            "sequence_length": texts.sequence_length,
-        }
+        names = ("batch_size", "sequence_length", "activation_penalty", "change_penalty")
+        # A checkpoint of a release without the penalties has none.
+        given = {name: getattr(texts, name) for name in names if getattr(texts, name)}
+        return {"training data": self.train.digest(), **given}
 
     def describe(self) -> dict[str, Any]:
         """Count tokens."""
@@ -242,25 +193,30 @@ class LanguageModelTask(Task):
         """Run the model from the state that the batch before left."""
         if batch.indices == (0,):
             self.state = None  # an epoch begins
+        texts: TextOptions = self.given[0]
         state = self.state or QRNNCache(self.model.config.decoder_layers)
+        penalties = (texts.activation_penalty, texts.change_penalty)
         output = model(
             input_ids=batch.inputs["input_ids"],
             shift_labels=batch.inputs["labels"],
             past_key_values=state,
             num_items_in_batch=1,
             smoothing=smoothing,
+            **({"output_hidden_states": True} if any(penalties) else {}),
         )
-        self.state = _resumed(_tensors(state), self.model)  # without its graph
+        self.state = cache_of(tensors_of(state), self.model)  # without its graph
+        if any(penalties):
+            _penalize(output, batch.num_target_tokens, *penalties)
         return output
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Give the state of this process's rows."""
-        kept = {} if self.state is None else _tensors(self.state)
+        kept = {} if self.state is None else tensors_of(self.state)
         return {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the state of this process's rows."""
-        self.state = _resumed(tensors, self.model) if tensors else None
+        self.state = cache_of(tensors, self.model) if tensors else None
 
     def validate(
         self, model: nn.Module, processes: Processes, device: torch.device
@@ -269,20 +225,37 @@ class LanguageModelTask(Task):
         return self._measure(model, self.valid, device)
 
     def finish(self, trainer: Trainer, folder: RunFolder) -> None:
-        """Measure the test text with the best model, reloaded; write test.json."""
-        if not len(self.test.tokens):
-            return
+        """Measure the test text with the best model, reloaded, and let it write.
+
+        Leaves test.json, where there is a test text, and samples.txt.
+        """
         trainer.accelerator.wait_for_everyone()
         device = trainer.accelerator.device
-        best = QRNNForCausalLM.from_pretrained(folder.path).to(device)
-        record = self._measure(best, self.test, device)
-        folder.write_json("test.json", {"tokens": len(self.test.tokens), **record})
-        logger.info("test: %s", json.dumps(record))
+        best: Any = type(self.model).from_pretrained(folder.path).to(device).eval()
+        if len(self.test.tokens):
+            record = self._measure(best, self.test, device)
+            folder.write_json("test.json", {"tokens": len(self.test.tokens), **record})
+            logger.info("test: %s", json.dumps(record))
+        if self.given[0].sample_tokens and folder.is_main_process:
+            write_lines(folder.path / SAMPLES, self.samples(best))
+
+    def samples(self, model: PreTrainedModel) -> list[str]:
+        """Let the model write, each part from the state that the part before left."""
+        texts: TextOptions = self.given[0]
+        generator = torch.Generator().manual_seed(self.options.seed)
+        state, parts = begin(model), []
+        for size in _shares(texts.sample_tokens, _SAMPLES):
+            tokens, state = write_on(
+                model, size, state, temperature=texts.sample_temperature, generator=generator
+            )
+            parts.append(tokens[0])
+        return lines_of(self.tokenizer, torch.cat(parts))
 
     def _measure(
         self, model: nn.Module, stream: TokenStream, device: torch.device
     ) -> dict[str, Any]:
-        nats = total_nats(model, self.model.config, stream.tokens.to(device))
+        inner = getattr(model, "module", model)
+        nats = total_nats(model, inner, stream.tokens.to(device))
         loss = nats / len(stream.tokens)
         return {
             "loss": loss,
@@ -291,57 +264,50 @@ class LanguageModelTask(Task):
         }
 
 
-@torch.no_grad()
-def total_nats(model: nn.Module, config: Any, tokens: torch.Tensor) -> float:
-    """Give the negative log-likelihood of a stream (N,), each token from all before it.
-
-    The first one comes after the end of a line. Every process computes all of it: the parts of one
-    stream follow each other, and a sharded model wants every process in every call.
-    """
-    was_training = model.training
-    model.eval()
-    start = torch.full_like(tokens[:1], config.eos_token_id)
-    inputs, state, nats = torch.cat([start, tokens[:-1]]), QRNNCache(config.decoder_layers), 0.0
-    for first in range(0, len(tokens), _STEPS):
-        part = slice(first, first + _STEPS)
-        output = model(
-            input_ids=inputs[None, part],
-            shift_labels=tokens[None, part],
-            past_key_values=state,
-            num_items_in_batch=1,
-        )
-        nats += float(output.loss)
-    model.train(was_training)
-    return nats
-
-
 def _read(texts: TextOptions, split: str) -> list[str]:
     path = getattr(texts, f"{split}_file")
-    if path is None:
-        if split == "test":
-            return []
+    if path is not None:
+        with typed(path=f"{split}_file"):
+            lines = read_lines(path)
+        if not lines:
+            raise ValueError(f"`{split}_file` must hold a line, but {path!r} is empty.")
+    elif texts.dataset_name is not None:
+        lines = read_text_split(
+            texts.dataset_name, texts.dataset_config, split, column=texts.text_column
+        )
+    elif split == "test":
+        lines = []
+    else:
         raise ValueError(f"`{split}_file` must be a text, but is not given.")
-    with typed(path=f"{split}_file"):
-        lines = read_lines(path)
-    if not lines:
-        raise ValueError(f"`{split}_file` must hold a line, but {path!r} is empty.")
-    return lines
+    return [line.strip(" ") for line in lines] if texts.strip_lines else lines
 
 
-def _tensors(state: QRNNCache) -> dict[str, torch.Tensor]:
-    """Give what a state holds, by layer, detached from its graph."""
-    found: dict[str, torch.Tensor] = {}
-    for index in range(len(state.layers)):
-        layer = state.layer(index).current_state()
-        assert layer is not None, "a state after a step"
-        found |= {f"{index}.{name}": x.detach() for name, x in layer._asdict().items()}
-    return found
+def _penalize(output: Any, num_tokens: int, activation: float, change: float) -> None:
+    """Add the penalties of activations to a summed loss; the log keeps the plain one.
+
+    Merity et al. 2017: AR of the last layer's output after dropout, TAR of the one before it.
+    Here: both of the one that the output layer reads, behind dropout and norm.
+    """
+    last = output.hidden_states[-1].float()  # (B, T, H)
+    steps = last[:, 1:] - last[:, :-1]
+    penalty = activation * last.square().mean()
+    if steps.numel():
+        penalty = penalty + change * steps.square().mean()
+    output["unsmoothed_loss"] = output.get("unsmoothed_loss", output.loss).detach()
+    output["loss"] = output.loss + num_tokens * penalty
 
 
-def _resumed(tensors: Mapping[str, torch.Tensor], model: PreTrainedModel) -> QRNNCache:
-    """Make the state of `_tensors`, where the model is."""
-    state = QRNNCache(model.config.decoder_layers)
-    for index in range(len(state.layers)):
-        parts = (tensors[f"{index}.{name}"].to(model.device) for name in LayerState._fields)
-        state.layer(index).store(LayerState(*parts), 0)
-    return state
+def _shares(total: int, number: int) -> list[int]:
+    """Split `total` into `number` parts as equal as can be, none of them empty."""
+    parts = [total * (i + 1) // number - total * i // number for i in range(number)]
+    return [part for part in parts if part]
+
+
+def lines_of(tokenizer: Any, tokens: torch.Tensor) -> list[str]:
+    """Decode tokens (N,) to lines, which end tokens end."""
+    ends = (tokens == tokenizer.eos_token_id).nonzero().flatten().tolist()
+    sizes = torch.diff(torch.tensor([0, *(end + 1 for end in ends), len(tokens)])).tolist()
+    rows = [part[part != tokenizer.eos_token_id] for part in tokens.split(sizes) if len(part)]
+    # Not without special tokens: <unk> is a word of the Penn Treebank.
+    texts = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]
+    return [" ".join(text.split("\n")) for text in texts]

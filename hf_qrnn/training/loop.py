@@ -1,6 +1,7 @@
 """The training loop: `Trainer.train` runs it, and is told how to validate and to save the best.
 
-Losses are nats per target token. Every token weighs the same, whatever batch and process it is in.
+Losses are nats per target token. Every token weighs the same, whatever batch and process it is in;
+`LoopOptions.loss_mean` says what the gradients are of.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from .evaluation import run_batch
 from .identity import compare_identity
 from .memory import give_back
 from .meter import Meter, peak_memory
+from .optimizers import LOSSES, OPTIMIZERS, SCHEDULES, WEIGHTS, learning_rate_factor, make_optimizer
 from .options import check_at_least
 from .processes import Processes
 from .stopping import (
@@ -47,8 +49,6 @@ from .stopping import (
     last_good,
 )
 
-SCHEDULES = ("cosine", "linear", "constant")
-OPTIMIZERS = ("adamw", "adam")
 AVERAGES = ("none", "last", "best")
 
 
@@ -66,17 +66,27 @@ class LoopOptions:
         4, "lengths of a batch, and its number of rows, are multiples of N: few shapes"
     )
     gradient_accumulation_steps: int = option(1, "batches per update")
-    optimizer: str = option("adamw", "adamw or adam")
+    optimizer: str = option("adamw", "adamw, adam or sgd (which has no momentum)")
     learning_rate: float = option(1e-3, "learning rate after the warm-up, before the decay")
     schedule: str = option(
-        "cosine", "decay of the learning rate: cosine or linear (to 0), constant (none)"
+        "cosine",
+        "decay of the learning rate: cosine or linear (to 0), constant (none), epochs (a factor)",
     )
+    constant_epochs: int = option(0, "schedule epochs: first passes over the data without decay")
+    epoch_factor: float = option(0.95, "schedule epochs: factor of every pass after them")
     warmup_steps: int = option(0, "first updates, in which the learning rate rises from 0")
     adam_beta1: float = option(0.9, "decay of the first moment")
     adam_beta2: float = option(0.999, "decay of the second moment")
     adam_epsilon: float = option(1e-8, "added to the second moment's root")
     weight_decay: float = option(
-        0.0, "weight decay of matrices; biases, norms and embeddings have none"
+        0.0, "weight decay; of adam and sgd it is L2, a part of the gradient"
+    )
+    decayed_weights: str = option(
+        "matrices", "weights that decay: matrices (no biases, norms and embeddings) or all"
+    )
+    loss_mean: str = option(
+        "tokens",
+        "what an update's loss is a mean over: tokens, or rows of the sums of their tokens",
     )
     max_grad_norm: float = option(1.0, "rescale gradients of a larger norm to it; 0 = never")
     label_smoothing: float = option(
@@ -99,12 +109,13 @@ class LoopOptions:
         least = {
             "max_steps": 0, "epochs": 0, "max_minutes": 0, "max_tokens": 1, "warmup_steps": 0,
             "pad_to_multiple_of": 1, "gradient_accumulation_steps": 1, "learning_rate": 0,
-            "weight_decay": 0,
+            "weight_decay": 0, "constant_epochs": 0, "epoch_factor": 0,
             "adam_epsilon": 0, "max_grad_norm": 0, "log_every": 1, "eval_every": 1, "patience": 0,
             "loss_limit": 0, "save_every": 0, "keep_last": 1, "keep_best": 0,
         }  # fmt: skip
         check_at_least(self, least)
         choices_of = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "average": AVERAGES}
+        choices_of |= {"decayed_weights": WEIGHTS, "loss_mean": LOSSES}
         for name, allowed in choices_of.items():
             if getattr(self, name) not in allowed:
                 choices, value = ", ".join(allowed), getattr(self, name)
@@ -145,48 +156,6 @@ class TrainState:
     best_by: str = ""
     since_best: int = 0
     finished: str = ""
-
-
-def make_optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
-    """Make Adam or AdamW, with weight decay on matrices only."""
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    # By identity: an output layer tied to an embedding is the same parameter. The row of a rare
-    # token gets few gradients, but would be decayed at every update.
-    embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
-    }
-    for parameter in model.parameters():
-        is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings
-        (matrices if is_matrix else others).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        groups,
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        fused=True,
-    )
-
-
-def learning_rate_factor(options: LoopOptions, step: int, progress: float) -> float:
-    """Compute the share of the highest learning rate at one update.
-
-    Args:
-        options: The schedule and its warm-up.
-        step: Updates made before.
-        progress: Share of the budget used, in [0, 1].
-    """
-    warmup = min(1.0, (step + 1) / max(1, options.warmup_steps))
-    if options.schedule == "constant":
-        return warmup
-    left = 1.0 - min(1.0, progress)
-    decay = left if options.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
-    return warmup * decay
 
 
 class Trainer:
@@ -422,12 +391,17 @@ class Trainer:
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
     def _sync_processes(self, group: list[Batch], seconds: float, interrupted: bool) -> float:
-        """Sum the target tokens of `group` over all processes; agree on time and on stopping.
+        """Sum the tokens (or rows) of `group` over all processes; agree on time and on stopping.
 
         Processes that measured time alone would end, and decay the learning rate, at different
         updates. A signal, or a loss that diverged, may reach one of them only.
         """
-        own = sum(batch.num_target_tokens for batch in group if not batch.is_filler)
+        by_rows = self.options.loss_mean == "rows"
+        own = sum(
+            len(batch.inputs["labels"]) if by_rows else batch.num_target_tokens
+            for batch in group
+            if not batch.is_filler
+        )
         # A sum in which each process has a place of its own is a gather.
         each = [0.0] * self.processes.count
         each[self.processes.rank] = seconds
@@ -442,7 +416,7 @@ class Trainer:
         return total
 
     def _update(self, group: list[Batch], total: float, meter: Meter) -> None:
-        """Make one update from `group`, in which each of `total` target tokens weighs the same."""
+        """Make one update from `group`, whose loss is divided by `total`, its tokens or rows."""
         options, accelerator = self.options, self.accelerator
         self.model.train()
         nats: list[torch.Tensor] = []
@@ -469,7 +443,7 @@ class Trainer:
         )
         meter.grad_norm = norm
         meter.learning_rate = options.learning_rate * learning_rate_factor(
-            options, self.state.step, self.progress()
+            options, self.state.step, self.progress(), self.state.epoch
         )
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = meter.learning_rate

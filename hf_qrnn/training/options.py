@@ -66,6 +66,7 @@ MODEL_FLAGS = {
     "zoneout": "probability of keeping a channel (Eq. 6)",
     "dropout": "dropout on every layer's own output",
     "embedding_dropout": "on embeddings; default dropout",
+    "locked_dropout": "zero the same channels at all steps of a batch",
     "dense_connections": "concatenate input and output",
     "encoder_causal": "mask the encoder's convolutions",
     "encoder_bidirectional": "half of the units each way",
@@ -77,6 +78,7 @@ MODEL_FLAGS = {
     "attention_scaling": "scale scores by 1/sqrt(head size)",
     "feed_forward_size": "inner width of gated blocks; 0 = none",
     "tie_word_embeddings": "output layer = embedding",
+    "initializer_range": "spread of the embeddings at the beginning",
     "classifier_pooling": "last classifies by the last state, mean by the mean of all",
 }
 """The fields of QRNNConfig that are flags, with their help; types and defaults are the config's."""

@@ -87,6 +87,8 @@ def set_optimizer_tensors(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
     content = _optimizer_state(model, optimizer)
+    if not _inner(optimizer).state:
+        return  # as SGD without momentum, which keeps nothing; torch would look for its device
     if content:  # empty where another process holds what is set
         content["state"] = {name: {} for name in content["state"]}
         for key, tensor in tensors.items():

@@ -24,7 +24,7 @@ from .blocks_qrnn import (
 from .cache_qrnn import QRNNCache, QRNNCacheLayer
 from .checks_qrnn import check_rows
 from .configuration_qrnn import QRNNConfig
-from .connect_qrnn import Dropout, normalize
+from .connect_qrnn import normalize
 from .encoder_qrnn import QRNNEncoderOutput
 from .internals_qrnn import is_untouched, runs_eagerly
 from .layers_qrnn import LayerPast, LayerState, QRNNLayer
@@ -142,7 +142,7 @@ class QRNNDecoder(nn.Module):
     def __init__(self, config: QRNNConfig, *, reads_source: bool) -> None:
         super().__init__()
         self.reads_source = reads_source
-        self.dropout = Dropout(embedding_dropout(config))
+        self.dropout = embedding_dropout(config)
         self.layers = nn.ModuleList()
         width, hidden = config.embedding_size, config.hidden_size
         kernel_sizes = config.kernel_sizes("decoder")
@@ -267,5 +267,11 @@ def mask_of_source(
 def _attention(config: QRNNConfig, *, is_last: bool) -> OutputAttention | AttentionBlock | None:
     heads, scaling = config.num_attention_heads, config.attention_scaling
     if config.attention_layers == "all":
-        return AttentionBlock(config.hidden_size, heads, scaling=scaling, dropout=config.dropout)
+        return AttentionBlock(
+            config.hidden_size,
+            heads,
+            scaling=scaling,
+            dropout=config.dropout,
+            locked=config.locked_dropout,
+        )
     return OutputAttention(config.hidden_size, heads, scaling=scaling) if is_last else None

@@ -10,19 +10,21 @@ from torch import nn
 
 from .attention_qrnn import RMS_NORM_EPS
 from .configuration_qrnn import QRNNConfig
-from .connect_qrnn import Connected, Dropout, join, normalize
+from .connect_qrnn import Connected, join, make_dropout, normalize
 from .products_qrnn import apply_linear
 
 
 class FeedForward(nn.Module):
     """Pre-norm residual gated feed-forward block: x + W_out (silu(W_gate n) . W_in n)."""
 
-    def __init__(self, hidden_size: int, inner_size: int, dropout: float) -> None:
+    def __init__(
+        self, hidden_size: int, inner_size: int, dropout: float, *, locked: bool = False
+    ) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(hidden_size, eps=RMS_NORM_EPS)
         self.gate_and_in = nn.Linear(hidden_size, 2 * inner_size, bias=False)
         self.out = nn.Linear(inner_size, hidden_size, bias=False)
-        self.dropout = Dropout(dropout)
+        self.dropout = make_dropout(dropout, locked=locked)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, T, H) to (B, T, H)."""
@@ -38,11 +40,18 @@ class Connection(nn.Module):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, dropout: float, residual: bool, rms_norm: bool
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        dropout: float,
+        residual: bool,
+        rms_norm: bool,
+        locked: bool = False,
     ) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(input_size, eps=RMS_NORM_EPS) if rms_norm else nn.Identity()
-        self.dropout = Dropout(dropout)
+        self.dropout = make_dropout(dropout, locked=locked)
         self.residual = residual and input_size == hidden_size
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,10 +69,12 @@ class Connection(nn.Module):
         return Connected(out, None if norm is None else normalize(norm, out))
 
 
-def embedding_dropout(config: QRNNConfig) -> float:
-    """Return the probability of zeroing an embedding's number in training."""
+def embedding_dropout(config: QRNNConfig) -> nn.Dropout:
+    """Make the dropout of the embeddings."""
     given = config.embedding_dropout
-    return float(config.dropout if given is None else given)
+    return make_dropout(
+        float(config.dropout if given is None else given), locked=config.locked_dropout
+    )
 
 
 def make_connection(config: QRNNConfig, input_size: int) -> Connection:
@@ -74,6 +85,7 @@ def make_connection(config: QRNNConfig, input_size: int) -> Connection:
         dropout=config.dropout,
         residual=config.residual,
         rms_norm=config.rms_norm,
+        locked=config.locked_dropout,
     )
 
 
@@ -81,7 +93,12 @@ def make_feed_forward(config: QRNNConfig) -> FeedForward | None:
     """Make the feed-forward block behind a layer, if the config has one."""
     if config.feed_forward_size == 0:
         return None
-    return FeedForward(config.hidden_size, config.feed_forward_size, config.dropout)
+    return FeedForward(
+        config.hidden_size,
+        config.feed_forward_size,
+        config.dropout,
+        locked=config.locked_dropout,
+    )
 
 
 def make_final_norm(config: QRNNConfig) -> nn.Module:

@@ -257,6 +257,25 @@ class Dropout(nn.Dropout):
         return drop(input, self.p, self.training)
 
 
+class LockedDropout(nn.Dropout):
+    """Dropout whose bits are one step's for all steps of a call, a draw for every row."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's name)
+        """Zero channels of `input` (B, ..., H) at all steps, in training only."""
+        if not self.training or self.p == 0.0:
+            return input
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=input.device)
+        rows, channels = (input.shape[0] if input.dim() > 1 else 1), input.shape[-1]
+        keep = dropout_keep(seed, rows, 1, channels, self.p)  # (B, 1, H)
+        scale = (keep * _scale(self.p)).to(input.dtype)
+        return input * scale.view(*input.shape[:1], *(1,) * (input.dim() - 2), channels)
+
+
+def make_dropout(probability: float, *, locked: bool) -> nn.Dropout:
+    """Make the dropout of a layer: of `LockedDropout`, or of fresh bits at every step."""
+    return LockedDropout(probability) if locked else Dropout(probability)
+
+
 def drop(x: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
     """Zero numbers of `x` (B, ..., H) with a probability, in training only."""
     if not training or probability == 0.0:
@@ -304,13 +323,15 @@ def join(
     """Add `h` (B, T, H), after dropout, to `x` (B, T, H), and normalise the sum for products."""
     together = (
         # First of all: a compiler sees the modules called.
-        runs_eagerly(x, h) and is_untouched(dropout, Dropout) and (norm is None or _is_plain(norm))
+        runs_eagerly(x, h) and is_plain_dropout(dropout) and (norm is None or _is_plain(norm))
     )
     if not together:
         out = x + dropout(h)
         return Connected(out, None if norm is None else norm(out))
-    assert isinstance(dropout, Dropout)
+    assert isinstance(dropout, nn.Dropout)
     probability = dropout.p if dropout.training else 0.0
+    if isinstance(dropout, LockedDropout):
+        h, probability = dropout(h), 0.0
     if norm is None:
         return connect(h, x, dropout=probability)
     assert isinstance(norm, nn.RMSNorm)
@@ -318,6 +339,11 @@ def join(
     assert eps is not None, "a plain norm has one"
     options: dict[str, Any] = {"eps": eps, "normed_dtype": _for_products(x)}
     return connect(h, x, norm.weight, dropout=probability, **options)
+
+
+def is_plain_dropout(dropout: nn.Module) -> bool:
+    """Tell whether `dropout` is one of ours whose work may be done without calling it."""
+    return is_untouched(dropout, Dropout) or is_untouched(dropout, LockedDropout)
 
 
 def _is_plain(norm: nn.Module) -> bool:

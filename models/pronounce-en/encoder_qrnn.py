@@ -22,7 +22,7 @@ from .blocks_qrnn import (
     make_final_norm,
 )
 from .configuration_qrnn import QRNNConfig
-from .connect_qrnn import Dropout, normalize
+from .connect_qrnn import normalize
 from .layers_qrnn import QRNNLayer
 from .padding_qrnn import hide_pads, last_step, real_steps
 
@@ -106,7 +106,7 @@ class QRNNEncoder(nn.Module):
     def __init__(self, config: QRNNConfig) -> None:
         super().__init__()
         self.reverse = config.reverse_source
-        self.dropout = Dropout(embedding_dropout(config))
+        self.dropout = embedding_dropout(config)
         self.layers = nn.ModuleList()
         width = config.embedding_size
         kernel_sizes = config.kernel_sizes("encoder")

@@ -25,6 +25,7 @@ OTHER_FIELDS: dict[str, Any] = {
     "zoneout": 0.1,
     "dropout": 0.2,
     "embedding_dropout": 0.3,
+    "locked_dropout": True,
     "encoder_causal": True,
     "encoder_bidirectional": True,
     "reverse_source": False,

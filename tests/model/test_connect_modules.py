@@ -15,7 +15,7 @@ from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, use_backend
 from hf_qrnn.model.attention_qrnn import AttentionBlock
 from hf_qrnn.model.backends_qrnn import unavailable
 from hf_qrnn.model.blocks_qrnn import Connection, FeedForward
-from hf_qrnn.model.connect_qrnn import Dropout, join
+from hf_qrnn.model.connect_qrnn import Dropout, LockedDropout, join, make_dropout
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -126,6 +126,52 @@ def test_dropout_takes_every_shape(backend: str, shape: tuple[int, ...]) -> None
     assert (grad == out / 3).all()
     turned = torch.full((4, 6, 5), 1.0).transpose(0, 2)
     assert set(Dropout(0.5)(turned).unique().tolist()) == {0.0, 2.0}
+
+
+def test_locked_dropout_zeroes_channels_at_all_steps(backend: str) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(3, 7, 200, requires_grad=True)
+    module = make_dropout(0.5, locked=True)
+    assert isinstance(module, LockedDropout)
+    out = module(x)
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+    assert (out == out[:, :1]).all()
+    # Other rows and other calls draw for themselves; about half of the channels stay.
+    assert not torch.equal(out[0, 0], out[1, 0])
+    assert not torch.equal(module(x), out)
+    assert 0.35 < float((out > 0).float().mean()) < 0.65
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, out.detach())
+    assert module.eval()(x) is x
+    module.train().p = 1.5
+    with pytest.raises(ValueError, match="`dropout` must be in"):
+        module(x)
+
+
+@pytest.mark.parametrize("shape", [(), (70,), (5, 40), (2, 3, 5, 9), (0, 3), (2, 0, 5)], ids=str)
+def test_locked_dropout_takes_every_shape(shape: tuple[int, ...]) -> None:
+    out = LockedDropout(0.5)(torch.full(shape, 3.0))
+    assert out.shape == shape
+    assert set(out.unique().tolist()) <= {0.0, 6.0}
+
+
+def test_locked_dropout_is_joined_as_it_is_called(backend: str) -> None:
+    module, norm = LockedDropout(0.5).double(), nn.RMSNorm(8, eps=1e-6).double()
+    x, h = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    torch.manual_seed(1)
+    fused = join(x, h, module, norm)
+    torch.manual_seed(1)
+    out = x + module(h)
+    torch.testing.assert_close(fused.out, out, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fused.normed, norm(out), rtol=0, atol=1e-12)
+
+
+def test_locked_dropout_is_in_every_part_of_a_model(backend: str) -> None:
+    model = make(zoneout=0.0, locked_dropout=True)
+    assert not of_kind(model, Dropout)
+    assert len(of_kind(model, LockedDropout)) == len(of_kind(make(zoneout=0.0), Dropout)) > 4
+    assert torch.equal(logits(model.eval()), logits(make(zoneout=0.0).eval()))
+    assert not torch.equal(logits(model.train()), logits(model.eval()))
 
 
 def test_probabilities_may_change_later(backend: str) -> None:

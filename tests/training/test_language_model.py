@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -15,38 +14,18 @@ import torch
 from hub_fixtures import CLIENT_WARNING, REPO
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
+from text_runs import ended, flags
 from training_script import ROOT, TORCHRUN, kill_at_a_checkpoint, status_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM
 from hf_qrnn.data.tokenization import train_word_tokenizer
 from hf_qrnn.training.checkpoint import read_checkpoint
-from hf_qrnn.training.language_model_task import LanguageModelTask, RowBatches, total_nats
+from hf_qrnn.training.language_model_task import LanguageModelTask
 from hf_qrnn.training.run import run_task
+from hf_qrnn.training.text_stream import RowBatches, total_nats
 
 SCRIPT = ROOT / "scripts/train_language_model.py"
-
-
-def flags(folder: Path, *switches: str, **changes: object) -> list[str]:
-    draw = random.Random(0)
-    for name, number in (("train", 60), ("valid", 8), ("test", 8)):
-        if not (folder / name).exists():
-            words = [draw.choices(["the", "cat", "dog", "sees"], k=4) for _ in range(number)]
-            (folder / name).write_text("".join(" ".join(line) + "\n" for line in words))
-    options = {
-        **{f"{name}_file": folder / name for name in ("train", "valid")},
-        **{"hidden_size": 8, "embedding_size": 8, "decoder_layers": 2, "dropout": 0.2},
-        **{"output_dir": folder / "out", "max_steps": 12, "batch_size": 4, "num_threads": 1},
-        **{"sequence_length": 40, "save_every": 2, "eval_every": 4, "log_every": 1},
-        **{"learning_rate": 0.01, **changes},
-    }
-    flags = [text for k, v in options.items() for text in (f"--{k}", str(v))]
-    return ["--cpu", *flags, *switches]
-
-
-def ended(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "training.json").read_text())
-    return found
 
 
 # ------------------------------------------------------------------ rows
@@ -87,8 +66,8 @@ def test_loss_of_a_stream_is_that_of_one_pass(monkeypatch: pytest.MonkeyPatch) -
         shares = model(inputs).logits[0, :-1].log_softmax(-1)
     expected = -float(shares.gather(1, tokens[:, None]).sum())
     for steps in (1024, 7, 1):
-        monkeypatch.setattr("hf_qrnn.training.language_model_task._STEPS", steps)
-        assert total_nats(model, model.config, tokens) == pytest.approx(expected, rel=1e-5)
+        monkeypatch.setattr("hf_qrnn.training.text_stream.STEPS", steps)
+        assert total_nats(model, model, tokens) == pytest.approx(expected, rel=1e-5)
 
 
 def test_word_tokenizer_counts_words() -> None:

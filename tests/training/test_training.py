@@ -28,8 +28,9 @@ from hf_qrnn.training import loop
 from hf_qrnn.training.checkpoint import CheckpointFolder
 from hf_qrnn.training.clock import Stopwatch
 from hf_qrnn.training.evaluation import mean_loss
-from hf_qrnn.training.loop import LoopOptions, Trainer, learning_rate_factor, make_optimizer
+from hf_qrnn.training.loop import LoopOptions, Trainer
 from hf_qrnn.training.meter import Meter
+from hf_qrnn.training.optimizers import learning_rate_factor, make_optimizer
 from hf_qrnn.training.options import ModelOptions, RunOptions, parse_options
 from hf_qrnn.training.translation_task import TranslationOptions, TranslationTask
 from hf_qrnn.translation.search import generate_hypotheses
