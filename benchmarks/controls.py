@@ -1,16 +1,100 @@
-"""Models to compare with: a QRNN that pools in a Python loop, and a translator of LSTM layers.
+#!/usr/bin/env python
+"""Models to compare with, and the training scripts with such a model in them.
+
+    python benchmarks/controls.py language_model --arch lstm --config scripts/configs/FILE.yaml ...
+    python benchmarks/controls.py translation --arch transformer --config ...
+
+TASK is the script scripts/train_TASK.py, whose own `main` runs with the flags behind --arch: the
+same data, loop and updates. The model has about as many parameters as the QRNN of those flags.
+
+As classes: a QRNN that pools in a Python loop, and a translator of LSTM layers.
 
 Shapes: B batch, T (target) time, S source length, E input channels, H units, V vocabulary.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from hf_qrnn import QRNN
+from hf_qrnn.training.stopping import end_process
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+ARCHITECTURES = ("lstm", "transformer")
+
+
+@dataclass(frozen=True)
+class Control:
+    """The controls of a script.
+
+    Attributes:
+        task: The name of its task's class, in the script.
+        module: The module beside this one that has the controls' tasks.
+        classes: Their names in it, by architecture.
+    """
+
+    task: str
+    module: str
+    classes: dict[str, str]
+
+
+_CLASSES = {"lstm": "LSTMTask", "transformer": "TransformerTask"}
+CONTROLS = {
+    "language_model": Control("LanguageModelTask", "language_model_controls", _CLASSES),
+    "translation": Control("TranslationTask", "pronunciation_models", _CLASSES),
+}
+"""The scripts that there are controls for, by TASK."""
+
+
+def load_script(task: str) -> ModuleType:
+    """Load the training script of a task as a module of its own."""
+    path = SCRIPTS / f"train_{task}.py"
+    spec = importlib.util.spec_from_file_location(f"control_of_{path.stem}", path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def control_task(task: str, arch: str) -> type:
+    """Return the task that has the control in the place of the QRNN."""
+    control = CONTROLS[task]
+    found: type = getattr(importlib.import_module(control.module), control.classes[arch])
+    return found
+
+
+def run_control(task: str, arch: str, argv: Sequence[str]) -> int:
+    """Run the script's own `main` with the control in the place of the QRNN."""
+    script = load_script(task)
+    setattr(script, CONTROLS[task].task, control_task(task, arch))
+    status: int = script.main(argv)
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; flags that are not this program's are the script's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="The other flags are those of scripts/train_TASK.py.",
+    )
+    parser.add_argument("task", metavar="TASK", choices=tuple(CONTROLS))
+    parser.add_argument("--arch", required=True, choices=ARCHITECTURES)
+    options, flags = parser.parse_known_args(argv)
+    return run_control(options.task, options.arch, flags)
 
 
 class LoopQRNN(nn.Module):
@@ -97,3 +181,8 @@ class LSTMTranslator(nn.Module):
         logits = self.lm_head(self.context(k.transpose(0, 1)) + self.cell(d))  # (T, B, V)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.t().flatten())
         return TranslatorOutput(loss, logits)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    end_process(main)

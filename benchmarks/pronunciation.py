@@ -21,7 +21,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from goals import MISSES, PRONUNCIATION_GOALS, check
 from pronunciation_phantom import count_phantoms, table
@@ -37,7 +36,8 @@ from pronunciation_rows import (
     read_result,
     read_results,
 )
-from pronunciation_runs import RunFailedError, Setting, errors, prepare, run_row
+from pronunciation_runs import Setting, errors, prepare, run_row
+from stored_rows import OneSentenceParser, RunFailedError
 
 from hf_qrnn.data.flags import typed
 
@@ -47,16 +47,9 @@ _SETTING = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the command line."""
-    parser = _Parser(
+    parser = OneSentenceParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -9,11 +9,11 @@ Shapes: B batch, T time, E input channels, H units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from equal_sizes import count_parameters, nearest
 from torch import nn
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
@@ -26,11 +26,6 @@ from hf_qrnn.training.translation_task import TranslationTask
 
 ARCHITECTURES = ("qrnn", "transformer", "lstm")
 TRANSFORMER_LAYERS, HEADS = 4, 4
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Count the trained parameters; a table of positions that is computed is none."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 # ------------------------------------------------------------------ the Transformer
@@ -87,30 +82,12 @@ def make_transformer(like: PreTrainedModel) -> TransformerPronouncer:
             )
         )
 
-    return _nearest(of, count_parameters(like), step=HEADS)
+    return nearest(of, count_parameters(like), step=HEADS)
 
 
 def _ids(config: Any) -> dict[str, int]:
     names = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
     return {name: getattr(config, name) for name in names}
-
-
-def _nearest(make: Callable[[int], Any], parameters: int, *, step: int) -> Any:
-    """Make the model of the width, a multiple of `step`, with the nearest number of parameters."""
-    state = torch.get_rng_state()
-
-    def number(width: int) -> int:
-        # Tried without drawing: the model's weights do not depend on how many were tried.
-        with torch.device("meta"):
-            return count_parameters(make(width))
-
-    width = step
-    while number(width) < parameters:
-        width += step
-    if width > step and parameters - number(width - step) < number(width) - parameters:
-        width -= step
-    torch.set_rng_state(state)
-    return make(width)
 
 
 # ------------------------------------------------------------------ the LSTM
@@ -212,7 +189,7 @@ def make_lstm(like: PreTrainedModel) -> LSTMPronouncer:
 
     # Two directions share the width, and so do the heads.
     step = math.lcm(2, config.num_attention_heads)
-    return _nearest(of, count_parameters(like), step=step)
+    return nearest(of, count_parameters(like), step=step)
 
 
 # ------------------------------------------------------------------ tasks

@@ -6,18 +6,17 @@ A row is a name: `fre-qrnn-single-0` is data, architecture, variant and seed, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import stored_rows
 from pronunciation_data import CMUDICT, DATA, LANGUAGES, TEN
 from pronunciation_models import ARCHITECTURES
 from pronunciation_rivals import RIVALS
 from results import Record
-
-from hf_qrnn.data.json_files import read_json
+from stored_rows import figure as _figure
+from stored_rows import table_lines as _lines
 
 RESULTS = Path(__file__).with_name("results") / "pronunciation"
 JOINT = "joint"
@@ -112,27 +111,13 @@ language distilled, a control with as many updates (`-updates`), a control on CM
 
 
 def read_result(row: Row, folder: Path = RESULTS) -> Record | None:
-    """Read the stored result of a row; None where there is none.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    path = folder / f"{row.name}.json"
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    if found.get("row") != row.name:
-        raise ValueError(f"'{path}' must be the result of {row.name}, but is not.")
-    return found
+    """Read the stored result of a row; None where there is none."""
+    return stored_rows.read_result(row, folder)
 
 
 def write_result(row: Row, record: Record, folder: Path = RESULTS) -> None:
     """Store the result of a row, at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{row.name}.json"
-    fresh = path.with_suffix(".saving")
-    fresh.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    stored_rows.write_result(row, record, folder)
 
 
 def read_results(folder: Path = RESULTS, rows: Sequence[Row] = TABLE) -> dict[str, Record]:
@@ -191,15 +176,6 @@ def markdown(results: Mapping[str, Record]) -> str:
     """Make the tables of docs/pronunciation.md of the stored results; "-" is not measured yet."""
     parts = [_languages_table(results), _controls_table(results), _english_table(results)]
     return "\n\n".join(parts)
-
-
-def _figure(value: Any, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    table = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
 def _languages_table(results: Mapping[str, Record]) -> str:

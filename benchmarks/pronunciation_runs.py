@@ -30,6 +30,7 @@ from pronunciation_models import TASKS, count_parameters, load_model
 from pronunciation_rivals import RIVALS, ask
 from pronunciation_rows import JOINT, Row, read_result, write_result
 from results import Record
+from stored_rows import RunFailedError
 
 from hf_qrnn.cli.main import main as run_command
 from hf_qrnn.data.json_files import read_json
@@ -64,14 +65,6 @@ TRANSFORMER_RECIPE = {
 }
 _MOST_WARM_UP, _LEAST_WARM_UP = 4000, 50
 _UPDATES_PER_MINUTE = 60  # of such batches on one core
-
-
-class RunFailedError(Exception):
-    """A run that ended with a status other than 0, which has said why."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"the run ended with status {status}")
-        self.status = status
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ MODEL_FLAGS = {
     "feed_forward_size": "inner width of gated blocks; 0 = none",
     "tie_word_embeddings": "output layer = embedding",
     "initializer_range": "spread of the embeddings at the beginning",
+    "forget_bias": "bias of the forget gates at the beginning; 1 keeps 73 % of the state a step",
     "classifier_pooling": "last classifies by the last state, mean by the mean of all",
 }
 """The fields of QRNNConfig that are flags, with their help; types and defaults are the config's."""

@@ -12,8 +12,9 @@ import pronunciation_runs
 import pytest
 from pronunciation_data import Splits, entries
 from pronunciation_rows import Row, parse_row
-from pronunciation_runs import RunFailedError, Setting, run_row, training_flags
+from pronunciation_runs import Setting, run_row, training_flags
 from sources import ROOT
+from stored_rows import RunFailedError
 
 from hf_qrnn.training.run import run_task
 

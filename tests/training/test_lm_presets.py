@@ -70,7 +70,7 @@ def test_preset_runs_with_its_sizes(tmp_path: Path, name: str) -> None:
 def test_paper_preset_is_section_3_2() -> None:
     found = preset("lm_ptb_paper")
     expected = {
-        "batch_size": 20, "sequence_length": 105, "optimizer": "sgd", "learning_rate": 1.0,
+        "batch_size": 20, "sequence_length": 105, "optimizer": "sgd", "learning_rate": 0.35,
         "constant_epochs": 6, "epoch_factor": 0.95, "epochs": 72, "weight_decay": 2e-4,
         "max_grad_norm": 10.0, "dropout": 0.5, "zoneout": 0.1, "decoder_layers": 2,
         "hidden_size": 640, "decoder_kernel_sizes": [2, 2], "pooling": "fo", "loss_mean": "rows",
@@ -78,7 +78,7 @@ def test_paper_preset_is_section_3_2() -> None:
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     text = (CONFIGS / "lm_ptb_paper.yaml").read_text()
-    assert "summed over the 105 steps" in text.replace("\n# ", " ")
+    assert "summed over the 105 steps of a row" in text.replace("\n# ", " ")
 
 
 @pytest.mark.skipif(not PTB.is_dir(), reason="the Penn Treebank is not here")

@@ -1,0 +1,237 @@
+"""Trains, measures and stores the rows of the reproduction.
+
+Every model is trained by its script's own `main`, a control by the same `main` with another model
+in it (controls.py), in a folder below `Setting.out`, and goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from controls import load_script, run_control
+from reproduction_rows import CARDS, FILES, RESULTS, Row, parse_row
+from results import Record
+from stored_rows import RunFailedError, read_result, write_result
+
+from hf_qrnn.cli.main import main as run_command
+from hf_qrnn.data.json_files import read_json
+from hf_qrnn.data.reading import read_lines
+from hf_qrnn.metrics.table import RECORDED
+from hf_qrnn.speed.timing import environment
+from hf_qrnn.training.run_files import read_records
+
+CONFIGS = Path(__file__).parents[1] / "scripts" / "configs"
+_ENDLESS = 1_000_000  # epochs, so that minutes are what ends a run
+_HELD_OUT = 10  # of so many training reviews one validates
+_CARD_FILES = ("README.md", "test.json", "metrics.jsonl", "learning_curve.png", "attention.png")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The setting of all rows, as the command line has it.
+
+    Attributes:
+        out: Folder of the runs.
+        data: Folder that holds the folders of data.
+        minutes: Minutes of training a model; 0 = as many epochs as the preset has.
+        results: Folder of the results.
+        cards: Folder of the cards.
+        threads: CPU threads.
+        again: Train anew what was trained before.
+        flags: More flags of the scripts, over the presets'.
+    """
+
+    out: Path
+    data: Path
+    minutes: float = 0.0
+    results: Path = RESULTS
+    cards: Path = CARDS
+    threads: int = 1
+    again: bool = False
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minutes < math.inf:
+            raise ValueError(f"`minutes` must be at least 0, but is {self.minutes}.")
+        if self.threads < 1:
+            raise ValueError(f"`threads` must be at least 1, but is {self.threads}.")
+
+    def command(self, row: Row) -> str:
+        """Write the command of a row, without the folders of this machine."""
+        words = ["python benchmarks/reproduce.py", row.name]
+        words += [] if row.like or not self.minutes else ["--minutes", f"{self.minutes:g}"]
+        words += ["--data", self.data.name]
+        words += [] if self.threads == 1 else ["--threads", str(self.threads)]
+        return " ".join([*words, *(["--", *self.flags] if self.flags else [])])
+
+
+def run_row(row: Row, setting: Setting) -> Record:
+    """Train the model of a row, or go on with it, and store the result and the card.
+
+    Raises:
+        RunFailedError: If training was stopped.
+        ValueError: If something given does not fit.
+    """
+    folder = train(row, setting)
+    record = make_record(row, folder, setting)
+    write_result(row, record, setting.results)
+    if row.has_card:
+        keep_card(folder, setting.cards / row.name)
+    return record
+
+
+# ------------------------------------------------------------------ training
+
+
+def train(row: Row, setting: Setting) -> Path:
+    """Train the model of a row, or go on with it, and return its folder.
+
+    Raises:
+        RunFailedError: If training was stopped.
+    """
+    folder = setting.out / row.name
+    way = ["--overwrite_output_dir"] if setting.again else ["--resume", "auto"]
+    argv = [*training_flags(row, folder, setting), *way, *setting.flags]
+    if row.arch == "qrnn":
+        status: int = load_script(row.task).main(argv)
+    else:
+        status = run_control(row.task, row.arch, argv)
+    if status != 0:
+        raise RunFailedError(status)
+    return folder
+
+
+def training_flags(row: Row, folder: Path, setting: Setting) -> list[str]:
+    """Write the flags of a row's script: the preset's, its data's, and its budget's."""
+    given: dict[str, Any] = {
+        "config": CONFIGS / f"{row.config}.yaml",
+        "output_dir": folder,
+        "seed": row.seed,
+        "num_threads": setting.threads,
+        **prepare(row, setting),
+    }
+    if row.teachers:
+        given["distilled_file"] = distil(row, setting)
+    flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return [*flags, *row.flags, *_budget(row, setting), "--cpu"]
+
+
+def prepare(row: Row, setting: Setting) -> dict[str, Path]:
+    """Give the files of a row's data, by flag.
+
+    Raises:
+        ValueError: If one is not there.
+    """
+    folder = setting.data / row.data
+    files = {flag: folder / name for flag, name in FILES[row.data].items()}
+    for path in files.values():
+        if not path.is_file():
+            raise ValueError(f"`data` must hold {row.data}/{path.name}, but '{path}' is missing.")
+    if "valid_file" not in files and "valid_source" not in files:
+        files |= _hold_out(files["train_file"], setting.out / "data" / row.data)
+    return files
+
+
+def _hold_out(path: Path, folder: Path) -> dict[str, Path]:
+    """Split every tenth line of a file off, for validation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = read_lines(path)
+    parts = {"valid_file": lines[::_HELD_OUT]}
+    parts["train_file"] = [x for i, x in enumerate(lines) if i % _HELD_OUT]
+    found = {}
+    for flag, part in parts.items():
+        found[flag] = folder / f"{flag}.jsonl.xz"
+        with lzma.open(found[flag], "wt", encoding="utf-8", preset=0) as file:
+            file.writelines(f"{line}\n" for line in part)
+    return found
+
+
+def _budget(row: Row, setting: Setting) -> list[str]:
+    """Write the flags of a row's budget; a control's is what the row it is compared with used."""
+    minutes = setting.minutes
+    if row.like:
+        found = read_result(parse_row(row.like), setting.results)
+        if found is None:
+            raise ValueError(f"{row.like} must have a result before {row.name}, but has none.")
+        if row.budget == "updates":
+            return ["--max_steps", str(found["updates"])]
+        minutes = found["seconds"] / 60
+    if not minutes:
+        return []
+    # A decay by epochs keeps the epochs of its preset; any other is spread over the minutes.
+    text = (CONFIGS / f"{row.config}.yaml").read_text(encoding="utf-8")
+    epochs = [] if "schedule: epochs" in text else ["--epochs", str(_ENDLESS)]
+    return ["--max_minutes", f"{minutes:g}", *epochs]
+
+
+def distil(row: Row, setting: Setting) -> Path:
+    """Let the ensemble of a row's teachers translate its training sources."""
+    target = setting.out / "data" / f"{row.name}.tsv"
+    teachers = [str(setting.out / name) for name in row.teachers]
+    for teacher in teachers:
+        if not (Path(teacher) / "training.json").is_file():
+            raise ValueError(f"'{teacher}' must be trained before {row.name}, but is not.")
+    if not target.is_file() or setting.again:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = prepare(row, setting)["train_source"]
+        files = ["--source", str(source), "-o", str(target)]
+        status = run_command(["distill", *teachers, "--num_beams", "5", *files])
+        if status != 0:
+            raise RunFailedError(status)
+    return target
+
+
+# ------------------------------------------------------------------ results
+
+
+def make_record(row: Row, folder: Path, setting: Setting) -> Record:
+    """Make the result of a row of what its run wrote."""
+    run, test = read_json(folder / "run.json"), read_json(folder / "test.json")
+    ended, records = read_json(folder / "training.json"), read_records(folder)
+    if row.metric not in test:
+        raise ValueError(f"'{folder / 'test.json'}' must hold {row.metric}, but does not.")
+    found = environment("cpu")
+    names = [metric.name for metric in RECORDED]
+    kept = {*names, *(f"{x}_{y}" for x in names for y in ("signature", "confidence"))}
+    valid = [x[row.metric] for x in records if x.get("is_best") and row.metric in x]
+    return {
+        "row": row.name,
+        "command": setting.command(row),
+        "date": found["date"],
+        "hardware": {x: found[x] for x in ("cpu", "cpu_capability", "cores")}
+        | {"threads": setting.threads},
+        "versions": {x: found[x] for x in ("python", "torch", "hf_qrnn")}
+        | {"transformers": transformers.__version__},
+        "precision": run["options"].get("mixed_precision", "no"),
+        "seed": row.seed,
+        "parameters": run["parameters"],
+        "updates": ended["step"],
+        "epochs": round(_epochs(ended, records), 2),
+        "seconds": round(ended["seconds"], 1),
+        "valid": valid[-1] if valid else None,
+        **{name: value for name, value in test.items() if name in kept},
+    }
+
+
+def _epochs(ended: Record, records: list[Record]) -> float:
+    """Count the passes over the data, a part of one by the batches of a whole one."""
+    first = [x["step"] for x in records if x["kind"] == "train" and x["epoch"] == 0]
+    if ended["epoch"] == 0 or not first:
+        return float(ended["epoch"] or 1)
+    # Of lines that come every few updates: all passes but the last have as many.
+    whole = (ended["step"] - ended["batch"]) / ended["epoch"]
+    return float(ended["step"] / whole) if whole > 0 else float(ended["epoch"])
+
+
+def keep_card(folder: Path, target: Path) -> None:
+    """Copy the card of a run, and the numbers and pictures that it is made of."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _CARD_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
