@@ -35,7 +35,7 @@ def _pairs(**names: str) -> dict[str, str]:
 
 FILES: dict[str, dict[str, str]] = {
     "lm_ptb": _PTB,
-    # Every tenth of the training reviews validates (`prepare` in reproduction_runs.py).
+    # The presets hold a tenth of the training reviews out for validation.
     "sentiment_imdb": {"train_file": "train.jsonl.xz", "test_file": "test.jsonl.xz"},
     "nmt_multi30k": _pairs(train="train", valid="val", test="test_2016_flickr"),
     "nmt_tatoeba": _pairs(train="train", valid="valid", test="test"),

@@ -6,7 +6,6 @@ in it (controls.py), in a folder below `Setting.out`, and goes on where it was i
 
 from __future__ import annotations
 
-import lzma
 import math
 import shutil
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from stored_rows import RunFailedError, read_result, write_result
 
 from hf_qrnn.cli.main import main as run_command
 from hf_qrnn.data.json_files import read_json
-from hf_qrnn.data.reading import read_lines
 from hf_qrnn.metrics.table import RECORDED
 from hf_qrnn.speed.timing import environment
 from hf_qrnn.training.run_files import read_records
 
 CONFIGS = Path(__file__).parents[1] / "scripts" / "configs"
 _ENDLESS = 1_000_000  # epochs, so that minutes are what ends a run
-_HELD_OUT = 10  # of so many training reviews one validates
 _CARD_FILES = ("README.md", "test.json", "metrics.jsonl", "learning_curve.png", "attention.png")
 
 
@@ -133,23 +130,7 @@ def prepare(row: Row, setting: Setting) -> dict[str, Path]:
     for path in files.values():
         if not path.is_file():
             raise ValueError(f"`data` must hold {row.data}/{path.name}, but '{path}' is missing.")
-    if "valid_file" not in files and "valid_source" not in files:
-        files |= _hold_out(files["train_file"], setting.out / "data" / row.data)
     return files
-
-
-def _hold_out(path: Path, folder: Path) -> dict[str, Path]:
-    """Split every tenth line of a file off, for validation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = read_lines(path)
-    parts = {"valid_file": lines[::_HELD_OUT]}
-    parts["train_file"] = [x for i, x in enumerate(lines) if i % _HELD_OUT]
-    found = {}
-    for flag, part in parts.items():
-        found[flag] = folder / f"{flag}.jsonl.xz"
-        with lzma.open(found[flag], "wt", encoding="utf-8", preset=0) as file:
-            file.writelines(f"{line}\n" for line in part)
-    return found
 
 
 def _budget(row: Row, setting: Setting) -> list[str]:

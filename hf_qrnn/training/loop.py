@@ -66,7 +66,7 @@ class LoopOptions:
         4, "lengths of a batch, and its number of rows, are multiples of N: few shapes"
     )
     gradient_accumulation_steps: int = option(1, "batches per update")
-    optimizer: str = option("adamw", "adamw, adam or sgd (which has no momentum)")
+    optimizer: str = option("adamw", "adamw, adam, rmsprop or sgd (without momentum)")
     learning_rate: float = option(1e-3, "learning rate after the warm-up, before the decay")
     schedule: str = option(
         "cosine",
@@ -76,10 +76,10 @@ class LoopOptions:
     epoch_factor: float = option(0.95, "schedule epochs: factor of every pass after them")
     warmup_steps: int = option(0, "first updates, in which the learning rate rises from 0")
     adam_beta1: float = option(0.9, "decay of the first moment")
-    adam_beta2: float = option(0.999, "decay of the second moment")
-    adam_epsilon: float = option(1e-8, "added to the second moment's root")
+    adam_beta2: float = option(0.999, "decay of the second moment; of rmsprop it is alpha")
+    adam_epsilon: float = option(1e-8, "added to the second moment's root, of rmsprop too")
     weight_decay: float = option(
-        0.0, "weight decay; of adam and sgd it is L2, a part of the gradient"
+        0.0, "weight decay; of all but adamw it is L2, a part of the gradient"
     )
     decayed_weights: str = option(
         "matrices", "weights that decay: matrices (no biases, norms and embeddings) or all"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .loop import LoopOptions
 
 SCHEDULES = ("cosine", "linear", "constant", "epochs")
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
 WEIGHTS = ("matrices", "all")
 LOSSES = ("tokens", "rows")
 
@@ -33,6 +33,9 @@ def make_optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if options.optimizer == "rmsprop":
+        rate, alpha, epsilon = options.learning_rate, options.adam_beta2, options.adam_epsilon
+        return torch.optim.RMSprop(groups, lr=rate, alpha=alpha, eps=epsilon)
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.learning_rate, fused=True)
     kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam

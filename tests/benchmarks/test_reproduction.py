@@ -24,8 +24,6 @@ from results import Record
 from stored_rows import RunFailedError
 from text_runs import flags
 
-from hf_qrnn.data.reading import read_lines
-
 TINY = ("--hidden_size", "8", "--embedding_size", "8", "--decoder_layers", "2", "--max_steps", "6")
 TINY += ("--batch_size", "4", "--sequence_length", "10", "--eval_every", "3", "--log_every", "1")
 TINY += ("--sample_tokens", "8", "--mixed_precision", "no", "--dropout", "0.1")
@@ -142,20 +140,6 @@ def test_minutes_spread_a_decay_and_leave_epochs_theirs(tmp_path: Path, data: Pa
     assert "--epochs" not in paper
     assert modern[modern.index("--epochs") + 1] == "1000000"
     assert "--max_minutes" not in training_flags(WORDS, tmp_path, setting(tmp_path, data))
-
-
-def test_reviews_are_held_out(tmp_path: Path) -> None:
-    folder = tmp_path / "data/sentiment_imdb"
-    folder.mkdir(parents=True)
-    lines = [json.dumps({"id": i, "label": i % 2, "text": "good"}) for i in range(25)]
-    for name in ("train", "test"):
-        text = "".join(line + "\n" for line in lines).encode()
-        (folder / f"{name}.jsonl.xz").write_bytes(lzma.compress(text))
-    files = reproduction_runs.prepare(parse_row("imdb-paper"), setting(tmp_path, folder.parent))
-    parts = {flag: read_lines(path) for flag, path in files.items()}
-    assert parts["valid_file"] == lines[::10]
-    assert sorted([*parts["train_file"], *parts["valid_file"]]) == sorted(lines)
-    assert parts["test_file"] == lines
 
 
 def test_teachers_translate_before_a_student_learns(

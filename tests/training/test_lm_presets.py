@@ -19,7 +19,7 @@ from hf_qrnn.training.text_stream import make_stream
 CONFIGS = ROOT / "scripts/configs"
 PTB = Path(os.environ.get("HF_QRNN_PTB", "shared/data/lm_ptb"))
 """The folder of the Penn Treebank, which may not be copied into the project."""
-PARAMETERS = {"lm_ptb_paper": 17_729_040, "lm_ptb_modern": 6_895_200, "lm_ptb_char": 5_570_293}
+PARAMETERS = {"lm_ptb_paper": 17_729_040, "lm_ptb_modern": 9_855_248, "lm_ptb_char": 5_570_293}
 
 
 def preset(name: str) -> dict[str, Any]:

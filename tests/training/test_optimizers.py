@@ -75,6 +75,18 @@ def test_sgd_has_l2_and_no_momentum(decayed: str) -> None:
     assert optimizer.defaults["momentum"] == 0
 
 
+def test_rmsprop_divides_by_the_root_of_the_mean_square() -> None:
+    rate, alpha, epsilon = 0.1, 0.9, 1e-3
+    options = {"optimizer": "rmsprop", "adam_beta2": alpha, "adam_epsilon": epsilon}
+    found = updated(learning_rate=rate, **options)
+    start = [p.detach() for p in language_model().parameters()]
+    plain = updated(learning_rate=1.0)
+    for before, after, one in zip(start, found, plain, strict=True):
+        grad = before - one
+        step = rate * grad / ((1 - alpha) ** 0.5 * grad.abs() + epsilon)
+        torch.testing.assert_close(after, before - step, rtol=1e-5, atol=1e-8)
+
+
 def test_rate_falls_by_a_factor_an_epoch() -> None:
     options = LoopOptions(schedule="epochs", constant_epochs=6, epoch_factor=0.95)
     factors = [learning_rate_factor(options, 99, 0.5, epoch) for epoch in range(9)]
@@ -86,7 +98,7 @@ def test_rate_falls_by_a_factor_an_epoch() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"optimizer": "lbfgs"}, "`optimizer` must be one of adamw, adam, sgd"),
+        ({"optimizer": "lbfgs"}, "`optimizer` must be one of adamw, adam, rmsprop, sgd"),
         ({"schedule": "steps"}, "`schedule` must be one of cosine, linear, constant, epochs"),
         ({"decayed_weights": "none"}, "`decayed_weights` must be one of matrices, all"),
         ({"loss_mean": "steps"}, "`loss_mean` must be one of tokens, rows"),
