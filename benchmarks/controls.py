@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from stored_rows import OneSentenceParser
 from torch import nn
 
 from hf_qrnn import QRNN
@@ -85,7 +85,7 @@ def run_control(task: str, arch: str, argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; flags that are not this program's are the script's."""
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -184,5 +184,4 @@ class LSTMTranslator(nn.Module):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     end_process(main)

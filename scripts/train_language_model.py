@@ -1,16 +1,16 @@
 #!/usr/bin/env python
 """Train a quasi-recurrent language model (section 3.2 of arXiv 1611.01576).
 
-    python scripts/train_language_model.py --train_file ptb.train.txt --valid_file ptb.valid.txt \
-        --test_file ptb.test.txt --tokenizer word --decoder_layers 2 --hidden_size 640 \
-        --embedding_size 640 --output_dir runs/ptb
+    python scripts/train_language_model.py --config scripts/configs/lm_ptb_paper.yaml \
+        --train_file ptb.train.txt --valid_file ptb.valid.txt --test_file ptb.test.txt \
+        --output_dir runs/ptb
 
 `--tokenizer` is char, word (what stands between blanks), byte or any Hugging Face tokenizer. The
 text is cut into `--batch_size` rows, of which an update reads the next `--sequence_length` tokens,
 from the state that the update before left. Perplexity and bits per character of the validation text
-come from one pass over all of it. Leaves what scripts/train_translation.py does, but for pictures
-of attention, and goes on, is pushed and runs in several processes in the same way
-(docs/training.md).
+come from one pass over all of it. At the end the best model writes `--sample_tokens` tokens, for the
+card. Leaves what scripts/train_translation.py does, but for pictures of attention, and goes on, is
+pushed and runs in several processes in the same way (docs/training.md, docs/language_models.md).
 """
 
 from __future__ import annotations

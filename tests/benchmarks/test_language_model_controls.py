@@ -107,6 +107,25 @@ def test_every_control_is_run_by_its_scripts_main(monkeypatch: pytest.MonkeyPatc
         monkeypatch.undo()
 
 
+def test_command_line_names_task_and_architecture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, str, list[str]]] = []
+    monkeypatch.setattr(controls, "run_control", lambda *given: ran.append(given) or 0)
+    flags = ["--config", "x.yaml", "--cpu"]
+    assert controls.main(["language_model", "--arch", "lstm", *flags]) == 0
+    assert ran == [("language_model", "lstm", flags)]
+    for argv, sentence in (
+        (["nothing", "--arch", "lstm"], "error: argument TASK: invalid choice: 'nothing'"),
+        (["language_model"], "error: the following arguments are required: --arch"),
+        (["language_model", "--arch", "gru"], "error: argument --arch: invalid choice: 'gru'"),
+    ):
+        with pytest.raises(SystemExit) as ended_by:
+            controls.main(argv)
+        assert ended_by.value.code == 2
+        assert sentence in capsys.readouterr().err
+
+
 def test_runs_have_the_same_data_and_updates(tmp_path: Path) -> None:
     options = {"hidden_size": 32, "embedding_size": 32, "max_steps": 9, "sample_tokens": 9}
     script, records = load_script("language_model"), {}
