@@ -8,9 +8,9 @@
 `--tokenizer` is char, word (what stands between blanks), byte or any Hugging Face tokenizer. The
 text is cut into `--batch_size` rows, of which an update reads the next `--sequence_length` tokens,
 from the state that the update before left. Perplexity and bits per character of the validation text
-come from one pass over all of it. At the end the best model writes `--sample_tokens` tokens, for the
-card. Leaves what scripts/train_translation.py does, but for pictures of attention, and goes on, is
-pushed and runs in several processes in the same way (docs/training.md, docs/language_models.md).
+come from one pass over all of it. At the end the best model writes `--sample_tokens` tokens, for
+its card. Leaves what scripts/train_translation.py does, but for pictures of attention, and goes on,
+is pushed and runs in several processes in the same way (docs/training.md, docs/language_models.md).
 """
 
 from __future__ import annotations
