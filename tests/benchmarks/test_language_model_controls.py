@@ -95,7 +95,8 @@ def test_controls_task_changes_the_model_alone(kind: type[ControlTask]) -> None:
 
 def test_every_control_is_run_by_its_scripts_main(monkeypatch: pytest.MonkeyPatch) -> None:
     for task, arch in [(t, a) for t in controls.CONTROLS for a in controls.ARCHITECTURES]:
-        script, ran = load_script(task), []
+        script = load_script(task)
+        ran: list[tuple[type, list[str]]] = []
         monkeypatch.setattr(controls, "load_script", lambda _, script=script: script)
         monkeypatch.setattr(
             script, "run_task", lambda kind, argv, ran=ran: ran.append((kind, argv))

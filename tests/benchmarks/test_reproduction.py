@@ -24,9 +24,15 @@ from results import Record
 from stored_rows import RunFailedError
 from text_runs import flags
 
-TINY = ("--hidden_size", "8", "--embedding_size", "8", "--decoder_layers", "2", "--max_steps", "6")
-TINY += ("--batch_size", "4", "--sequence_length", "10", "--eval_every", "3", "--log_every", "1")
-TINY += ("--sample_tokens", "8", "--mixed_precision", "no", "--dropout", "0.1")
+TINY = tuple(
+    word
+    for name, value in {
+        "hidden_size": 8, "embedding_size": 8, "decoder_layers": 2, "max_steps": 6,
+        "batch_size": 4, "sequence_length": 10, "eval_every": 3, "log_every": 1,
+        "sample_tokens": 8, "mixed_precision": "no", "dropout": 0.1,
+    }.items()
+    for word in (f"--{name}", str(value))
+)  # fmt: skip
 WORDS = parse_row("ptb-word-paper")
 
 
