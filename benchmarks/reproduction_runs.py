@@ -193,21 +193,20 @@ def make_record(row: Row, folder: Path, setting: Setting) -> Record:
         "seed": row.seed,
         "parameters": run["parameters"],
         "updates": ended["step"],
-        "epochs": round(_epochs(ended, records), 2),
+        "epochs": epochs_of(ended),
         "seconds": round(ended["seconds"], 1),
         "valid": valid[-1] if valid else None,
         **{name: value for name, value in test.items() if name in kept},
     }
 
 
-def _epochs(ended: Record, records: list[Record]) -> float:
-    """Count the passes over the data, a part of one by the batches of a whole one."""
-    first = [x["step"] for x in records if x["kind"] == "train" and x["epoch"] == 0]
-    if ended["epoch"] == 0 or not first:
-        return float(ended["epoch"] or 1)
-    # Of lines that come every few updates: all passes but the last have as many.
+def epochs_of(ended: Record) -> float | None:
+    """Count the passes over the data that a run made; None where it did not end the first."""
+    if ended["epoch"] == 0:
+        return None
+    # The batches of a whole one, of which the last may have had a part.
     whole = (ended["step"] - ended["batch"]) / ended["epoch"]
-    return float(ended["step"] / whole) if whole > 0 else float(ended["epoch"])
+    return round(ended["step"] / whole, 2)
 
 
 def keep_card(folder: Path, target: Path) -> None:
