@@ -89,9 +89,10 @@ STEPS = {
     "registers": Step("b", 5, "pooling:registers"),
     "layer": Step("c", 60, "layers:layers"),
     "peers": Step("c", 20, "layers:peers"),
-    "modern": Step("d", 135, "training:modern"),
-    "paper": Step("d", 45, "training:paper"),
-    "lstm": Step("d", 40, "training:lstm"),
+    "modern": Step("d", 115, "training:modern"),
+    "graphs": Step("d", 35, "training:graphs"),
+    "paper": Step("d", 40, "training:paper"),
+    "lstm": Step("d", 35, "training:lstm"),
     "generation": Step("e", 40, "generation:generation"),
     "hard_cases": Step("f", 35, "values:hard_cases"),
     "connect": Step("f", 20, "values:connections"),
@@ -100,7 +101,7 @@ STEPS = {
     "initcheck": Step("f", 20, "tools:initcheck"),
     "synccheck": Step("f", 20, "tools:synccheck"),
     "profile": Step("f", 20, "tools:profile"),
-    "pytest": Step("f", 35, "tools:gpu_tests"),
+    "pytest": Step("f", 30, "tools:gpu_tests"),
 }
 # Steps of no call: what the tools watch.
 WATCHED = {"smoke": Step("f", 60, "values:smoke")}

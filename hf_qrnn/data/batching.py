@@ -75,9 +75,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Copies the batch to a device, without waiting for what a GPU still has to do.
 
-        It waits for all of it where the memory that is copied from may be paged.
+        It waits for all of it where the memory that is copied from may be paged. What is there
+        already is not copied.
         """
-        if device.type == "cuda":
+        if device.type == "cuda" and any(not x.is_cuda for x in self.inputs.values()):
             copies = {
                 name: x.pin_memory().to(device, non_blocking=True)
                 for name, x in self.inputs.items()

@@ -123,6 +123,7 @@ class LanguageModelTask(Task):
         {
             "max_tokens", "num_workers", "pad_to_multiple_of", "source_tokens", "target_tokens",
             "source_nfd",
+            "cuda_graphs",  # a graph would not see the state that is carried
         }
     )  # fmt: skip
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/language_model"}

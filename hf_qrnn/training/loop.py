@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from .checkpoint import (
 )
 from .clock import Stopwatch
 from .evaluation import run_batch
+from .graphs import Outcome, UpdateGraphs, make_recorder
 from .identity import compare_identity
 from .memory import give_back
 from .meter import Meter, peak_memory
@@ -66,6 +67,9 @@ class LoopOptions:
         4, "lengths of a batch, and its number of rows, are multiples of N: few shapes"
     )
     gradient_accumulation_steps: int = option(1, "batches per update")
+    cuda_graphs: bool = option(
+        False, "on a GPU: whole updates as CUDA graphs, one a shape; for few shapes see above"
+    )
     optimizer: str = option("adamw", "adamw, adam, rmsprop or sgd (without momentum)")
     learning_rate: float = option(1e-3, "learning rate after the warm-up, before the decay")
     schedule: str = option(
@@ -220,10 +224,19 @@ class Trainer:
         optimizer = make_optimizer(model, options)
         # The loader is not prepared: the sampler has already split its batches by rank.
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.graphs = self._make_graphs() if options.cuda_graphs else None
         # `len` of a stream raises, and says that `max_steps` is needed: so it is asked only then.
         self.max_steps = options.max_steps or math.ceil(
             options.epochs * math.ceil(len(sampler) / options.gradient_accumulation_steps)
         )
+
+    def _make_graphs(self) -> UpdateGraphs:
+        if self.processes.count > 1:
+            raise ValueError(
+                f"`cuda_graphs` must be False with {self.processes.count} processes, but is True."
+            )
+        device = self.accelerator.device
+        return UpdateGraphs(self._compute, self.optimizer, device, make_recorder(device))
 
     def progress(self) -> float:
         """Compute the share of the budget used: of updates, or of minutes where that is more."""
@@ -417,10 +430,36 @@ class Trainer:
 
     def _update(self, group: list[Batch], total: float, meter: Meter) -> None:
         """Make one update from `group`, whose loss is divided by `total`, its tokens or rows."""
-        options, accelerator = self.options, self.accelerator
         self.model.train()
+        meter.learning_rate = self.options.learning_rate * learning_rate_factor(
+            self.options, self.state.step, self.progress(), self.state.epoch
+        )
+        if self.graphs is not None:
+            self.graphs.set_rate(meter.learning_rate)
+            found = self.graphs.update(group, total)
+        else:
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = meter.learning_rate
+            found = self._compute(group, total)
+        meter.grad_norm = found.grad_norm
+        pairs = zip(group, found.nats, strict=True)
+        counted = [(batch, nats) for batch, nats in pairs if not batch.is_filler]
+        for batch, nats in counted:
+            meter.add(batch, nats)
+        # These weights are not validated yet.
+        self.state.step, self._found = self.state.step + 1, None
+        self.watch.add(
+            self.state.step,
+            [index for batch, _ in counted for index in batch.indices],
+            sum((nats for _, nats in counted), torch.zeros(())),
+            sum(batch.num_target_tokens for batch, _ in counted),
+            found.grad_norm,
+        )
+
+    def _compute(self, group: Sequence[Batch], total: float | torch.Tensor) -> Outcome:
+        """Do the work of an update: gradients, clipping, and the optimiser's step."""
+        options, accelerator = self.options, self.accelerator
         nats: list[torch.Tensor] = []
-        real = [batch for batch in group if not batch.is_filler]
         for index, batch in enumerate(group):
             # DDP averages gradients over processes, and their sum is wanted. A filler is computed
             # too, with weight 0: every process must take part in every sum.
@@ -433,31 +472,15 @@ class Trainer:
                     self.model, batch.to(accelerator.device), options.label_smoothing
                 )
                 accelerator.backward(output.loss / total * weight)
-            if not batch.is_filler:
-                # The log shows the plain loss, which runs of other smoothing can be compared by.
-                nats.append(output.get("unsmoothed_loss", output.loss).detach())
-                meter.add(batch, nats[-1])
+            # The log shows the plain loss, which runs of other smoothing can be compared by.
+            nats.append(output.get("unsmoothed_loss", output.loss).detach())
         # Above infinity nothing is rescaled, but the norm is measured for the log all the same.
         norm = accelerator.clip_grad_norm_(
             self.model.parameters(), options.max_grad_norm or math.inf
         )
-        meter.grad_norm = norm
-        meter.learning_rate = options.learning_rate * learning_rate_factor(
-            options, self.state.step, self.progress(), self.state.epoch
-        )
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = meter.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        # These weights are not validated yet.
-        self.state.step, self._found = self.state.step + 1, None
-        self.watch.add(
-            self.state.step,
-            [index for batch in real for index in batch.indices],
-            sum(nats, torch.zeros(())),
-            sum(batch.num_target_tokens for batch in real),
-            norm,
-        )
+        return Outcome(nats, norm)
 
     def _check_divergence(self) -> None:
         # The first one is kept until all processes meet, and then all raise together.

@@ -83,6 +83,8 @@ def _not_offered(kind: type[Task]) -> frozenset[str]:
 def _run(task: Task, publish: PublishOptions) -> None:
     """Load, train, and finish; what is refused leaves no trace."""
     options, loop = task.options, task.loop
+    if loop.cuda_graphs and options.compile:
+        raise ValueError("`cuda_graphs` must be False with --compile, but is True.")
     if options.num_threads > 0:
         torch.set_num_threads(options.num_threads)
     bound_kernel_caches()

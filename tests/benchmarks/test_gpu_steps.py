@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,25 @@ def test_a_run_says_its_speed_and_its_score(setting: Setting) -> None:
     assert records[-2]["update"] == records[-1]["updates"] == 4
     assert 0 <= records[-1]["bleu"] <= 100
     assert {x["data"] for x in records} == {"generated"}
+
+
+def test_a_run_with_graphs_is_told_apart(setting: Setting) -> None:
+    records = walk("graphs", setting)
+    assert {x["preset"] for x in records} == {"modern_graphs"}
+    assert records[-1]["updates"] == 4
+
+
+def test_only_a_gpu_is_asked_for_graphs(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+
+    def run(setting: Setting, preset: str, options: list[str], **more: Any) -> Any:
+        given.append(options)
+        return iter([])
+
+    monkeypatch.setattr(training, "_run", run)
+    assert list(training.graphs(setting)) == []
+    assert list(training.graphs(replace(setting, dry=False))) == []
+    assert ["--cuda_graphs" in options for options in given] == [False, True]
 
 
 def test_a_run_that_breaks_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

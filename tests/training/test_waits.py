@@ -140,6 +140,8 @@ def test_masks_on_a_gpu_are_looked_at_a_few_times(monkeypatch: pytest.MonkeyPatc
 class Tensor:
     """A stand-in for a tensor of the CPU that is copied to a GPU."""
 
+    is_cuda = False
+
     def __init__(self, log: list[Any]) -> None:
         self.log = log
 
