@@ -160,9 +160,11 @@ class QRNNLayer(nn.Module):
     def _rows_at_once(self, x: torch.Tensor) -> int:
         """Return the number of rows of `x` that go through the layer together."""
         batch, length, width = x.shape
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return batch
         draws = self.training and self.zoneout > 0.0
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if x.device.type != "cpu" or torch.is_grad_enabled() or traced or draws:
+        if traced or draws:
             return batch
         per_step = self.kernel_size * width + NUM_GATES[self.pooling] * self.hidden_size
         return max(1, BLOCK_BYTES // max(1, length * per_step * x.element_size()))

@@ -1,8 +1,8 @@
 """Quasi-recurrent pooling as one operation: checks, registration, derivatives.
 
 The equations (Eqs. 3 to 6 of arXiv 1611.01576) are in `pool_equations_qrnn.py`; `backends_qrnn.py`
-chooses between them and kernels. A call goes from `pool` by `_run` to `_pool_forward`; autograd
-comes back by `_forward_vjp` to `_pool_backward`, and once more by `_backward_vjp`. The rest lets
+chooses between them and kernels. A call goes from `pool` to `_pool_forward`; autograd comes back by
+`_forward_vjp` to `_pool_backward`, and once more by `_backward_vjp`. `_run` and the rest let
 torch.compile, torch.export, ONNX and torch.func do the same.
 
 Shapes: B batch, T time, H units, G gates. Gate order is always z, f, o, i.
@@ -101,13 +101,24 @@ def pool(
     if zoneout > 0.0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     arguments = (gates, bias, initial_state, mask, seed, pooling, zoneout, reverse, return_c)
+    if not _is_plain(arguments[:5]):
+        return _pool_watched(arguments, backend)
+    # Nearly every call, and `_run` would ask all of it again, piece by piece.
+    wants = torch.is_grad_enabled() and _require_grad(gates, bias, initial_state)
+    run: Any = _EagerPool.apply if wants else _pool_forward
+    h, c, state, _ = run(*arguments, wants, backend)
+    return PoolOutput(h, c if return_c else None, state)
+
+
+def _pool_watched(arguments: tuple[Any, ...], backend: str) -> PoolOutput:
+    """Pool where something traces, transforms or goes along; the first nine of `_pool_forward`."""
+    *tensors, pooling, zoneout, reverse, return_c = arguments
     if in_forward_mode() or (is_transformed() and torch.compiler.is_compiling()):
         # Neither forward-mode derivatives nor a compiled transform follow an operation of ours.
-        options = (pooling, zoneout, reverse)
-        h, c, state = pool_with(scan_differentiable, arguments[:5], options)
+        h, c, state = pool_with(scan_differentiable, tensors, (pooling, zoneout, reverse))
         return PoolOutput(h, c if return_c else None, state)
     # For backward. In an exported program their number would tie it to short or to long rows.
-    want_tiles = _wants_grad(gates, bias, initial_state) and not torch.compiler.is_exporting()
+    want_tiles = _wants_grad(*tensors[:3]) and not torch.compiler.is_exporting()
     h, c, state, _ = _run(_FORWARD, *arguments, want_tiles, backend)
     return PoolOutput(h, c if return_c else None, state)
 
@@ -141,7 +152,22 @@ def _wants_grad(*tensors: torch.Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     # Inside a vmap a tensor does not say what an outer transform wants of it.
-    return any(x is not None and x.requires_grad for x in tensors) or is_transformed()
+    return _require_grad(*tensors) or is_transformed()
+
+
+def _require_grad(*tensors: torch.Tensor | None) -> bool:
+    return any(x is not None and x.requires_grad for x in tensors)
+
+
+def _is_plain(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Tell whether these are torch's own tensors, and nothing traces, transforms or goes along."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not is_transformed()
+        and not in_forward_mode()
+        and all(x is None or type(x) in _PLAIN_TENSORS for x in tensors)
+    )
 
 
 def _check(
@@ -286,7 +312,11 @@ def _forward_vjp(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     if not ctx.has_tiles:
         # Forward did not know that a gradient would be asked for.
         tiles = _run(_FORWARD, *tensors, *ctx.options, False, True, ctx.backend)[3]
-    results = _run(_BACKWARD, *given, *tensors, tiles, *ctx.options, ctx.backend)
+    arguments = (*given, *tensors, tiles, *ctx.options, ctx.backend)
+    if not torch.is_grad_enabled() and _is_plain(arguments[:9]):
+        results: tuple[torch.Tensor, ...] = _pool_backward(*arguments)
+    else:
+        results = _run(_BACKWARD, *arguments)
     _, bias, initial_state, *_ = tensors
     grad_bias = None if bias is None else results[1].to(bias.dtype)
     grad_initial = None if initial_state is None else results[2].to(initial_state.dtype)

@@ -242,6 +242,10 @@ def _check(
     for name, tensor, shape in (("residual", residual, of_h), ("weight", weight, of_h[2:])):
         if of_h and tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"`{name}` must have shape {shape}, but has {tuple(tensor.shape)}.")
+    _check_probability(dropout)
+
+
+def _check_probability(dropout: float) -> None:
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"`dropout` must be in [0, 1], but is {dropout}.")
 
@@ -264,11 +268,12 @@ class LockedDropout(nn.Dropout):
         """Zero channels of `input` (B, ..., H) at all steps, in training only."""
         if not self.training or self.p == 0.0:
             return input
+        _check_probability(self.p)
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=input.device)
-        rows, channels = (input.shape[0] if input.dim() > 1 else 1), input.shape[-1]
-        keep = dropout_keep(seed, rows, 1, channels, self.p)  # (B, 1, H)
-        scale = (keep * _scale(self.p)).to(input.dtype)
-        return input * scale.view(*input.shape[:1], *(1,) * (input.dim() - 2), channels)
+        x = input if input.dim() > 1 else input.reshape(1, input.numel())
+        keep = dropout_keep(seed, x.shape[0], 1, x.shape[-1], self.p)  # (B, 1, H)
+        scale = (keep * _scale(self.p)).to(x.dtype)
+        return (x * scale.view(x.shape[0], *(1,) * (x.dim() - 2), x.shape[-1])).view(input.shape)
 
 
 def make_dropout(probability: float, *, locked: bool) -> nn.Dropout:
