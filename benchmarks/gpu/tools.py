@@ -85,7 +85,7 @@ def gpu_tests(setting: Setting) -> Iterator[Record]:
     for module in ("pytest", "hypothesis"):
         if importlib.util.find_spec(module) is None:
             raise SkippedError(f"{module} is not installed")
-    names = ("kernels/test_gpu.py", "speed/test_timing.py")
+    names = ("kernels/test_gpu.py", "speed/test_timing.py", "training/test_graphs.py")
     files = [str(ROOT / "tests" / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     command += ["--collect-only"] if setting.dry else []

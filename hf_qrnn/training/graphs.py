@@ -123,6 +123,9 @@ class UpdateGraphs:
         self._compute, self._optimizer, self._device = compute, optimizer, device
         self._recorder, self._max_graphs = recorder, max_graphs
         self._divisor = torch.ones((), device=device)
+        # Else torch warns that a step is made without a graph, as the first of each shape is.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        inner._warned_capturable_if_run_uncaptured = True
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._captured: dict[tuple[Any, ...], _Captured] = {}
 

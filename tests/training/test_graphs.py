@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import Batch, BucketBatchSampler, EncodedPair, make_loader
@@ -57,6 +60,48 @@ class Recorder:
         return play
 
 
+class Operations(TorchDispatchMode):
+    """A list of operations, to be done again on the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.done.append((func, args, kwargs or {}, found))
+        return found
+
+    @torch.no_grad()
+    def play(self) -> None:
+        for func, args, kwargs, found in self.done:
+            again = func(*args, **kwargs)
+            for kept, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                # A view, or what was changed in place, is there already.
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+class OperationsRecorder(Recorder):
+    """Stricter: no Python runs after the first time, so a number of Python's never changes."""
+
+    def record(self, call: Callable[[], Outcome]) -> Callable[[], Outcome]:
+        self.recorded.append(call)
+        self.played.append(0)
+        index, operations, kept = len(self.played) - 1, Operations(), []
+
+        def play() -> Outcome:
+            self.played[index] += 1
+            if kept:
+                operations.play()
+            else:
+                with operations:
+                    kept.append(call())
+            return kept[0]
+
+        return play
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The stand-in, which the trainers of a test get."""
@@ -65,7 +110,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return found
 
 
-def make_trainer(folder: Path | None = None, pairs: Any = None, **options: Any) -> Trainer:
+def make_trainer(
+    folder: Path | None = None, pairs: Any = None, accelerator: Any = None, **options: Any
+) -> Trainer:
     torch.manual_seed(0)
     config = QRNNConfig(
         vocab_size=9, embedding_size=4, hidden_size=4, encoder_layers=2, decoder_layers=2,
@@ -81,7 +128,7 @@ def make_trainer(folder: Path | None = None, pairs: Any = None, **options: Any) 
         make_loader(pairs, sampler, pad_token_id=0, pad_to_multiple_of=4),
         sampler,
         LoopOptions(**(given | {"label_smoothing": 0.1, "warmup_steps": 3} | options)),
-        Accelerator(cpu=True),
+        accelerator or Accelerator(cpu=True),
         chars_per_token=(1.0, 1.0),
         log=records.append,
         validate=lambda step: (0.0, {"loss": 1.0}),
@@ -118,6 +165,64 @@ def test_updates_are_those_without_graphs(recorder: Recorder, size: int, optimiz
         for name in ("loss", "grad_norm", "learning_rate", "padding"):
             assert one[name] == pytest.approx(other[name], rel=1e-4), name
     assert len({x["loss"] for x in after}) > 6  # no batch was seen for another
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_nothing_that_changes_is_a_number_of_python(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    strict = OperationsRecorder()
+    monkeypatch.setattr(loop, "make_recorder", lambda device: strict)
+    # Batches of one shape have different sums of tokens, and rates rise and fall.
+    pairs = [EncodedPair([3 + i % 5] * 4, [4 + i % 4] * (1 + i % 4)) for i in range(40)]
+    more = {"optimizer": optimizer, "max_grad_norm": 0.5, "pairs": pairs, "max_steps": 12}
+    plain, before = train(**more)
+    graphed, after = train(cuda_graphs=True, **more)
+    assert sum(strict.played) > 6
+    torch.testing.assert_close(weights(graphed), weights(plain), rtol=1e-5, atol=1e-6)
+    for one, other in zip(after, before, strict=True):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+def test_a_rate_of_python_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The test above must not be blind.
+    strict = OperationsRecorder()
+    monkeypatch.setattr(loop, "make_recorder", lambda device: strict)
+
+    def set_rate(self: UpdateGraphs, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    plain, _ = train(max_steps=12)
+    monkeypatch.setattr(UpdateGraphs, "set_rate", set_rate)
+    graphed, _ = train(max_steps=12, cuda_graphs=True)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(weights(graphed), weights(plain), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("size", [1, 2], ids=["one batch", "two batches"])
+def test_a_gpu_makes_the_updates_it_makes_without_graphs(optimizer: str, size: int) -> None:
+    AcceleratorState._reset_state(True)
+    try:
+        accelerator = Accelerator()
+        more: dict[str, Any] = {"optimizer": optimizer, "gradient_accumulation_steps": size}
+        # So large that rounding decides no sign of an update.
+        more |= {"adam_epsilon": 1e-3, "max_steps": 24, "accelerator": accelerator}
+        plain, before = train(**more)
+        graphed, after = train(cuda_graphs=True, **more)
+        assert graphed.graphs is not None
+        assert len(graphed.graphs) > 0
+        # Dropout and zoneout draw the same: torch's generator goes on from replay to replay.
+        torch.testing.assert_close(weights(graphed), weights(plain), rtol=1e-3, atol=1e-4)
+        for one, other in zip(after, before, strict=True):
+            for name in ("loss", "grad_norm"):
+                assert one[name] == pytest.approx(other[name], rel=1e-3), name
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 def test_a_shape_is_captured_when_it_comes_again(recorder: Recorder) -> None:
