@@ -32,7 +32,7 @@ from .cache_qrnn import QRNNCache
 from .checks_qrnn import check_rows, check_shape
 from .configuration_qrnn import QRNNConfig, fitting_config, own_config
 from .decoder_qrnn import QRNNDecoder, mask_of_source
-from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput, last_of_directions
+from .encoder_qrnn import QRNNEncoder, QRNNEncoderOutput, pool_steps, pooled_size
 from .generate_hooks_qrnn import LanguageModelHead, as_qrnn_cache
 from .keywords_qrnn import check_keywords
 from .limits_qrnn import DEFAULT_MAX_LENGTH
@@ -387,7 +387,8 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         config = own_config(config, is_encoder_decoder=False, is_decoder=False)
         super().__init__(config)
         self.model = QRNNEncoderModel(config)
-        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(pooled_size(config), int(config.num_labels or 0))
         self.post_init()
 
     @can_return_tuple
@@ -420,12 +421,7 @@ class QRNNForSequenceClassification(QRNNPreTrainedModel):
         )
         states = encoded.last_hidden_state
         mask = real_steps(attention_mask, states.shape[1])
-        if self.config.classifier_pooling == "last":
-            pooled = last_of_directions(states, mask, self.config)
-        else:
-            num_real = states.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
-            pooled = states.sum(1) / num_real
-        logits = self.classifier(pooled)
+        logits = self.classifier(self.dropout(pool_steps(states, mask, self.config)))
         loss = None
         if labels is not None:
             check_rows("labels", labels, logits.shape[0])

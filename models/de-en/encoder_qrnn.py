@@ -24,7 +24,7 @@ from .blocks_qrnn import (
 from .configuration_qrnn import QRNNConfig
 from .connect_qrnn import normalize
 from .layers_qrnn import QRNNLayer
-from .padding_qrnn import hide_pads, last_step, real_steps
+from .padding_qrnn import hide_pads, last_step, max_of_steps, mean_of_steps, real_steps
 
 
 class QRNNEncoderLayer(GradientCheckpointingLayer):
@@ -172,3 +172,19 @@ def last_of_directions(
     return torch.cat(
         [last_step(half, mask, reverse=way) for half, way in zip(halves, ways, strict=True)], -1
     )
+
+
+def pool_steps(states: torch.Tensor, mask: torch.Tensor | None, config: QRNNConfig) -> torch.Tensor:
+    """Return what the classifier classifies, (B, `pooled_size`), of the encoding (B, S, H)."""
+    if config.classifier_pooling == "last":
+        return last_of_directions(states, mask, config)
+    if config.classifier_pooling == "mean":
+        return mean_of_steps(states, mask)
+    if config.classifier_pooling == "max":
+        return max_of_steps(states, mask)
+    return torch.cat([mean_of_steps(states, mask), max_of_steps(states, mask)], -1)  # (B, 2H)
+
+
+def pooled_size(config: QRNNConfig) -> int:
+    """Return the width of what `pool_steps` returns."""
+    return config.hidden_size * (2 if config.classifier_pooling == "mean_max" else 1)

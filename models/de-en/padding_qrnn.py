@@ -46,6 +46,23 @@ def last_step(h: torch.Tensor, mask: torch.Tensor | None, *, reverse: bool = Fal
     return h.gather(1, index[:, None, None].expand(-1, 1, h.shape[2]))[:, 0]
 
 
+def mean_of_steps(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean over real steps of `h` (B, T, H), zero at pads: (B, H); zeros without one."""
+    if mask is None:
+        return h.sum(1) / max(1, h.shape[1])
+    return h.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def max_of_steps(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the largest of `h` (B, T, H) over real steps, (B, H); zeros without one."""
+    if h.shape[1] == 0:
+        return h.new_zeros(h.shape[0], h.shape[2])
+    if mask is None:
+        return h.amax(1)
+    largest = h.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
+    return largest.masked_fill(~mask.any(1, keepdim=True), 0.0)
+
+
 def pad_time(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
     """Put zeros before and behind the steps of `x` (B, T, E): (B, left + T + right, E)."""
     batch, _, width = x.shape

@@ -19,7 +19,7 @@ from .pool_kinds_qrnn import POOL_KINDS
 _logger = logging.getLogger(__name__)
 
 ATTENTION_LAYERS = ("last", "all")
-CLASSIFIER_POOLING = ("last", "mean")
+CLASSIFIER_POOLING = ("last", "mean", "max", "mean_max")
 POOL_BACKENDS = ("auto", "native", "triton", "torch")
 # Of release 0.1.0, still taken.
 _OLD_NAMES = {"pool_backend": ("compiled",)}
@@ -41,7 +41,7 @@ _FIELD_TYPES: tuple[tuple[str, Any, str], ...] = (
     (_SIZES, int, "an integer"),
     (_SWITCHES, bool, "a boolean"),
     ("pooling attention_layers classifier_pooling pool_backend", str, "a string"),
-    ("zoneout dropout initializer_range forget_bias", (int, float), "a number"),
+    ("zoneout dropout classifier_dropout initializer_range forget_bias", (int, float), "a number"),
 )
 _OPTIONAL_INTEGERS = {
     "encoder_kernel_sizes": "an integer, a list of integers or None",
@@ -90,7 +90,10 @@ class QRNNConfig(PreTrainedConfig):
         num_attention_heads: Heads of the attention over the encoder's states.
         attention_scaling: Scale scores by 1/sqrt(head size). Paper: not scaled.
         feed_forward_size: Inner width of a gated feed-forward block after every layer; 0 for none.
-        classifier_pooling: "last" classifies the encoder's last state, "mean" their mean.
+        classifier_pooling: "last" classifies the encoder's last state, "mean" their mean, "max" the
+            largest value of every unit, "mean_max" both side by side.
+        classifier_dropout: Probability of zeroing a unit of what is classified, in training, once
+            for all steps, so that it acts on a mean too.
         tie_word_embeddings: Share the embedding with the output layer, through a projection when
             the widths differ.
         initializer_range: Standard deviation of the embeddings; every other weight is drawn with
@@ -132,6 +135,7 @@ class QRNNConfig(PreTrainedConfig):
     attention_scaling: bool = False
     feed_forward_size: int = 0
     classifier_pooling: str = "last"
+    classifier_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     initializer_range: float | int = 0.2
     forget_bias: float | int = 1.0
@@ -246,7 +250,7 @@ class QRNNConfig(PreTrainedConfig):
             value = getattr(self, name)
             known = value in allowed or value in _OLD_NAMES.get(name, ())
             _require(name, "one of " + ", ".join(map(repr, allowed)), value, known)
-        for name in ("zoneout", "dropout", "embedding_dropout"):
+        for name in ("zoneout", "dropout", "embedding_dropout", "classifier_dropout"):
             value = getattr(self, name)
             _require(name, "in [0, 1)", value, value is None or 0.0 <= value < 1.0)
         value = self.initializer_range

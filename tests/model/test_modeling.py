@@ -18,6 +18,7 @@ from hf_qrnn import (
     QRNNForSequenceClassification,
     QRNNModel,
 )
+from hf_qrnn.model.configuration_qrnn import CLASSIFIER_POOLING
 from hf_qrnn.model.losses_qrnn import shift_tokens_right, token_loss
 
 MODERN = {
@@ -380,7 +381,7 @@ def test_logits_to_keep() -> None:
     torch.testing.assert_close(model(input_ids, logits_to_keep=picked).logits, whole[:, picked])
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", CLASSIFIER_POOLING)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_classifier_ignores_pads(pooling: str, bidirectional: bool) -> None:
     config = small(classifier_pooling=pooling, encoder_bidirectional=bidirectional, num_labels=3)
