@@ -27,9 +27,9 @@ from .rows import (
 from .texts import has_half_pair
 
 _TABLES = (".tsv", ".csv")
-_FILE_SUFFIXES = (".jsonl", ".json", *_TABLES, ".parquet", *OPENERS)
+FILE_SUFFIXES = (".jsonl", ".json", *_TABLES, ".parquet", *OPENERS)
 RowChange = Callable[[Iterable[tuple[int, Any]]], Iterable[tuple[int, Any]]]
-_Splits = Mapping[str, Iterable[Mapping[str, Any]]]
+Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 # The first pairs of a stream stand for all of it: the tokenizer learns its characters from them,
 # and the log its characters per token.
 _STREAM_SAMPLE = 20_000
@@ -230,7 +230,7 @@ def read_rows(path: Path, columns: Columns, change: RowChange = iter) -> list[Te
     where = f"'{path}'"
     if kind in (".jsonl", ".json"):
         json = json_rows(path, read_lines(path))
-        return list(_pairs(change(json), columns, where, "line"))
+        return list(pairs_of(change(json), columns, where, "line"))
     if kind == ".tsv":
         rows = enumerate((line.split("\t") for line in read_lines(path)), 1)
         return _table_pairs(rows, path, columns, separators="tabs")
@@ -238,7 +238,7 @@ def read_rows(path: Path, columns: Columns, change: RowChange = iter) -> list[Te
         return _table_pairs(csv_rows(path), path, columns, separators="commas")
     # Parquet packs its own columns; no reader takes it packed once more.
     if kind == ".parquet" and path.suffix.lower() == ".parquet":
-        return list(_pairs(change(parquet_rows(path)), columns, where, "row"))
+        return list(pairs_of(change(parquet_rows(path)), columns, where, "row"))
     raise ValueError(
         "`path` must end in .jsonl, .json, .tsv, .csv (each also with .gz or .xz) or .parquet, "
         f"but is '{path}'."
@@ -334,7 +334,7 @@ class PairStream:
             )
         where = f"the split 'train' of '{self._name}'"
         rows = enumerate(splits["train"], 1)
-        pairs = _pairs(rows, self._columns, where, "row")
+        pairs = pairs_of(rows, self._columns, where, "row")
         # The limit counts what is kept, as it does for pairs in memory.
         kept = (pair for pair in pairs if _fault(pair, options.max_chars) is None)
         return islice(kept, options.limit)
@@ -429,7 +429,7 @@ def _load_split(options: DataOptions, split: str) -> list[TextPair]:
             return _not_empty(pairs, options, split)
     name = options.dataset_name
     # A file holds the training pairs alone; by its suffix, a missing one is no name on the Hub.
-    if name is not None and (Path(name).is_file() or Path(name).suffix.lower() in _FILE_SUFFIXES):
+    if name is not None and (Path(name).is_file() or Path(name).suffix.lower() in FILE_SUFFIXES):
         if split == "train":
             with typed(path="dataset_name"):
                 pairs = read_rows(Path(name), _columns(options, Path(name)))
@@ -477,9 +477,9 @@ def _load_named_split(options: DataOptions, name: str, split: str) -> list[TextP
     return _split_pairs(present, found, f"'{name}'", _columns(options))
 
 
-def _split_pairs(splits: _Splits, split: str, name: str, columns: Columns) -> list[TextPair]:
+def _split_pairs(splits: Splits, split: str, name: str, columns: Columns) -> list[TextPair]:
     where = f"the split '{split}' of {name}"
-    return list(_pairs(enumerate(splits[split], 1), columns, where, "row"))
+    return list(pairs_of(enumerate(splits[split], 1), columns, where, "row"))
 
 
 def _columns(options: DataOptions, path: Path | None = None) -> Columns:
@@ -488,14 +488,14 @@ def _columns(options: DataOptions, path: Path | None = None) -> Columns:
     return _named(own, path)
 
 
-def load_splits(name: str, config: str | None, *, streaming: bool = False) -> _Splits:
+def load_splits(name: str, config: str | None, *, streaming: bool = False) -> Splits:
     """Open all splits of a data set by `datasets`; rows are read when iterated."""
     if not name:
         raise ValueError("`dataset_name` must be a folder or a data set on the Hub, but is ''.")
     datasets = import_optional("datasets", f"load the data set '{name}'")
     rule = "`dataset_name` must be a local folder or a data set on the Hub"
     try:
-        splits: _Splits = datasets.load_dataset(name, config, streaming=streaming)
+        splits: Splits = datasets.load_dataset(name, config, streaming=streaming)
     # Before OSError, of which both are kinds.
     except ConnectionError as error:
         raise ConnectionError(
@@ -558,7 +558,7 @@ def _check_language(language: str, column: str, place: str) -> None:
         raise ValueError(f"'{column}' in {place} is no language: {error}") from None
 
 
-def _pairs(
+def pairs_of(
     rows: Iterable[tuple[int, Any]], columns: Columns, where: str, unit: str
 ) -> Iterator[TextPair]:
     """Turn numbered rows into pairs; a row that is not a pair is an error that names it."""
