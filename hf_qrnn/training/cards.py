@@ -284,8 +284,13 @@ def _results(test: dict[str, Any], words: CardWords) -> str:
         if metric.on_card:
             notes.append(f"- {metric.on_card.format(metric.scale * score)}")
             continue
-        margin = (test.get(f"{metric.name}_confidence") or {}).get("margin")
-        interval = "" if margin is None else f" +- {margin:.2f}"
+        confidence = test.get(f"{metric.name}_confidence") or {}
+        interval = _interval(confidence, metric.scale)
+        if "method" in confidence:
+            notes.append(
+                f"- in brackets: {100 * confidence['level']:.0f} % interval by "
+                f"{confidence['method']} over the {words.counted}"
+            )
         unit = " %" if metric.of else ""
         rows.append(
             f"| {test[words.counted]:,} {words.counted} | {metric.label} "
@@ -298,10 +303,19 @@ def _results(test: dict[str, Any], words: CardWords) -> str:
         return ""
     head = "| test set | metric | score |" + (" beams |" if beams else "")
     line = "|---|---|---|" + ("---|" if beams else "")
-    if any(name.endswith("_confidence") for name in test):
+    if any(name.endswith("_confidence") and "margin" in (test[name] or {}) for name in test):
         notes.append("- +- is half of the 95 % interval by bootstrap over the sentences")
     table = "\n".join([head, line, *rows])
     return "\n\n".join(part for part in (table, "\n".join(notes), words.results) if part)
+
+
+def _interval(confidence: dict[str, Any], scale: float) -> str:
+    """Write a confidence interval, half of its width or both its ends."""
+    if "margin" in confidence:
+        return f" +- {confidence['margin']:.2f}"
+    if "low" in confidence:
+        return f" ({scale * confidence['low']:.2f} to {scale * confidence['high']:.2f})"
+    return ""
 
 
 def _model(config: dict[str, Any], run: dict[str, Any]) -> str:
@@ -348,6 +362,13 @@ def _data(run: dict[str, Any], options: dict[str, Any], words: CardWords) -> str
             f"Of the training pairs {data['distilled_lines']:,} are not data but what other models "
             f"wrote, translations of {data['distilled_sources']:,} sources; an epoch has one of "
             "each source, drawn by their probabilities."
+        )
+    vectors = data.get("word_vectors")
+    if vectors:
+        facts.append(
+            f"The embedding began with those of `{vectors['file']}` for {vectors['found']:,} of "
+            f"{vectors['vocabulary']:,} tokens, {100 * vectors['share_of_tokens']:.1f} % of the "
+            "training texts; all others were drawn."
         )
     if _tags(run):
         counted = ", ".join(f"`<{name}>` {count:,}" for name, count in _tags(run).items())

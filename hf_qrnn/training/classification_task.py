@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from hf_qrnn.data.batching import (
     Batch,
@@ -20,15 +21,27 @@ from hf_qrnn.data.batching import (
     hash_pairs,
     make_loader,
 )
-from hf_qrnn.data.flags import typed
-from hf_qrnn.data.labels import read_labelled_file
+from hf_qrnn.data.flags import option
+from hf_qrnn.data.labels import LabelledPlaces, load_labelled_texts
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.tokenization import encode_batch
+from hf_qrnn.data.words import train_prose_tokenizer
+from hf_qrnn.metrics.intervals import wilson_interval
 from hf_qrnn.model.modeling_qrnn import QRNNForSequenceClassification
 
 from .best import Choice, fingerprint
+from .checkpoint import CheckpointFolder
+from .classifier_base import begin_classifier, find_classifier_base
+from .embedding_start import Coverage, set_word_vectors
+from .fine_tuning import Base
 from .loop import Trainer
-from .options import DECODER_FLAGS, TokenizerOptions, with_model_flags
+from .options import (
+    DECODER_FLAGS,
+    RunOptions,
+    TokenizerOptions,
+    check_at_least,
+    with_model_flags,
+)
 from .processes import Processes
 from .run_folder import RunFolder
 from .task import Task, make_model, make_tokenizer
@@ -37,26 +50,44 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class LabelledOptions:
-    """The labelled texts."""
+class ReadingOptions:
+    """The reading of the texts, and the measure."""
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "training texts (.jsonl, .tsv, .csv, .parquet; all but it also .gz, .xz)"
-        },
+    max_text_tokens: int = option(
+        0, "of a longer training text its last N tokens are read; 0 = all, as in every other text"
     )
-    valid_file: str | None = field(default=None, metadata={"help": "validation texts"})
-    test_file: str | None = field(default=None, metadata={"help": "test texts, read at the end"})
-    text_column: str = field(default="text", metadata={"help": "key or column of the text"})
-    label_column: str = field(default="label", metadata={"help": "key or column of the label"})
-    metric: str = field(
-        default="accuracy", metadata={"help": "what chooses the best model: accuracy or loss"}
+    word_dropout: float = option(0.0, "share of a training text's tokens that become <unk>")
+    word_vectors: str | None = option(
+        None, "begin with these word vectors: a text file of GloVe's or word2vec's form"
     )
+    metric: str = option("accuracy", "what chooses the best model: accuracy or loss")
 
     def __post_init__(self) -> None:
+        check_at_least(self, {"max_text_tokens": 0})
+        if not 0 <= self.word_dropout < 1:
+            raise ValueError(f"`word_dropout` must be in [0, 1), but is {self.word_dropout}.")
         if self.metric not in ("accuracy", "loss"):
             raise ValueError(f"`metric` must be accuracy or loss, but is {self.metric!r}.")
+
+
+@dataclass
+class ClassifierTokenizerOptions(TokenizerOptions):
+    """The way from text to ids."""
+
+    tokenizer: str = option("char", "char, word (words and marks), byte, a Hub id or a folder")
+    min_count: int = option(1, "char, word: rarer ones become <unk>")
+    max_words: int = option(0, "word: the N most frequent have an id; 0 = all")
+    lower_case: bool = option(False, "word: read all letters as small ones")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, {"max_words": 0})
+        if self.tokenizer != "word" and (self.max_words or self.lower_case):
+            name = "max_words" if self.max_words else "lower_case"
+            raise ValueError(
+                f"`{name}` must be left out with the tokenizer {self.tokenizer!r}, but is "
+                f"{getattr(self, name)}."
+            )
 
 
 @with_model_flags(without=DECODER_FLAGS)
@@ -68,40 +99,82 @@ class ClassifierOptions:
 class ClassificationTask(Task):
     """A classifier of texts, measured by its accuracy."""
 
-    kinds: ClassVar[tuple[type, ...]] = (LabelledOptions, TokenizerOptions, ClassifierOptions)
+    kinds: ClassVar[tuple[type, ...]] = (
+        LabelledPlaces, ReadingOptions, ClassifierTokenizerOptions, ClassifierOptions,
+    )  # fmt: skip
     without: ClassVar[frozenset[str]] = frozenset(
         {"label_smoothing", "source_tokens", "target_tokens", "source_nfd"}
     )
     defaults: ClassVar[Mapping[str, Any]] = {"output_dir": "runs/classifier"}
 
+    @classmethod
+    def find_base(cls, options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:
+        """Find the model of `--init_from`, or what the run that is resumed began with."""
+        return find_classifier_base(options, checkpoints)
+
     def load(self, processes: Processes) -> None:
-        """Read the texts, and make the tokenizer of the training texts and a model."""
-        options, tokenizer_options, model_options = self.given
-        self.train, self.valid, self.test = (
-            processes.together(lambda split=split: _read(options, split))  # type: ignore[misc]
-            for split in ("train", "valid", "test")
-        )
+        """Read the texts, and make the model anew or from its base."""
+        places, reading, tokenizer_options, model_options = self.given
+        self.reading: ReadingOptions = reading
+        texts = processes.together(lambda: load_labelled_texts(places))
+        self.train, self.valid, self.test = texts.train, texts.valid, texts.test
         self.labels = sorted({pair.target for pair in self.train})
         _check_labels(self.labels, {"valid": self.valid, "test": self.test})
-        self.tokenizer = make_tokenizer(tokenizer_options, (pair.source for pair in self.train))
-        self.model = make_model(
-            model_options,
-            self.tokenizer,
-            QRNNForSequenceClassification,
-            is_encoder_decoder=False,
-            id2label=dict(enumerate(self.labels)),
-            label2id={label: index for index, label in enumerate(self.labels)},
-            problem_type="single_label_classification",
-        )
+        fields = {
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+        }
+        if self.base is not None:
+            self._check_base(tokenizer_options)
+            self.base = begin_classifier(self.base, model_options, self.labels, **fields)
+            self.model, self.tokenizer = self.base.model, self.base.tokenizer
+        else:
+            sources = [pair.source for pair in self.train]
+            self.tokenizer = _make_tokenizer(tokenizer_options, sources)
+            self.model = make_model(
+                model_options,
+                self.tokenizer,
+                QRNNForSequenceClassification,
+                is_encoder_decoder=False,
+                **fields,
+            )
+        if reading.word_dropout and self.tokenizer.unk_token_id is None:
+            raise ValueError(
+                f"`word_dropout` must be 0 with the tokenizer {tokenizer_options.tokenizer!r}, "
+                f"which has no unknown token, but is {reading.word_dropout}."
+            )
+        self.coverage: Coverage | None = None
+        path = reading.word_vectors
+        if path is not None:
+            self.coverage = processes.together(
+                lambda: set_word_vectors(self.model, self.tokenizer, path)
+            )
+
+    def _check_base(self, options: ClassifierTokenizerOptions) -> None:
+        """Raise ValueError where a flag asks for what the base has already."""
+        assert self.base is not None, "asked without a base"
+        own, vectors = self.base.options()["tokenizer"], self.reading.word_vectors
+        if options.tokenizer != own:
+            raise ValueError(
+                f"`tokenizer` must be left out with `init_from`, or be {own!r} as in "
+                f"{self.base.name!r}, but is {options.tokenizer!r}."
+            )
+        if vectors is not None:
+            raise ValueError(
+                f"`word_vectors` must be left out with `init_from`, but is {vectors!r}."
+            )
 
     def choose(self, before: str) -> Choice:
         """Choose what `--metric` says."""
-        metric = self.given[0].metric
+        metric = self.reading.metric
         return Choice(metric, "by --metric", f"{metric}|data:{fingerprint(self.valid)}")
 
     def batches(self, processes: Processes) -> tuple[EpochPlan, Iterable[Batch]]:
         """Encode the texts, and plan batches of similar lengths."""
-        self.encoded = self._encode(self.train)
+        encoded = self._encode(self.train)
+        self.num_tokens = sum(len(pair.source_ids) for pair in encoded)
+        self.encoded = [self._cut(pair) for pair in encoded]
         self._valid_loader = self._in_order(self.valid, processes)
         sampler = BucketBatchSampler(
             self.encoded,
@@ -120,23 +193,46 @@ class ClassificationTask(Task):
         )
         return sampler, loader
 
+    def _cut(self, pair: EncodedPair) -> EncodedPair:
+        """Leave the last tokens of a training text, where reviews come to their judgement."""
+        most = self.reading.max_text_tokens
+        return EncodedPair(pair.source_ids[-most:], pair.target_ids) if most else pair
+
     def chars_per_token(self) -> tuple[float, float]:
         """Count the characters of the training texts per token; a label has none."""
-        tokens = sum(len(pair.source_ids) for pair in self.encoded)
-        return sum(len(pair.source) for pair in self.train) / tokens, 0.0
+        return sum(len(pair.source) for pair in self.train) / self.num_tokens, 0.0
 
     def identity(self) -> dict[str, Any]:
-        """Give the hash of the training texts and labels."""
-        return {"training data": hash_pairs(self.encoded), "labels": " ".join(self.labels)}
+        """Give the hash of the training texts and labels, and what is done to them."""
+        return {
+            "training data": hash_pairs(self.encoded),
+            "labels": " ".join(self.labels),
+            # None where it is not used: releases that did not have it wrote nothing.
+            "word_dropout": self.reading.word_dropout or None,
+            "word_vectors": self.coverage.sha256 if self.coverage else None,
+        }
 
     def describe(self) -> dict[str, Any]:
         """Count texts."""
         logger.info("labels %s; %d parameters", self.labels, self.model.num_parameters())
-        return {"train": len(self.train), "valid": len(self.valid), "test": len(self.test)}
+        counts = {"train": len(self.train), "valid": len(self.valid), "test": len(self.test)}
+        if self.coverage is None:
+            return counts
+        found = self.coverage.record(pair.source_ids for pair in self.encoded)
+        logger.info(
+            "word vectors: %d of %d tokens of the vocabulary, %.1f %% of the training texts",
+            found["found"], found["vocabulary"], 100 * found["share_of_tokens"],
+        )  # fmt: skip
+        return {**counts, "word_vectors": found}
 
     def forward(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Any:
         """Run the model; the loss is a sum over the texts."""
         inputs = {**batch.inputs, "labels": batch.inputs["labels"][:, 0]}  # (B,)
+        if model.training and self.reading.word_dropout:
+            # Pads too, which nobody reads: the numbers drawn depend on the shape alone.
+            ids = inputs["input_ids"]
+            drops = torch.rand(ids.shape, device=ids.device) < self.reading.word_dropout
+            inputs["input_ids"] = ids.masked_fill(drops, self.tokenizer.unk_token_id)
         return model(**inputs, num_items_in_batch=1)
 
     def validate(
@@ -199,23 +295,25 @@ class ClassificationTask(Task):
                 right, number = right + int(found.sum()), number + len(found)
         model.train(was_training)
         sums = processes.sum([nats, right, number])
-        return {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
+        low, high = wilson_interval(sums[1], sums[2])
+        return {
+            "loss": sums[0] / sums[2],
+            "accuracy": sums[1] / sums[2],
+            "accuracy_confidence": {"low": low, "high": high, "level": 0.95, "method": "Wilson"},
+        }
 
 
-def _read(options: LabelledOptions, split: str) -> list[TextPair]:
-    """Read the texts of a split, each with its label as the target."""
-    path = getattr(options, f"{split}_file")
-    if path is None:
-        if split == "test":
-            return []
-        raise ValueError(f"`{split}_file` must be a file of labelled texts, but is not given.")
-    with typed(path=f"{split}_file"):
-        pairs = read_labelled_file(
-            path, text_column=options.text_column, label_column=options.label_column
-        )
-    if not pairs:
-        raise ValueError(f"`{split}_file` must hold a text, but {path!r} is empty.")
-    return pairs
+def _make_tokenizer(
+    options: ClassifierTokenizerOptions, texts: Sequence[str]
+) -> PreTrainedTokenizerBase:
+    if options.tokenizer != "word":
+        return make_tokenizer(options, texts)
+    return train_prose_tokenizer(
+        texts,
+        min_count=options.min_count,
+        max_size=options.max_words,
+        lower_case=options.lower_case,
+    )
 
 
 def _check_labels(known: Sequence[str], others: Mapping[str, Sequence[TextPair]]) -> None:

@@ -11,15 +11,14 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForSeq2SeqLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,15 +28,16 @@ from hf_qrnn.data.flags import typed
 from hf_qrnn.data.reading import TextPair
 from hf_qrnn.data.symbols import add_symbols, sides_of, with_alphabets, with_spellings
 from hf_qrnn.data.tokenization import is_nfc, is_nfd, load_tokenizer, tokenizer_kind
+from hf_qrnn.model.modeling_qrnn import QRNNForConditionalGeneration
 from hf_qrnn.translation.translator import load_translator
 
 from .checkpoint import CheckpointFolder, find_checkpoint
-from .options import ModelOptions, RunOptions, TokenizerOptions
+from .options import CLASSIFIER_FLAGS, MODEL_FLAGS, RunOptions, TokenizerOptions
 from .run_files import read_base
 from .run_folder import write_lines, writing
 
-# Options that change no weight. All others of ModelOptions are the loaded model's.
-_FREE = ("dropout", "embedding_dropout", "locked_dropout", "zoneout")
+# Options that change no weight that is kept. All others of the model are the loaded model's.
+_FREE = ("dropout", "embedding_dropout", "locked_dropout", "zoneout", *CLASSIFIER_FLAGS)
 # What loading and saving add to a config, and no model depends on.
 _NOT_OF_THE_MODEL = (
     "_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "model_type",
@@ -67,10 +67,8 @@ class Base:
 
     def options(self) -> dict[str, Any]:
         """Return the values of flags that the user does not give."""
-        found = {
-            field.name: getattr(self.model.config, field.name) for field in fields(ModelOptions)
-        }
-        ngram = self.model.generation_config.no_repeat_ngram_size
+        found = {name: getattr(self.model.config, name) for name in MODEL_FLAGS}
+        ngram = getattr(_generation(self.model), "no_repeat_ngram_size", None)
         kind, sides = tokenizer_kind(self.tokenizer), sides_of(self.tokenizer)
         source_tokens, target_tokens = sides or ("char", "char")
         return {
@@ -103,7 +101,9 @@ class Base:
                 shutil.rmtree(fresh, ignore_errors=True)
                 # A copy, since saving writes into the config that it saves.
                 copy.deepcopy(self.model.config).save_pretrained(fresh)
-                self.model.generation_config.save_pretrained(fresh)
+                generation = _generation(self.model)
+                if generation is not None:
+                    generation.save_pretrained(fresh)
                 self.tokenizer.save_pretrained(fresh)
                 # The record is what `has_base` looks for; it comes last, when all else is there.
                 write_lines(fresh / _RECORD, [json.dumps(self.record(), indent=2)])
@@ -113,18 +113,30 @@ class Base:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None:
+def find_base(
+    options: RunOptions,
+    checkpoints: CheckpointFolder,
+    *,
+    load: Callable[[str], Base] | None = None,
+    head: type[PreTrainedModel] = QRNNForConditionalGeneration,
+) -> Base | None:
     """Load what the run begins with: what `--init_from` names, or what a resumed run began with.
 
+    Args:
+        options: The run.
+        checkpoints: Its checkpoints.
+        load: Loads what `--init_from` names; None = a model that translates.
+        head: The class of the model.
+
     Raises:
-        ValueError: If there is no such model, it is no QRNN that translates, or the run that is
+        ValueError: If there is no such model, it is none of the kind wanted, or the run that is
             resumed began with another.
     """
     resumed = find_checkpoint(options.resume, checkpoints)
     if resumed is not None:
         folder = resumed.resolve().parents[1]  # RUN of RUN/checkpoints/step-00000020
         if has_base(folder):
-            return _same_base(_read_base(folder / _FOLDER), options.init_from, folder)
+            return _same_base(_read_base(folder / _FOLDER, head), options.init_from, folder)
         # A checkpoint that was copied elsewhere lies in no run, which could say how it began.
         if options.init_from is not None and (folder / "run.json").is_file():
             raise ValueError(
@@ -133,17 +145,20 @@ def find_base(options: RunOptions, checkpoints: CheckpointFolder) -> Base | None
             )
     if options.init_from is None:
         return None
+    return (load or _load_translator)(options.init_from)
+
+
+def _load_translator(name: str) -> Base:
     # float32, whatever it was saved in: small steps of the optimiser would be lost in less.
     with typed(name_or_path="init_from"):
-        loaded = load_translator(options.init_from, device="cpu", dtype=torch.float32)
+        loaded = load_translator(name, device="cpu", dtype=torch.float32)
     if loaded.model.config.model_type != "qrnn":
         raise ValueError(
             "`init_from` must be a QRNN model that translates, but "
-            f"{options.init_from!r} is a {type(loaded.model).__name__}."
+            f"{name!r} is a {type(loaded.model).__name__}."
         )
-    model = _rebuilt(loaded.model, {}, loaded.model.state_dict())
-    is_on_hub = not Path(options.init_from).exists()
-    return Base(model, loaded.tokenizer, options.init_from, is_on_hub)
+    model = rebuilt(loaded.model, {}, loaded.model.state_dict())
+    return Base(model, loaded.tokenizer, name, not Path(name).exists())
 
 
 def has_base(folder: Path) -> bool:
@@ -153,7 +168,7 @@ def has_base(folder: Path) -> bool:
 
 def begin(
     base: Base,
-    model_options: ModelOptions,
+    model_options: Any,
     tokenizer_options: TokenizerOptions,
     pairs: Sequence[TextPair],
     *,
@@ -171,7 +186,7 @@ def begin(
     Raises:
         ValueError: If an option asks for another model or tokenizer (names it).
     """
-    changes = _changes(base, model_options)
+    changes = changes_of(base, model_options)
     _check_tokenizer_options(base, tokenizer_options)
     longer = add_symbols(
         base.tokenizer,
@@ -191,11 +206,11 @@ def begin(
         # `<pad>` and the other special tokens are no characters, and their rows unlike theirs.
         characters = sorted(known - set(base.tokenizer.all_special_ids))
         weights = _with_rows(weights, size, characters, new_ids, seed)
-    model = _rebuilt(base.model, {**changes, "vocab_size": size}, weights)
+    model = rebuilt(base.model, {**changes, "vocab_size": size}, weights)
     return Base(model, longer, base.name, base.is_on_hub, base.num_new + len(new_ids))
 
 
-def _read_base(path: Path) -> Base:
+def _read_base(path: Path, head: type[PreTrainedModel]) -> Base:
     """Read what `Base.save` kept; the weights are random, since a checkpoint has the run's.
 
     Raises:
@@ -204,8 +219,9 @@ def _read_base(path: Path) -> Base:
     try:
         record = read_base(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
-        model.generation_config = GenerationConfig.from_pretrained(path)
+        model = head(config)
+        if _generation(model) is not None:
+            model.generation_config = GenerationConfig.from_pretrained(path)
         tokenizer = load_tokenizer(str(path))
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
@@ -213,7 +229,7 @@ def _read_base(path: Path) -> Base:
             f"`resume` must find in '{path}' what its run began with, but it is damaged: {reason}."
         ) from error
     return Base(
-        _rebuilt(model, {}, model.state_dict()),
+        rebuilt(model, {}, model.state_dict()),
         tokenizer,
         record["init_from"],
         record["is_on_hub"],
@@ -236,8 +252,8 @@ def _same_base(base: Base, wanted: str | None, folder: Path) -> Base:
     )
 
 
-def _changes(base: Base, options: ModelOptions) -> dict[str, Any]:
-    """Return the fields of the config that `options` changes.
+def changes_of(base: Base, options: Any) -> dict[str, Any]:
+    """Return the fields of the config that `options`, a dataclass of such fields, changes.
 
     Raises:
         ValueError: If one must not change, or its value is none that it may have.
@@ -281,15 +297,29 @@ def _check_tokenizer_options(base: Base, options: TokenizerOptions) -> None:
             )
 
 
-def _rebuilt(
-    model: PreTrainedModel, changes: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+def rebuilt(
+    model: PreTrainedModel,
+    changes: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    *,
+    strict: bool = True,
 ) -> PreTrainedModel:
-    """Make the model anew, with other fields of its config: modules read them when made."""
+    """Make the model anew, with other fields of its config: modules read them when made.
+
+    Without `strict` weights may be missing, which stay random.
+    """
     given = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_OF_THE_MODEL}
-    rebuilt = type(model)(type(model.config)(**{**given, **changes}))
-    rebuilt.load_state_dict(weights)
-    rebuilt.generation_config = model.generation_config
-    return rebuilt
+    made = type(model)(type(model.config)(**{**given, **changes}))
+    made.load_state_dict(weights, strict=strict)
+    generation = _generation(model)
+    if generation is not None:
+        made.generation_config = generation
+    return made
+
+
+def _generation(model: PreTrainedModel) -> GenerationConfig | None:
+    """Return how the model generates; None of a classifier, which does not."""
+    return getattr(model, "generation_config", None)
 
 
 def _with_rows(

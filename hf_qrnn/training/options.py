@@ -80,7 +80,8 @@ MODEL_FLAGS = {
     "tie_word_embeddings": "output layer = embedding",
     "initializer_range": "spread of the embeddings at the beginning",
     "forget_bias": "bias of the forget gates at the beginning; 1 keeps 73 % of the state a step",
-    "classifier_pooling": "last classifies by the last state, mean by the mean of all",
+    "classifier_pooling": "last classifies by the last state; mean, max, mean_max by all",
+    "classifier_dropout": "dropout on what is classified, once for all steps",
 }
 """The fields of QRNNConfig that are flags, with their help; types and defaults are the config's."""
 
@@ -95,7 +96,7 @@ DECODER_FLAGS = (
 )  # fmt: skip
 """Those that an encoder alone does not read."""
 ATTENTION_FLAGS = ("attention_layers", "num_attention_heads", "attention_scaling")
-CLASSIFIER_FLAGS = ("classifier_pooling",)
+CLASSIFIER_FLAGS = ("classifier_pooling", "classifier_dropout")
 
 
 def with_model_flags(*, without: Sequence[str] = ()) -> Callable[[type[Options]], type[Options]]:

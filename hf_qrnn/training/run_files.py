@@ -42,7 +42,13 @@ _DATA = {
     "mean_source_chars": "a number", "mean_target_chars": "a number",
     "distinct_chars": "a whole number",
     "source_tokens": "a text", "target_tokens": "a text", "languages": "an object",
+    "word_vectors": "an object",
 }  # fmt: skip
+_VECTORS = {
+    "file": "a text", "found": "a whole number", "vocabulary": "a whole number",
+    "share_of_tokens": "a number",
+}  # fmt: skip
+_INTERVAL = {"low": "a number", "high": "a number", "level": "a number", "method": "a text"}
 _RECORD = {"kind": "a text", "step": "a whole number"}
 _SCORES = {metric.name: "a number" for metric in RECORDED}
 _RECORD_OPTIONAL = {"seconds": "a number", "chars_per_second": "a number", **_SCORES}
@@ -66,6 +72,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         _check(path.name, run["options"], {"seed": "a whole number"}, options)
         data = run.get("data") or {}
         _check(path.name, data, {}, _DATA)
+        if data.get("word_vectors"):
+            _check(path.name, data["word_vectors"], _VECTORS)
         languages = data.get("languages") or {}
         _check(path.name, languages, dict.fromkeys(languages, "a whole number"))
         _check(path.name, run.get("card") or {}, {}, _CARD)
@@ -94,7 +102,9 @@ def read_test(folder: Path) -> dict[str, Any]:
     """
     path = folder / "test.json"
     test = read_json(path) if path.is_file() else {}
-    _check(path.name, test, {}, _SCORES)
+    _check(path.name, test, {}, {**_SCORES, "accuracy_confidence": "an object"})
+    if test.get("accuracy_confidence"):
+        _check(path.name, test["accuracy_confidence"], _INTERVAL)
     for metric in RECORDED:
         if metric.scorer is not None and test.get(metric.name) is not None:
             wanted = {f"{metric.name}_signature": "a text"}

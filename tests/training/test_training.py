@@ -271,7 +271,8 @@ def test_flags_of_the_model_are_the_configs_fields() -> None:
     }
     # A new field of the config is a flag, or is one of those that are not.
     assert set(QRNNConfig.__annotations__) - flags.keys() == {
-        *("vocab_size", "classifier_pooling", "initializer_range", "forget_bias"),
+        *("vocab_size", "classifier_pooling", "classifier_dropout"),
+        *("initializer_range", "forget_bias"),
         *("use_cache", "pool_backend", "is_encoder_decoder", "is_decoder"),
         *("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"),
     }
