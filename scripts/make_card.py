@@ -54,7 +54,8 @@ def make_card(args: argparse.Namespace) -> None:
         write_card(args.run, title=args.title, about=about, samples=samples)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        copied = ("test.json", "metrics.jsonl", "learning_curve.png", "attention.png", "README.md")
+        pictures = ("learning_curve.png", "attention.png", "states.png")
+        copied = ("test.json", "metrics.jsonl", *pictures, "README.md")
         for name in copied:
             if (args.run / name).is_file():
                 shutil.copyfile(args.run / name, args.output / name)

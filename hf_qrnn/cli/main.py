@@ -24,6 +24,7 @@ from .models import add_models
 from .pronounce import add_pronounce
 from .quantize import add_quantize
 from .score import add_score
+from .states import add_states
 from .streams import naming
 from .translate import add_translate
 
@@ -79,6 +80,7 @@ def _parser() -> _Parser:
     add_push(commands)
     add_verify(commands)
     add_models(commands)
+    add_states(commands)
     add_info(commands)
     add_bench(commands)
     return parser

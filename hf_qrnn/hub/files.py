@@ -27,7 +27,7 @@ _CONFIGS = ("config.json", "generation_config.json")
 # What a training run adds for its readers.
 _RECORDS = (
     "README.md", "LICENSE", "run.json", "metrics.jsonl", "test.json", "learning_curve.png",
-    "attention.png",
+    "attention.png", "states.png",
 )  # fmt: skip
 _CODE = re.compile(r"\w+_qrnn\.py")
 _PIPELINE = "pipeline_qrnn"

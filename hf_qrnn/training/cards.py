@@ -58,7 +58,7 @@ def model_card(
 
     Args:
         folder: Holds config.json; run.json, metrics.jsonl, test.json, learning_curve.png and
-            attention.png are used where they are.
+            attention.png or states.png are used where they are.
         title: Heading; None is the run's `card_title`, else the folder's name.
         about: What a reader must know to judge the numbers. No file that the folder names is
             opened for it.
@@ -93,6 +93,7 @@ def model_card(
         "training": _training(run, records, words),
         "curve": _curve(records, words, has_picture=(folder / "learning_curve.png").is_file()),
         "attention": (folder / "attention.png").is_file(),
+        "states": (folder / "states.png").is_file(),
         "samples": "\n".join(f"- {source}\n  - {target}" for source, target in samples),
         "licences": _licences(options),
         "reproduce": _command(run),

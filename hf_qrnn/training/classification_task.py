@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -43,10 +44,17 @@ from .options import (
     with_model_flags,
 )
 from .processes import Processes
+from .publish import draw_states
 from .run_folder import RunFolder
 from .task import Task, make_model, make_tokenizer
 
 logger = logging.getLogger(__name__)
+
+# Of ours, since data may not be free to show.
+_SHOWN = (
+    "This film begins slowly and its plot is thin, but the actors are wonderful, and the end moved "
+    "me deeply. Not the worst way to spend an evening, but nothing I would watch again."
+)
 
 
 @dataclass
@@ -250,6 +258,10 @@ class ClassificationTask(Task):
         record = self._measure(best, self._in_order(self.test, processes), processes, device)
         folder.write_json("test.json", {"texts": len(self.test), **record})
         logger.info("test: %s", json.dumps(record))
+
+    def illustrate(self, folder: Path) -> None:
+        """Draw the states over a review of ours."""
+        draw_states(folder, _SHOWN)
 
     def _encode(self, pairs: Sequence[TextPair]) -> list[EncodedPair]:
         """Encode texts; the one target id of each is its label's."""

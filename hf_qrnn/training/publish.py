@@ -10,7 +10,8 @@ from hf_qrnn.data.flags import typed
 from hf_qrnn.data.json_files import read_text
 from hf_qrnn.data.translations import one_line
 from hf_qrnn.hub.push import PushResult, check_access, push
-from hf_qrnn.translation.plots import attention_figure, save_figure
+from hf_qrnn.translation.plots import attention_figure, hidden_states_figure, save_figure
+from hf_qrnn.translation.states import classifier_states, load_classifier
 from hf_qrnn.translation.translator import Translator
 
 from .cards import model_card
@@ -86,6 +87,14 @@ def draw_attention(
     path = folder / "attention.png"
     with writing(path):
         save_figure(figure, path)
+
+
+def draw_states(folder: Path, text: str) -> None:
+    """Draw states.png into a classifier's folder, of its states over a text."""
+    found = classifier_states(*load_classifier(str(folder)), text)
+    path = folder / "states.png"
+    with writing(path):
+        save_figure(hidden_states_figure(found.tokens, found.states), path)
 
 
 def publish_run(folder: Path, options: PublishOptions) -> PushResult | None:

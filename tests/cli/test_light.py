@@ -20,7 +20,17 @@ except SystemExit as end:
 found = sorted(set(forbidden.split()) & set(sys.modules))
 sys.exit(f"{found} were imported" if found else status)
 """
-COMMANDS = ("translate", "pronounce", "score", "quantize", "push", "verify", "info", "bench")
+COMMANDS = (
+    "translate",
+    "pronounce",
+    "score",
+    "quantize",
+    "push",
+    "verify",
+    "info",
+    "bench",
+    "states",
+)
 # What is wrong can be seen without loading anything.
 MISTAKES = {
     "no command": "",
@@ -39,6 +49,8 @@ MISTAKES = {
     "no minutes": "bench --minutes 0",
     "no model": "push",
     "no output": "quantize {folder}",
+    "no kind of picture": "states model -o map.txt --text a",
+    "no text": "states model -o map.png --text ",
     "no model to tell of": "info {folder}",
 }
 

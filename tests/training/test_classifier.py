@@ -115,7 +115,8 @@ def test_run_is_told_as_a_classifiers(
         assert part in card
     for absent in ("translat", "source and", "BLEU", "beams", "decoder_layers", "attention"):
         assert absent not in card.split("## Reproduce")[0]
-    assert "model.safetensors" in hub.files(REPO)
+    assert {"model.safetensors", "states.png"} <= set(hub.files(REPO))
+    assert "](states.png)" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     exec(code.replace(f'name = "{REPO}"', 'name = "out"'), {})
 
