@@ -48,7 +48,7 @@ def begin_classifier(base: Base, options: Any, labels: Sequence[str], **fields: 
         ValueError: If an option asks for other layers (names it).
     """
     changes = changes_of(base, options)
-    known = base.model.config.id2label
+    known: Any = base.model.config.id2label
     same = [known.get(index) for index in range(len(known))] == list(labels)
     weights = base.model.state_dict()
     model = rebuilt(base.model, {**changes, **fields}, {}, strict=False)

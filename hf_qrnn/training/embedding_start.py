@@ -62,7 +62,8 @@ def set_word_vectors(
         found = read_word_vectors(path, vocabulary, size=model.config.embedding_size)
     if not found:
         raise ValueError(f"`word_vectors` must hold a word of the texts, but {path!r} has none.")
-    weight = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings()
+    weight: torch.Tensor = embedding.weight
     by_id = {vocabulary[word]: vector for word, vector in found.items()}
     ids = sorted(by_id)
     weight[ids] = torch.stack([torch.from_numpy(by_id[index]) for index in ids]).to(weight)

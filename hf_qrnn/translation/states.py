@@ -91,5 +91,6 @@ def classifier_states(
     best = int(shares.argmax())
     states = torch.cat(seen, dim=-1)[0].float().cpu()  # (S, H)
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
-    label = str(model.config.id2label[best])
+    labels: Any = model.config.id2label
+    label = str(labels[best])
     return StatesMap(names, states, label, float(shares[best]))
