@@ -6,6 +6,7 @@ width, G gates, A attention heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,13 +42,20 @@ class NumpyDecoder:
         network: The model.
         sources: Token ids, none of them empty.
         rows_each: M.
+        check: Called before each step, to end the work by an error.
 
     Attributes:
         weights: Attention weights (B, A, M, S) of the last step, for each layer that attends.
     """
 
-    def __init__(self, network: Network, sources: list[list[int]], rows_each: int) -> None:
-        self._network = network
+    def __init__(
+        self,
+        network: Network,
+        sources: list[list[int]],
+        rows_each: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._network, self._check = network, check
         self.weights: list[Array] = []
         encoded = encode(network, sources)
         lengths = np.array([len(states) for states in encoded.states])
@@ -62,6 +70,7 @@ class NumpyDecoder:
 
     def step(self, tokens: Ids) -> Array:
         """Read a token of each row (R,) and return the logits of the next (R, V)."""
+        self._check()
         network = self._network
         x = network.embedding[tokens]
         self.weights = []

@@ -14,6 +14,8 @@ from .settings import require
 
 # No length that somebody chose: 20 is transformers' own default, 512 that of the model.
 _NOT_CHOSEN = (None, 20, 512)
+MOST_TOKENS = 2**31 - 1
+"""The most tokens of any target, whatever is asked for."""
 # Fields that change nothing in greedy and beam search, or that the caller of the engine gives.
 _IDLE = (
     "max_length max_new_tokens max_length_ratio max_length_offset length_penalty early_stopping"
@@ -75,7 +77,7 @@ class GenerationSettings:
         """Return the most tokens of a target, as `limits_qrnn.target_limits` does."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        return max(1, math.ceil(source_length * self.ratio) + self.offset)
+        return min(MOST_TOKENS, max(1, math.ceil(source_length * self.ratio) + self.offset))
 
 
 def read_generation(folder: Path, config: Mapping[str, Any], vocab_size: int) -> GenerationSettings:
@@ -104,7 +106,11 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     fits = type(ngram) is int and ngram >= 0
     require("no_repeat_ngram_size", "an integer of at least 0", ngram, fits)
     penalty = _number(given, "repetition_penalty", 1.0)
-    require("repetition_penalty", "positive", penalty, penalty > 0)
+    # With a number outside, scores in float32 become infinite.
+    rule = "positive, from 1e-06 to 1e+06"
+    require("repetition_penalty", rule, penalty, 1e-6 <= penalty <= 1e6)
+    power = _number(given, "length_penalty", 1.0)
+    require("length_penalty", "a number from -4 to 4", power, abs(power) <= 4)
     ratio, offset = _length_rule(given)
     return GenerationSettings(
         start=start,
@@ -112,7 +118,7 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
         max_new_tokens=_chosen_length(given),
         ratio=ratio,
         offset=offset,
-        length_penalty=_number(given, "length_penalty", 1.0),
+        length_penalty=power,
         early_stopping=early,
         repetition_penalty=penalty,
         no_repeat_ngram_size=ngram,
@@ -127,7 +133,9 @@ def _check_id(name: str, value: Any, vocab_size: int) -> None:
 
 def _number(given: Mapping[str, Any], name: str, default: float) -> float:
     value = given.get(name, default)
-    require(name, "a number", value, type(value) in (int, float) and math.isfinite(value))
+    # An integer of JSON may be too large for a float.
+    fits = type(value) in (int, float) and abs(value) < 1e308
+    require(name, "a number below 1e+308", value, fits)
     return float(value)
 
 
@@ -152,6 +160,6 @@ def _length_rule(given: Mapping[str, Any]) -> tuple[float, int]:
     if values == [None, None]:
         return 2.0, 50
     for name, value in zip(names, values, strict=True):
-        fits = type(value) in (int, float) and 0 <= value < math.inf
-        require(name, "a number of at least 0", value, fits)
+        fits = type(value) in (int, float) and 0 <= value <= MOST_TOKENS
+        require(name, f"a number in [0, {MOST_TOKENS}]", value, fits)
     return float(values[0] or 0), int(values[1] or 0)

@@ -27,6 +27,11 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "vnni")
 HAVE_AVX512 = ("avx512", "vnni")
 _KINDS = {type(None): 0, OutputAttention: 1, AttentionBlock: 2}
 
+# Of a call of greedy search, in tokens of sources that are attended to: it takes a fraction of a
+# second, so that Ctrl-C is heard between two.
+_WORK, _ROW_WORK, _MOST_STEPS = 4_000_000, 1000, 256
+_DONE, _NAN = 1, 2
+
 _CALLBACK = ctypes.CFUNCTYPE(None)
 _Integers = npt.NDArray[np.int64]
 
@@ -123,10 +128,15 @@ class NativeDecoder:
         network: The model.
         sources: Token ids, none of them empty.
         rows_each: M.
+        check: Called before each call of C++, to end the work by an error.
     """
 
     def __init__(
-        self, network: NativeNetwork, sources: Sequence[Sequence[int]], rows_each: int
+        self,
+        network: NativeNetwork,
+        sources: Sequence[Sequence[int]],
+        rows_each: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._network, self._library = network, library()
         vocab = network.settings.vocab_size
@@ -137,6 +147,7 @@ class NativeDecoder:
         assert ids.min() >= 0, "ids count from 0"
         assert ids.max() < vocab, "ids are in the vocabulary"
         self._rows_each, self._num_sources = rows_each, len(sources)
+        self._check, self._num_ids = check, len(ids)
         self._num_rows = len(sources) * rows_each
         self._handle = _checked(
             self._library.qrnn_decoder_new(
@@ -184,21 +195,29 @@ class NativeDecoder:
             limits: The most tokens of each.
 
         Returns:
-            Ids (B, longest limit), lengths (B,), and sums of log-probabilities (B,); None if the
+            Ids (B, T), lengths (B,), and sums of log-probabilities (B,); None if the
             model computes NaN.
         """
         assert 0 <= start < self._network.settings.vocab_size, "the start is a token"
         assert min(limits) > 0, "a row has a step"
         assert len(limits) == self._num_rows == self._num_sources, "one row a source"
         most, stops = _integers(limits), _integers(ends)
-        ids = np.zeros((len(most), int(most.max())), np.int64)
         lengths, scores = np.zeros(len(most), np.int64), np.zeros(len(most))
-        outputs = (ids.ctypes.data, lengths.ctypes.data, scores.ctypes.data)
-        inputs = (start, stops.ctypes.data, len(stops), most.ctypes.data, ids.shape[1])
-        self._num_rows = 0
-        return None if self._call("greedy", *inputs, *outputs) else (ids, lengths, scores)
+        work = self._num_ids + _ROW_WORK * len(most)
+        steps = max(1, min(_MOST_STEPS, _WORK // work, int(most.max())))
+        inputs = (start, stops.ctypes.data, len(stops), most.ctypes.data, steps)
+        self._num_rows, status = 0, 0
+        parts: list[_Integers] = []  # a limit may be far behind the end
+        while status != _DONE:
+            parts.append(np.zeros((len(most), steps), np.int64))
+            outputs = (parts[-1].ctypes.data, lengths.ctypes.data, scores.ctypes.data)
+            status = self._call("greedy", *inputs, *outputs)
+            if status == _NAN:
+                return None
+        return np.concatenate(parts, axis=1), lengths, scores
 
     def _call(self, name: str, *arguments: Any) -> int:
+        self._check()
         status = int(getattr(self._library, f"qrnn_decoder_{name}")(self._handle, *arguments))
         if status < 0:
             raise MemoryError(

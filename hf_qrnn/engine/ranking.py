@@ -80,7 +80,7 @@ class PaperRanking:
 
     def __init__(self, alpha: float, source_lengths: Sequence[int], limits: Sequence[int]) -> None:
         require("alpha", "a number of at least 0", alpha, 0 <= alpha < np.inf)
-        longest = max(*source_lengths, *limits, 0) + 6
+        longest = max(source_lengths, default=0) + 6  # behind T_trg the factor is 1
         self._wanted = np.asarray(source_lengths) + 5  # T_trg
         self._limits = np.asarray(limits)
         times = np.arange(1, longest + 1)

@@ -29,6 +29,9 @@ from .search import Decoder, Found, changes, hypothesis, likelihoods, with_start
 from .settings import require
 from .weights import Array
 
+_LOW = 1e-3  # a temperature
+_LEAST = np.float32(1e-38)
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -61,8 +64,11 @@ class Sampling:
 
 def warp(scores: Array, sampling: Sampling) -> Array:
     """Return scores (R, V) with -inf for what is not drawn, as transformers' processors do."""
+    if sampling.temperature < _LOW:
+        # The likeliest at 0, lest it becomes infinite; the others may.
+        scores = scores - scores.max(axis=1, keepdims=True)
     if sampling.temperature != 1:
-        scores = scores / np.float32(sampling.temperature)
+        scores = scores / max(np.float32(sampling.temperature), _LEAST)
     if sampling.top_k:
         most = min(sampling.top_k, scores.shape[1])
         least = np.partition(scores, -most, axis=1)[:, -most, None]
@@ -102,28 +108,28 @@ def sample(
         ValueError: If the model computes NaN.
     """
     change, longest, each = changes(settings), max(limits), np.arange(num_samples)
-    draws = [
-        _Draws(sampling, number, at) for number in numbers for at in range(num_samples)
-    ]  # of each row
+    draws = [_Draws(sampling, number, at) for number in numbers for at in each.tolist()]
     num = len(draws)
-    ids, lengths, sums = np.zeros((num, longest), np.int64), np.zeros(num, np.int64), np.zeros(num)
+    ids: list[list[int]] = [[] for _ in range(num)]  # a limit may be far behind the end
+    tokens, lengths, sums = np.full(num, settings.start), np.zeros(num, np.int64), np.zeros(num)
     is_open, of_rows = np.ones(num, bool), np.repeat(limits, num_samples)
     active = np.arange(len(limits))
     for step in range(longest):
         rows = (active[:, None] * num_samples + each).reshape(-1)
-        before = ids[rows, step - 1] if step else np.full(len(rows), settings.start)
-        scores = decoder.step(before)
+        scores = decoder.step(tokens[rows])
         if change is not None:
-            scores = change(with_start(settings, ids[rows, :step]), scores)
+            scores = change(with_start(settings, [ids[row] for row in rows]), scores)
         own = likelihoods(scores)
         totals = np.cumsum(softmax(warp(scores, sampling)), axis=1, dtype=np.float64)
+        tokens[rows] = 0
         for at, row in enumerate(rows):
             # A row that has ended goes on as the others of its source do, and nobody looks.
             if is_open[row]:
-                token = draws[row].token(totals[at])
-                ids[row, step], lengths[row] = token, step + 1
+                tokens[row] = token = draws[row].token(totals[at])
+                lengths[row] = step + 1
                 sums[row] += own[at, token]
-        is_open[rows] &= ~np.isin(ids[rows, step], settings.ends) & (step + 1 < of_rows[rows])
+            ids[row].append(int(tokens[row]))
+        is_open[rows] &= ~np.isin(tokens[rows], settings.ends) & (step + 1 < of_rows[rows])
         goes_on = is_open[rows].reshape(-1, num_samples).any(1)
         if not goes_on.all():
             kept = np.flatnonzero(goes_on)
@@ -131,11 +137,10 @@ def sample(
             if not len(active):
                 break
             decoder.select((kept[:, None] * num_samples + each).reshape(-1), kept)
+    rows_found = zip(ids, lengths.tolist(), sums.tolist(), of_rows.tolist(), strict=True)
     found = [
-        hypothesis(Found(row[:length].tolist(), total, total), settings.ends, limit)
-        for row, length, total, limit in zip(
-            ids, lengths, sums.tolist(), of_rows.tolist(), strict=True
-        )
+        hypothesis(Found(row[:length], total, total), settings.ends, limit)
+        for row, length, total, limit in rows_found
     ]
     return [found[at : at + num_samples] for at in range(0, num, num_samples)]
 

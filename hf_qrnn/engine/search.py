@@ -115,18 +115,17 @@ def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list
             raise ValueError(_NAN)
         return _rows(*found)
     num = len(limits)
-    ids = np.empty((num, int(limits.max())), np.int64)
-    scores, lengths = np.zeros(num), np.zeros(num, np.int64)
-    active = np.arange(num)
+    ids: list[list[int]] = [[] for _ in range(num)]  # a limit may be far behind the end
+    scores, active = np.zeros(num), np.arange(num)
     tokens = np.full(num, settings.start)
     for step in range(int(limits.max())):
         logits = decoder.step(tokens)
         if change is not None:
-            logits = change(with_start(settings, ids[active, :step]), logits)
+            logits = change(with_start(settings, [ids[row] for row in active]), logits)
         tokens = logits.argmax(axis=1)
         scores[active] += likelihoods(logits)[np.arange(len(active)), tokens]
-        ids[active, step] = tokens
-        lengths[active] = step + 1
+        for row, token in zip(active, tokens.tolist(), strict=True):
+            ids[row].append(token)
         goes_on = ~np.isin(tokens, settings.ends) & (step + 1 < limits[active])
         if not goes_on.all():
             kept = np.flatnonzero(goes_on)
@@ -134,7 +133,8 @@ def _greedy(decoder: Decoder, settings: GenerationSettings, limits: Ids) -> list
             if not len(active):
                 break
             decoder.select(kept, kept)
-    return _rows(ids, lengths, scores)
+    found = zip(ids, scores.tolist(), strict=True)
+    return [Found(row, score, score) for row, score in found]
 
 
 def follow(
@@ -332,9 +332,9 @@ def _best(values: Array, num: int) -> Ids:
 _Change = Callable[[Ids, Array], Array]
 
 
-def with_start(settings: GenerationSettings, ids: Ids) -> Ids:
-    """Put the start token before rows of ids (R, T)."""
-    return np.concatenate([np.full((len(ids), 1), settings.start), ids], axis=1)
+def with_start(settings: GenerationSettings, ids: Sequence[list[int]]) -> Ids:
+    """Put the start token before rows of T ids each: (R, 1 + T)."""
+    return np.array([[settings.start, *row] for row in ids])
 
 
 def changes(settings: GenerationSettings) -> _Change | None:

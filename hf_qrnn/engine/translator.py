@@ -14,7 +14,7 @@ from .attention import AttentionMap, attend
 from .decoder import NumpyDecoder
 from .encoder import encode
 from .ensemble import EnsembleDecoder, common_generation
-from .generation import read_generation
+from .generation import MOST_TOKENS, read_generation
 from .native import HAVE_AVX512, NativeDecoder, NativeNetwork, instruction_sets
 from .network import Network, read_network
 from .options import Options
@@ -23,9 +23,13 @@ from .sampling import Sampling, sample
 from .search import Decoder, follow, search
 from .settings import read_settings, require
 from .streaming import PieceDecoder, TextStream
-from .threads import num_cores, run_all
+from .threads import Check, num_cores, run_all
 from .tokens import Tokens
 from .weights import Array, Weights
+
+# Tokens of the sources of a batch: what is done for one in one piece takes a moment, and Ctrl-C is
+# heard behind it.
+_BATCH_TOKENS = 16_384
 
 
 class Translator:
@@ -245,14 +249,14 @@ class Translator:
     ) -> dict[int, list[Hypothesis]]:
         """Search for targets of the sources `numbers`, and return them by these."""
 
-        def compute(indices: list[int]) -> list[list[Hypothesis]]:
-            return self._compute([list(sources[index]) for index in indices], indices, options)
+        def compute(indices: list[int], check: Check) -> list[list[Hypothesis]]:
+            rows = [list(sources[index]) for index in indices]
+            return self._compute(rows, indices, options, check)
 
         # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
         order = sorted(numbers, key=lambda index: len(sources[index]))
         # Whatever the threads, the batches are the same, and with them every bit of the results.
-        size = options.batch_size
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        batches = _batches(order, [len(source) for source in sources], options.batch_size)
         results: dict[int, list[Hypothesis]] = {}
         for place, found in run_all(compute, batches, options.num_threads or num_cores()):
             results.update(zip(batches[place], found, strict=True))
@@ -261,14 +265,15 @@ class Translator:
         return results
 
     def _compute(
-        self, rows: list[list[int]], numbers: Sequence[int], options: Options
+        self, rows: list[list[int]], numbers: Sequence[int], options: Options, check: Check
     ) -> list[list[Hypothesis]]:
         """Search for the targets of one batch, in any thread."""
         settings, num_return = self.generation, options.num_return_sequences
-        limits = [options.max_new_tokens or settings.limit(len(row)) for row in rows]
+        wanted = [options.max_new_tokens or settings.limit(len(row)) for row in rows]
+        limits = [min(limit, MOST_TOKENS) for limit in wanted]
         # Numbers that are too large end as NaN, of which the search speaks.
         with np.errstate(over="ignore", invalid="ignore"):
-            decoder = self._decoder(rows, options.rows_each)
+            decoder = self._decoder(rows, options.rows_each, check)
             if options.sampling is not None:
                 return sample(decoder, settings, limits, num_return, options.sampling, numbers)
             by_paper: Ranking | None = None
@@ -338,14 +343,30 @@ class Translator:
             for text, one in zip(texts, found, strict=True)
         ]
 
-    def _decoder(self, rows: list[list[int]], rows_each: int) -> Decoder:
+    def _decoder(
+        self, rows: list[list[int]], rows_each: int, check: Check = lambda: None
+    ) -> Decoder:
         """Make the decoder of all members over sources, with `rows_each` rows of each."""
         if not self._others:
-            return self._own_decoder(rows, rows_each)
-        decoders = [member._own_decoder(rows, rows_each) for member in (self, *self._others)]
+            return self._own_decoder(rows, rows_each, check)
+        members = (self, *self._others)
+        decoders = [member._own_decoder(rows, rows_each, check) for member in members]
         return EnsembleDecoder(decoders, self._starts, self._vocab_size)
 
-    def _own_decoder(self, rows: list[list[int]], rows_each: int) -> Decoder:
+    def _own_decoder(self, rows: list[list[int]], rows_each: int, check: Check) -> Decoder:
         if isinstance(self._network, NativeNetwork):
-            return NativeDecoder(self._network, rows, rows_each)
-        return NumpyDecoder(self._network, rows, rows_each)
+            return NativeDecoder(self._network, rows, rows_each, check)
+        return NumpyDecoder(self._network, rows, rows_each, check)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Cut `order` into batches of `size` sources at most, and fewer where they are long."""
+    batches: list[list[int]] = []
+    num_tokens = 0
+    for index in order:
+        num_tokens += lengths[index]
+        if not batches or len(batches[-1]) == size or num_tokens > _BATCH_TOKENS:
+            batches.append([])
+            num_tokens = lengths[index]
+        batches[-1].append(index)
+    return batches

@@ -212,3 +212,24 @@ def test_samples_are_no_beams(tmp_path: Path) -> None:
         translator.translate(["a"], num_beams=2, sampling=Sampling())
     with pytest.raises(ValueError, match=r"`num_return_sequences` must be at least 1, but is 0\."):
         translator.translate(["a"], num_return_sequences=0, sampling=Sampling())
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-39, 1e-46, 5e-324])
+@pytest.mark.parametrize("options", [{}, {"top_k": 0, "top_p": 0.5}], ids=str)
+def test_a_temperature_near_zero_takes_the_likeliest(
+    options: dict[str, Any], temperature: float, tmp_path: Path
+) -> None:
+    saved(tmp_path, 7)
+    translator, sources = Translator(tmp_path), random_sources(2)
+    greedy = translator.generate(sources, max_new_tokens=20)
+    drawn = translator.generate(
+        sources, max_new_tokens=20, sampling=Sampling(temperature=temperature, **options)
+    )
+    assert [some[0].ids for some in drawn] == [some[0].ids for some in greedy]
+
+
+def test_the_largest_temperature_makes_all_alike() -> None:
+    logits = np.array([[-50.0, 0.0, 50.0, 3.0]], np.float32)
+    with np.errstate(over="ignore"):  # as the translator has it
+        found = softmax(warp(logits, Sampling(temperature=1e300, top_k=0)))
+    np.testing.assert_allclose(found, np.full((1, 4), 0.25))

@@ -10,7 +10,7 @@ import pytest
 from engine_models import random_sources, saved
 
 from hf_qrnn.data.translations import Hypothesis
-from hf_qrnn.engine import Translator
+from hf_qrnn.engine import Sampling, Translator, native
 from hf_qrnn.engine.generation import GenerationSettings
 from hf_qrnn.engine.search import search
 from hf_qrnn.translation.search import generate_hypotheses
@@ -163,3 +163,39 @@ def test_saved_length_rule_is_followed(tmp_path: Path) -> None:
     path.write_text(json.dumps({**fields, "max_length_ratio": 0.5, "max_length_offset": 3}))
     loaded = type(model).from_pretrained(tmp_path)
     assert_same(Translator(tmp_path).generate(sources), generate_hypotheses(loaded, sources))
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 2},
+        {"num_beams": 2, "ranking": "paper"},
+        {"sampling": Sampling(temperature=0.5)},
+    ],
+    ids=str,
+)
+def test_a_limit_costs_nothing_before_it_is_reached(
+    options: dict[str, Any], backend: str, tmp_path: Path
+) -> None:
+    model = saved(tmp_path, 7)
+    model.lm_head.bias.data[1] += 2.0  # targets end
+    model.save_pretrained(tmp_path)
+    translator, sources = Translator(tmp_path, backend=backend), random_sources(1)
+    expected = translator.generate(sources, max_new_tokens=2000, **options)
+    assert max(len(one.ids) for some in expected for one in some) < 2000
+    for limit in (10**12, 2**70):
+        assert translator.generate(sources, max_new_tokens=limit, **options) == expected
+
+
+def test_greedy_search_in_pieces_is_that_in_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved(tmp_path, 7)
+    translator, sources = Translator(tmp_path, backend="native"), random_sources(1)
+    expected = translator.generate(sources, max_new_tokens=50)
+    assert len({len(some[0].ids) for some in expected}) > 2
+    for most in (1, 3, 50):
+        monkeypatch.setattr(native, "_MOST_STEPS", most)
+        assert translator.generate(sources, max_new_tokens=50) == expected

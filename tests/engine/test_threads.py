@@ -1,5 +1,8 @@
 """Threads over batches: the same bits whatever their number, and nothing lost by an error."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 from engine_models import random_sources, saved
 
 from hf_qrnn.engine import Translator
-from hf_qrnn.engine.threads import num_cores, run_all
+from hf_qrnn.engine.threads import Check, StoppedError, num_cores, run_all
 
 pytestmark = pytest.mark.usefixtures("engine_library")
 
@@ -39,20 +42,20 @@ def test_results_do_not_depend_on_the_number_of_threads(
 
 def test_items_are_computed_at_the_same_time() -> None:
     barrier = threading.Barrier(3)
-    done = dict(run_all(lambda item: (barrier.wait(10), item)[1], [3, 4, 5], 3))
+    done = dict(run_all(lambda item, _: (barrier.wait(10), item)[1], [3, 4, 5], 3))
     assert done == {0: 3, 1: 4, 2: 5}
 
 
 def test_one_thread_is_the_callers() -> None:
-    found = list(run_all(lambda _: threading.current_thread(), [1, 2], 1))
-    found += list(run_all(lambda _: threading.current_thread(), [1], 8))
+    found = list(run_all(lambda *_: threading.current_thread(), [1, 2], 1))
+    found += list(run_all(lambda *_: threading.current_thread(), [1], 8))
     assert {thread for _, thread in found} == {threading.current_thread()}
 
 
 def test_error_of_one_item_ends_all() -> None:
     started: list[int] = []
 
-    def work(item: int) -> None:
+    def work(item: int, check: Check) -> None:
         started.append(item)
         if item == 99:
             raise ValueError("no")
@@ -68,3 +71,74 @@ def test_number_is_checked_and_that_of_cores_is_the_default(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"`num_threads` must be at least 1, but is 0\."):
         Translator(tmp_path).translate(["a"], num_threads=0)
     assert num_cores() >= 1
+
+
+def test_error_ends_what_others_are_in_the_midst_of() -> None:
+    is_begun, ends = threading.Event(), []
+
+    def work(item: int, check: Check) -> None:
+        if item == 1:
+            assert is_begun.wait(10)
+            raise ValueError("no")
+        is_begun.set()
+        try:
+            for _ in range(1000):
+                check()
+                time.sleep(0.01)
+        except StoppedError:
+            ends.append(item)
+            raise
+
+    with pytest.raises(ValueError, match="no"):
+        list(run_all(work, [0, 1], 2))
+    assert ends == [0]
+
+
+# Long sources with targets that do not end: a minute of work and more, in whatever way.
+ENDLESS = """
+import signal, sys
+from hf_qrnn.engine import Sampling, Translator
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
+options = dict(eval(sys.argv[2]))
+translator = Translator(sys.argv[1])
+print("begun", flush=True)
+try:
+    translator.generate([[5, 6, 7, 8] * 2000 + [1]] * 64, max_new_tokens=10**9, **options)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["[('num_threads', 1)]", "[('num_threads', 3)]", "[('num_threads', 3), ('num_beams', 2)]"],
+)
+def test_control_c_is_heard(options: str, tmp_path: Path) -> None:
+    model = saved(tmp_path, 7)
+    model.lm_head.bias.data[1] = -1e9
+    model.save_pretrained(tmp_path)
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path), options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert process.stdout.read() == "stopped\n"
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+def test_batches_of_long_sources_are_small(backend: str, tmp_path: Path) -> None:
+    saved(tmp_path, 7)
+    counted: list[int] = []
+    translator = Translator(tmp_path, backend=backend)
+    sources = [[5] * length + [1] for length in (9000, 9000, 3, 20000, 4)]
+    options = {"max_new_tokens": 3, "num_threads": 1}
+    found = translator.generate(sources, on_batch=counted.append, **options)
+    assert counted == [3, 1, 1]
+    alone = [translator.generate([source], **options)[0] for source in sources]
+    # A batch may round otherwise than one source alone.
+    assert [some[0].ids for some in found] == [some[0].ids for some in alone]

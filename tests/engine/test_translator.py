@@ -194,12 +194,25 @@ def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
         ),
         ({"length_penalty": "1"}, "`length_penalty` must be a number"),
         ({"early_stopping": "soon"}, "`early_stopping` must be a boolean or 'never'"),
+        ({"length_penalty": 1e300}, "`length_penalty` must be a number"),
+        ({"length_penalty": -5}, "`length_penalty` must be a number from -4 to 4, but is -5"),
+        ({"length_penalty": 10**400}, "`length_penalty` must be a number"),
         ({"repetition_penalty": -1.0}, "`repetition_penalty` must be positive"),
+        ({"repetition_penalty": 1e300}, "`repetition_penalty` must be positive"),
+        ({"repetition_penalty": 1e-40}, "`repetition_penalty` must be positive"),
         ({"no_repeat_ngram_size": -1}, "`no_repeat_ngram_size` must be an integer"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer of at least 1"),
         (
             {"max_length_ratio": "2", "_from_model_config": False},
             "`max_length_ratio` must be a number",
+        ),
+        (
+            {"max_length_ratio": 1e300, "max_length_offset": 5, "_from_model_config": False},
+            "`max_length_ratio` must be a number in",
+        ),
+        (
+            {"max_length_ratio": 2, "max_length_offset": 10**400, "_from_model_config": False},
+            "`max_length_offset` must be a number in",
         ),
     ],
 )

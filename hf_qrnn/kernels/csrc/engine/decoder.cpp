@@ -213,25 +213,30 @@ void Decoder::select(const int64_t* rows, int64_t num_rows, const int64_t* sourc
   lengths_ = std::move(lengths);
 }
 
-bool Decoder::greedy(int64_t start, const int64_t* ends, int64_t num_ends, const int64_t* limits,
-                     int64_t width, int64_t* ids, int64_t* lengths, double* scores) {
+Progress Decoder::greedy(int64_t start, const int64_t* ends, int64_t num_ends,
+                         const int64_t* limits, int64_t steps, int64_t* ids, int64_t* lengths,
+                         double* scores) {
   const int64_t vocab = network_.vocab;
-  std::vector<int64_t> active(lengths_.size()), tokens(lengths_.size(), start), kept;
-  for (size_t i = 0; i < active.size(); ++i) active[i] = static_cast<int64_t>(i);
+  std::vector<int64_t>&active = active_, &tokens = tokens_, kept;
+  if (taken_ == 0) {
+    tokens.assign(lengths_.size(), start);
+    for (size_t i = 0; i < lengths_.size(); ++i) active.push_back(static_cast<int64_t>(i));
+  }
   Numbers logits(rows() * vocab);
-  for (int64_t step = 0; !active.empty(); ++step) {
+  for (int64_t step = 0; step < steps && !active.empty(); ++step) {
     this->step(tokens.data(), logits.data());
+    ++taken_;
     kept.clear();
     for (size_t r = 0; r < active.size(); ++r) {
       const float* row = logits.data() + static_cast<int64_t>(r) * vocab;
       const int64_t source = active[r], token = std::max_element(row, row + vocab) - row;
       const float log_sum = network_.kernels->log_sum(row, vocab);
-      if (std::isnan(log_sum)) return false;
+      if (std::isnan(log_sum)) return Progress::not_a_number;
       scores[source] += static_cast<double>(row[token] - log_sum);
-      ids[source * width + step] = tokens[r] = token;
-      lengths[source] = step + 1;
+      ids[source * steps + step] = tokens[r] = token;
+      lengths[source] = taken_;
       const bool ends_here = std::find(ends, ends + num_ends, token) != ends + num_ends;
-      if (!ends_here && step + 1 < limits[source]) kept.push_back(static_cast<int64_t>(r));
+      if (!ends_here && taken_ < limits[source]) kept.push_back(static_cast<int64_t>(r));
     }
     const size_t num_kept = kept.size();
     if (num_kept == active.size()) continue;
@@ -246,7 +251,7 @@ bool Decoder::greedy(int64_t start, const int64_t* ends, int64_t num_ends, const
              static_cast<int64_t>(num_kept));
     }
   }
-  return true;
+  return active.empty() ? Progress::done : Progress::goes_on;
 }
 
 }  // namespace engine

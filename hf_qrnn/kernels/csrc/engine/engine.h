@@ -115,6 +115,8 @@ Encoded encode(const Network& network, const int64_t* ids, const std::vector<int
 // x + feed-forward(x), in place, of `rows` rows of H.
 void add_feed_forward(const Network& network, const FeedForward& block, int64_t rows, float* x);
 
+enum class Progress { goes_on, done, not_a_number };
+
 // The decoder over B sources with M rows of each that share its keys and values.
 class Decoder {
  public:
@@ -125,10 +127,10 @@ class Decoder {
   void step(const int64_t* tokens, float* logits);
   // Go on with some rows, and where `sources` is not null with some sources only.
   void select(const int64_t* rows, int64_t num_rows, const int64_t* sources, int64_t num_sources);
-  // Take the likeliest token of every row until it ends: ids (B, `width`), lengths and sums of
-  // log-probabilities (B). One row a source. False if the model computes NaN.
-  bool greedy(int64_t start, const int64_t* ends, int64_t num_ends, const int64_t* limits,
-              int64_t width, int64_t* ids, int64_t* lengths, double* scores);
+  // Take the likeliest tokens of every row that has not ended, `steps` at most: ids (B, `steps`) of
+  // this call, lengths and sums of log-probabilities (B) of all calls. One row a source.
+  Progress greedy(int64_t start, const int64_t* ends, int64_t num_ends, const int64_t* limits,
+                  int64_t steps, int64_t* ids, int64_t* lengths, double* scores);
 
  private:
   // What a layer keeps of a source: V h~ + bias, and keys and values of each head.
@@ -150,6 +152,9 @@ class Decoder {
   int64_t rows_each_, longest_ = 0;
   std::vector<std::vector<Memory>> memory_;  // of each layer and source
   std::vector<State> states_;
+  // Of greedy search: steps so far, and of each row that goes on its source and its last token.
+  int64_t taken_ = 0;
+  std::vector<int64_t> active_, tokens_;
   // Of a step: a layer's input and output (R, width), and what is between.
   Numbers x_, y_, gates_, o_, context_, query_, scores_;
 };

@@ -77,13 +77,12 @@ QRNN_EXPORT int64_t qrnn_decoder_select(void* decoder, const int64_t* rows, int6
   });
 }
 
-// 1 if the model computes NaN.
+// 0 if there are more steps to take, 1 if there are none, 2 if the model computes NaN.
 QRNN_EXPORT int64_t qrnn_decoder_greedy(void* decoder, int64_t start, const int64_t* ends,
-                                        int64_t num_ends, const int64_t* limits, int64_t width,
+                                        int64_t num_ends, const int64_t* limits, int64_t steps,
                                         int64_t* ids, int64_t* lengths, double* scores) {
   return guarded([&] {
-    const bool fine = static_cast<Decoder*>(decoder)->greedy(start, ends, num_ends, limits, width,
-                                                             ids, lengths, scores);
-    return int64_t{fine ? 0 : 1};
+    return static_cast<int64_t>(static_cast<Decoder*>(decoder)->greedy(
+        start, ends, num_ends, limits, steps, ids, lengths, scores));
   });
 }
