@@ -25,12 +25,13 @@ from .pronounce import add_pronounce
 from .quantize import add_quantize
 from .score import add_score
 from .states import add_states
-from .streams import naming
+from .streams import naming, replace_closed
 from .translate import add_translate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `hf-qrnn` with the arguments `argv` (None: the process's); return the exit status."""
+    replace_closed()
     try:
         args = _parser().parse_args(argv)
         with typed(_names(args)), naming("standard output"):
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _abandon_stdout()
         return 2
     return 0
 

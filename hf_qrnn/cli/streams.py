@@ -58,12 +58,30 @@ def check_folder(path: str) -> None:
         raise ValueError(f"The folder of an output file must exist, but that of '{path}' does not.")
 
 
+def replace_closed() -> None:
+    """Put something in the places of standard streams that were closed, which Python has as None.
+
+    Errors go nowhere then. A write to standard output fails as it does to any program, and no file
+    that is opened later takes its number. Standard input stays None: see `open_input`.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def open_input(path: str | None) -> Iterator[IO[bytes]]:
     """Open a file to read, uncompressed where it ends in .gz or .xz; None is standard input."""
     from hf_qrnn.data.rows import OPENERS
 
     if path is None:
+        if sys.stdin is None:
+            raise ValueError(
+                "`--input` must be given where standard input is closed, but is left out."
+            )
         yield sys.stdin.buffer
         return
     opener = OPENERS.get(Path(path).suffix.lower())

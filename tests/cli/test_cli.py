@@ -212,6 +212,40 @@ def test_a_full_disk_is_told_with_its_file(model: str, tmp_path: Path, output: s
     assert told == [f"error: No space left on device: '{name}'."]
 
 
+# Streams that are closed: services start programs so.
+@pytest.mark.parametrize(
+    ("closed", "command", "status", "sentence"),
+    [
+        ("<&-", "translate", 2, "`--input` must be given where standard input is closed, but is l"),
+        ("<&-", "translate --interactive", 2, "`--input` must be given where standard input is cl"),
+        (">&-", "translate -i {input}", 2, "Bad file descriptor: 'standard output'."),
+        (">&-", "info", 2, "Bad file descriptor: 'standard output'."),
+        (">&-", "translate -i {input} -o {output}", 0, None),
+        ("2>&-", "translate -i {input}", 0, None),
+        ("<&- >&- 2>&-", "translate", 2, None),
+    ],
+)
+def test_closed_streams_end_in_a_sentence_at_most(
+    closed: str, command: str, status: int, sentence: str | None, model: str, tmp_path: Path
+) -> None:
+    places = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    (tmp_path / "in").write_bytes(TEXT)
+    words = [*PYTHON, *command.format(**places).split()]
+    words.insert(6, model)
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
+    done = subprocess.run(shell, capture_output=True, env=ENVIRONMENT)
+    said = done.stderr.decode()
+    assert done.returncode == status, said
+    assert "Traceback" not in said
+    assert "Exception" not in said
+    if sentence is not None:
+        assert said.splitlines()[-1].startswith(f"error: {sentence}")
+    if "2>" in closed:
+        assert said == ""
+    lines = (tmp_path / "out").read_bytes() if "-o" in command else done.stdout
+    assert lines.count(b"\n") == (len(LINES) if status == 0 else 0)
+
+
 @pytest.mark.parametrize("data", [b"e\xff\nabc\n", b"\xffabc"], ids=["first line", "only line"])
 def test_output_keeps_what_it_had_where_nothing_can_be_translated(
     data: bytes, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
