@@ -70,7 +70,7 @@ def quantize(model: str | Path, output: str | Path) -> Sizes:
     require("model", "a folder with floating-point weights", f"{model}, of int8", is_float)
     read_network(settings, weights)
     tensors = _quantized(weights)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hf-qrnn-") as name:
         # Inside, a folder has the rights that new folders have; a temporary one is private.
         finished = Path(name) / "finished"
         finished.mkdir()
@@ -86,6 +86,9 @@ def _check_target(folder: Path, target: Path) -> None:
     """Refuse a place for the new folder that is taken, inside the model, or nowhere."""
     inside = target.resolve().is_relative_to(folder.resolve())
     require("output", f"outside of the model's folder, '{folder}'", str(target), not inside)
+    # It is put in the place of an empty folder, and a process does not lose the one it works in.
+    is_here = target.is_dir() and target.samefile(".")
+    require("output", "another folder than the one you are in", str(target), not is_here)
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     rule = "a new folder or an empty one"
     require("output", rule, str(target), is_empty or not os.path.lexists(target))

@@ -231,6 +231,40 @@ def test_output_is_neither_inside_the_model_nor_nowhere(
     assert contents(folder.parent) == before
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.parent / "here").mkdir()
+    monkeypatch.chdir(folder.parent / "here")
+    for output in (".", str(folder.parent / "here")):
+        assert main(["quantize", str(folder), "-o", output]) == 2
+        assert capsys.readouterr().err == (
+            f"error: `--output` must be another folder than the one you are in, but is '{output}'."
+            "\n"
+        )
+    assert [path.name for path in folder.parent.iterdir()] == ["model", "here"]
+
+
+def test_any_name_that_the_disk_takes_is_taken(folder: Path) -> None:
+    output = folder.parent / ("x" * 255)
+    quantize(folder, output)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model", output.name]
+
+
+def test_quantised_again_a_model_has_the_same_tokens(folder: Path) -> None:
+    places = [folder.parent / name for name in ("int8", "floats", "again")]
+    quantize(folder, places[0])
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(places[0])
+    save(loaded, places[1])
+    quantize(places[1], places[2])
+    texts = ["der hund", "ein haus, das steht.", "a"]
+    expected = Translator(places[0]).translate(texts, num_beams=3)
+    assert Translator(places[2]).translate(texts, num_beams=3) == expected
+    once, twice = (load_file(place / "model.safetensors") for place in (places[0], places[2]))
+    for name, weight in once.items():
+        np.testing.assert_allclose(twice[name], weight, rtol=1e-6)
+
+
 def test_a_disk_that_is_full_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(*_: object) -> None:
         raise OSError(28, "No space left on device", "x")
