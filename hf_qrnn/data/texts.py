@@ -19,6 +19,22 @@ def split_symbols(text: str) -> list[str]:
     return [symbol for symbol in text.split(" ") if symbol]
 
 
+def list_of_texts(texts: Iterable[str]) -> list[str]:
+    """Return texts as a list, of a generator too.
+
+    Raises:
+        TypeError: If it is one string, or nothing that gives strings.
+        ValueError: If a text has half a surrogate pair.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TypeError("`texts` must be a list of texts, but is one string.")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"`texts` must be a list of texts, but is {texts!r}.")
+    found = list(texts)
+    check_texts(found)
+    return found
+
+
 def check_texts(texts: Iterable[object]) -> None:
     """Raise TypeError or ValueError for what no tokenizer can encode."""
     for text in texts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .ranking import RANKINGS
 from .sampling import Sampling
-from .settings import require
+from .settings import check_count, require
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,17 @@ class Options:
         Raises:
             ValueError: If a number is out of range.
         """
-        for name in ("num_beams", "batch_size", "max_new_tokens", "num_threads"):
-            value = getattr(self, name)
-            require(name, "at least 1", value, value is None or value >= 1)
+        for name in ("num_beams", "num_return_sequences", "batch_size"):
+            check_count(name, getattr(self, name))
+        for name in ("max_new_tokens", "num_threads"):
+            check_count(name, getattr(self, name), or_none=True)
         rule = f"one of {', '.join(map(repr, RANKINGS))}"
         require("ranking", rule, self.ranking, self.ranking in RANKINGS)
-        num = self.num_return_sequences
-        if self.sampling is not None:
+        num, sampling = self.num_return_sequences, self.sampling
+        fits = sampling is None or isinstance(sampling, Sampling)
+        require("sampling", "a Sampling or None", sampling, fits)
+        if sampling is not None:
             require("num_beams", "1 with `sampling`", self.num_beams, self.num_beams == 1)
-            require("num_return_sequences", "at least 1", num, num >= 1)
             return
         rule = f"in [1, `num_beams`] = [1, {self.num_beams}]"
         require("num_return_sequences", rule, num, 1 <= num <= self.num_beams)

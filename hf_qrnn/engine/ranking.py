@@ -6,6 +6,7 @@ Shapes: B sources, K candidates of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +80,8 @@ class PaperRanking:
     """
 
     def __init__(self, alpha: float, source_lengths: Sequence[int], limits: Sequence[int]) -> None:
-        require("alpha", "a number of at least 0", alpha, 0 <= alpha < np.inf)
+        fits = isinstance(alpha, Real) and 0 <= alpha < np.inf
+        require("alpha", "a number of at least 0", alpha, fits)
         longest = max(source_lengths, default=0) + 6  # behind T_trg the factor is 1
         self._wanted = np.asarray(source_lengths) + 5  # T_trg
         self._limits = np.asarray(limits)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -56,10 +57,13 @@ class Sampling:
         """Check the numbers."""
         for name in ("seed", "top_k", "first"):
             value = getattr(self, name)
-            require(name, "an integer of at least 0", value, type(value) is int and value >= 0)
-        fits = 0 < self.temperature < math.inf
-        require("temperature", "positive", self.temperature, fits)
-        require("top_p", "in (0, 1]", self.top_p, 0 < self.top_p <= 1)
+            is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+            require(name, "an integer of at least 0", value, is_whole and value >= 0)
+            object.__setattr__(self, name, int(value))  # of NumPy's
+        warmth, share = self.temperature, self.top_p
+        fits = isinstance(warmth, Real) and 0 < warmth < math.inf
+        require("temperature", "positive", warmth, fits)
+        require("top_p", "in (0, 1]", share, isinstance(share, Real) and 0 < share <= 1)
 
 
 def warp(scores: Array, sampling: Sampling) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def require(name: str, rule: str, value: object, holds: bool) -> None:
     """Raise ValueError with the sentence of a wrong field unless `holds`."""
     if not holds:
         raise ValueError(f"`{name}` must be {rule}, but is {value!r}.")
+
+
+def check_count(name: str, value: object, *, or_none: bool = False) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 1, of Python's or NumPy's."""
+    if or_none and value is None:
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        require(name, "an integer of at least 1", value, False)
+    require(name, "at least 1", value, int(value) >= 1)  # type: ignore[call-overload]
 
 
 def read_settings(folder: Path) -> tuple[Settings, dict[str, Any]]:

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.languages import language_of_each, language_tag, refuse_language
 from hf_qrnn.data.same_tokenizers import SPECIAL_NAMES, TokenizerParts
-from hf_qrnn.data.texts import check_texts
+from hf_qrnn.data.texts import list_of_texts
 from hf_qrnn.data.translations import token_pieces
 
 from .settings import require
@@ -93,8 +93,10 @@ class Tokens:
         self.eos = int(eos)
         unknown = _content(config.get("unk_token"))
         self.unk = None if unknown is None else self._tokenizer.token_to_id(unknown)
-        size = self._tokenizer.get_vocab_size()
+        # Ids may have gaps.
+        size = 1 + max(self.vocabulary().values())
         require("vocab_size", f"at least {size}, the tokenizer's", vocab_size, vocab_size >= size)
+        self._vocab_size = vocab_size
 
     def encode(
         self, texts: Sequence[str], language: str | Sequence[str] | None = None
@@ -110,12 +112,10 @@ class Tokens:
             ValueError: If a language is missing, unknown or too much, or a text is not valid
                 Unicode (half a surrogate pair).
         """
-        if isinstance(texts, str):
-            raise TypeError("`texts` must be a list of texts, but is one string.")
+        texts = list_of_texts(texts)
         if not self.languages:
             refuse_language(language)
             return self._encode(texts)
-        check_texts(texts)
         wanted = language_of_each(len(texts), language, self.languages)
         tags = [language_tag(name) for name in wanted]
         rows = self._encode([tag + text for tag, text in zip(tags, texts, strict=True)])
@@ -158,13 +158,15 @@ class Tokens:
         rows: list[list[int]] = []
         for start in range(0, len(texts), _CHUNK_SIZE):
             chunk = list(texts[start : start + _CHUNK_SIZE])
-            check_texts(chunk)
             rows.extend(encoding.ids for encoding in self._tokenizer.encode_batch(chunk))
         # Some tokenizers append none, some another token first; the model must see one end.
         for row in rows:
             while row and row[-1] == self.eos:
                 row.pop()
             row.append(self.eos)
+            # A post-processor adds whatever ids it names.
+            rule = f"one that gives ids below {self._vocab_size}, the model's"
+            require("tokenizer.json", rule, max(row), max(row) < self._vocab_size)
         return rows
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hf_qrnn.data.same_tokenizers import check_same
+from hf_qrnn.data.texts import check_texts, list_of_texts
 from hf_qrnn.data.translations import Hypothesis, Translation
 
 from .attention import AttentionMap, attend
@@ -21,7 +26,7 @@ from .options import Options
 from .ranking import PaperRanking, Ranking
 from .sampling import Sampling, sample
 from .search import Decoder, follow, search
-from .settings import read_settings, require
+from .settings import check_count, read_settings, require
 from .streaming import PieceDecoder, TextStream
 from .threads import Check, num_cores, run_all
 from .tokens import Tokens
@@ -54,15 +59,14 @@ class Translator:
         choices = ("auto", "native", "numpy")
         rule = f"one of {', '.join(map(repr, choices))}"
         require("backend", rule, backend, backend in choices)
-        folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"`path` must be a folder with a saved translation model, but is {str(path)!r}."
-            )
+        folder = _folder(path)
         settings, config = read_settings(folder)
         self.generation = read_generation(folder, config, settings.vocab_size)
         self.tokens = Tokens(folder, settings.vocab_size)
-        self._folder, weights = folder, Weights(folder)
+        self._made_of: tuple[Any, ...] = (path, *others, backend)
+        # Of what is read again later: a process may change its working directory.
+        self._folder, weights = folder.resolve(), Weights(folder)
+        self._version = _version(weights.files)
         network = read_network(settings, weights)
         self.backend = "numpy"
         self.reason: str | None = None
@@ -79,10 +83,19 @@ class Translator:
                         f"`backend` must be one that is there, but is 'native': {error}."
                     ) from error
                 self.reason = str(error)
+        if self.backend == "numpy":
+            # A file that is written over while it is mapped changes weights, or ends the process.
+            self._network = read_network(settings, weights.copied())
         self._starts, self._vocab_size = [self.generation.start], settings.vocab_size
         self._others = [Translator(other, backend=backend) for other in others]
         if others:
             self._join([str(path), *map(str, others)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy it as its folders, which are loaded again: C++'s memory stays here."""
+        *paths, backend = self._made_of
+        folders = tuple(map(os.path.abspath, paths))
+        return partial(type(self), backend=backend), folders, {"generation": self.generation}
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -99,7 +112,7 @@ class Translator:
 
     def translate(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         language: str | Sequence[str] | None = None,
         num_beams: int = 1,
@@ -135,12 +148,13 @@ class Translator:
             For every text its `num_return_sequences` translations.
 
         Raises:
-            TypeError: If `texts` is one string.
+            TypeError: If `texts` is one string, or gives something else than strings.
             ValueError: If a number is out of range, a text is not valid Unicode, or a language is
                 missing, unknown or too much.
         """
         counts = (num_beams, num_return_sequences, max_new_tokens, batch_size)
         options = Options(*counts, on_batch, ranking, alpha, num_threads, sampling)
+        texts = list_of_texts(texts)
         rows = self.tokens.encode(texts, language)
         # A model makes up a sentence for an empty source.
         filled = [index for index, text in enumerate(texts) if text.strip()]
@@ -153,7 +167,7 @@ class Translator:
 
     def generate(
         self,
-        sources: Sequence[Sequence[int]],
+        sources: Iterable[Sequence[int]],
         *,
         num_beams: int = 1,
         num_return_sequences: int = 1,
@@ -177,9 +191,9 @@ class Translator:
         """
         counts = (num_beams, num_return_sequences, max_new_tokens, batch_size)
         options = Options(*counts, on_batch, ranking, alpha, num_threads, sampling)
-        self._check_sources(sources)
-        results = self._run(sources, range(len(sources)), options)
-        return [results[index] for index in range(len(sources))]
+        rows = self._checked_sources(sources)
+        results = self._run(rows, range(len(rows)), options)
+        return [results[index] for index in range(len(rows))]
 
     def stream(
         self, text: str, *, language: str | None = None, max_new_tokens: int | None = None
@@ -199,10 +213,7 @@ class Translator:
             ValueError: As `translate`.
         """
         (source,) = self.tokens.encode([text], language)
-        rule = "at least 1"
-        require(
-            "max_new_tokens", rule, max_new_tokens, max_new_tokens is None or max_new_tokens > 0
-        )
+        check_count("max_new_tokens", max_new_tokens, or_none=True)
         return TextStream(self._pieces(source if text.strip() else [], max_new_tokens))
 
     def attention(
@@ -307,6 +318,7 @@ class Translator:
         return self.tokens.decode([ids])[0]
 
     def _encode_one(self, text: str, language: str | None) -> list[int]:
+        check_texts([text])
         if not text.strip():
             raise ValueError(f"The sentence must have text, but is {text!r}.")
         return self.tokens.encode([text], language)[0]
@@ -315,7 +327,13 @@ class Translator:
         """Return the network in NumPy, which the one in C++ does not keep: read it again."""
         if isinstance(self._network, Network):
             return self._network
-        return read_network(read_settings(self._folder)[0], Weights(self._folder))
+        settings, weights = read_settings(self._folder)[0], Weights(self._folder)
+        if self._version != _version(weights.files):
+            raise ValueError(
+                f"The model in '{self._folder}' must be the one that was loaded, but its files "
+                "have changed: load it again."
+            )
+        return read_network(settings, weights)
 
     def _join(self, names: Sequence[str]) -> None:
         """Make one of the members."""
@@ -328,12 +346,16 @@ class Translator:
         if reasons:
             self.backend, self.reason = "numpy", reasons[0]
 
-    def _check_sources(self, sources: Sequence[Sequence[int]]) -> None:
-        vocab = self._vocab_size
-        rule = f"lists of at least one id in [0, {vocab})"
+    def _checked_sources(self, sources: Iterable[Sequence[int]]) -> list[list[int]]:
+        rule = f"lists of at least one id in [0, {self._vocab_size})"
+        require("sources", rule, sources, isinstance(sources, Iterable))
+        rows = []
         for source in sources:
-            fits = len(source) > 0 and 0 <= min(source) <= max(source) < vocab
-            require("sources", rule, list(source), fits)
+            ids = list(source) if isinstance(source, Iterable) else []
+            fits = all(isinstance(x, Integral) and 0 <= x < self._vocab_size for x in ids)
+            require("sources", rule, ids or source, fits and len(ids) > 0)
+            rows.append(list(map(int, ids)))
+        return rows
 
     def _translations(self, found: Sequence[Hypothesis]) -> list[Translation]:
         texts = self.tokens.decode(one.ids for one in found)
@@ -357,6 +379,21 @@ class Translator:
         if isinstance(self._network, NativeNetwork):
             return NativeDecoder(self._network, rows, rows_each, check)
         return NumpyDecoder(self._network, rows, rows_each, check)
+
+
+def _folder(path: str | Path) -> Path:
+    """Return the folder of a model."""
+    rule = "a folder with a saved translation model"
+    is_path = isinstance(path, (str, os.PathLike))
+    shown = str(path) if is_path else path
+    require("path", rule, shown, is_path and (Path(path) / "config.json").is_file())
+    return Path(path)
+
+
+def _version(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    """Return what tells files from those that are written in their places."""
+    found = [file.stat() for file in files]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:

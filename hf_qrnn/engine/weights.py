@@ -6,6 +6,7 @@ numbers. Nothing in it is trusted.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import mmap
@@ -76,6 +77,15 @@ class Weights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all weights."""
         return {name: tensor.shape for name, (_, tensor) in self._tensors.items()}
+
+    def copied(self) -> Weights:
+        """Return the same weights in memory of their own: files that are mapped may change."""
+        found = copy.copy(self)
+        found._maps = []
+        found._tensors = {
+            name: (dtype, tensor.copy()) for name, (dtype, tensor) in self._tensors.items()
+        }
+        return found
 
     def release(self) -> None:
         """Give back the memory of the files; what is read again comes from disk again."""
@@ -181,6 +191,9 @@ def _tensor(
     if not is_whole or len(offsets) != 2 or not offsets[0] <= offsets[1] <= body.size:
         raise _damaged(path, f"its entry of `{name}` does not fit into the file")
     raw = body[offsets[0] : offsets[1]]
+    # Of a shape with a 0 the other numbers may be any, and NumPy refuses some.
+    if math.prod(max(x, 1) for x in shape) >= 2**62:
+        raise _damaged(path, f"`{name}` has not as many numbers as its shape")
     if dtype not in _DTYPES:  # an error where it is a weight of the model
         return str(dtype), raw.reshape(shape) if math.prod(shape) == raw.size else raw
     if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != raw.size:
@@ -190,7 +203,9 @@ def _tensor(
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(x) is int and 0 <= x < 2**48 for x in values)
+    # NumPy has no more dimensions.
+    fits = isinstance(values, list) and len(values) <= 32
+    return fits and all(type(x) is int and 0 <= x < 2**48 for x in values)
 
 
 def _damaged(path: Path, what: str) -> ValueError:

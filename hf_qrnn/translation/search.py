@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from hf_qrnn.data.translations import Hypothesis
+from hf_qrnn.engine.settings import check_count
 from hf_qrnn.model.limits_qrnn import RowLimits, end_ids, target_lengths, target_limits
 
 
@@ -44,10 +45,10 @@ def generate_hypotheses(
     Raises:
         ValueError: If a number is out of range or the model computes NaN.
     """
-    given = {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+    check_count("num_beams", num_beams)
+    check_count("batch_size", batch_size)
+    check_count("num_return_sequences", num_return_sequences)
+    check_count("max_new_tokens", max_new_tokens, or_none=True)
     if not 1 <= num_return_sequences <= num_beams:
         raise ValueError(
             f"`num_return_sequences` must be in [1, `num_beams`] = [1, {num_beams}], "

@@ -6,7 +6,7 @@ Shapes: S source tokens, T target tokens, H units.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hf_qrnn.data.box import locate
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.hub_replies import hub_answer, split_revision
 from hf_qrnn.data.symbols import encode_sources, languages
+from hf_qrnn.data.texts import list_of_texts
 from hf_qrnn.data.tokenization import check_tokenizer, decode_batch
 from hf_qrnn.data.translations import Translation, token_pieces
 
@@ -81,7 +82,7 @@ class Translator:
 
     def translate(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         language: str | Sequence[str] | None = None,
         num_beams: int = 1,
@@ -106,10 +107,11 @@ class Translator:
             For every text its `num_return_sequences` translations.
 
         Raises:
-            TypeError: If `texts` is one string.
+            TypeError: If `texts` is one string, or gives something else than strings.
             ValueError: If a number is out of range, a text is not valid Unicode, or a language is
                 missing, unknown or too much.
         """
+        texts = list_of_texts(texts)
         rows = encode_sources(self.tokenizer, texts, language)
         # A model makes up a sentence for an empty source.
         filled = [index for index, text in enumerate(texts) if text.strip()]

@@ -192,6 +192,11 @@ def test_texts_in_parts_are_drawn_as_in_one(tmp_path: Path) -> None:
     [
         ({"seed": -1}, "`seed` must be an integer of at least 0, but is -1."),
         ({"seed": 1.5}, "`seed` must be an integer"),
+        ({"seed": True}, "`seed` must be an integer"),
+        ({"seed": "1"}, "`seed` must be an integer"),
+        ({"temperature": "1"}, "`temperature` must be positive, but is '1'."),
+        ({"temperature": None}, "`temperature` must be positive, but is None."),
+        ({"top_p": "1"}, "`top_p` must be in"),
         ({"temperature": 0.0}, "`temperature` must be positive, but is 0.0."),
         ({"temperature": float("inf")}, "`temperature` must be positive"),
         ({"top_k": -1}, "`top_k` must be an integer of at least 0"),
@@ -233,3 +238,8 @@ def test_the_largest_temperature_makes_all_alike() -> None:
     with np.errstate(over="ignore"):  # as the translator has it
         found = softmax(warp(logits, Sampling(temperature=1e300, top_k=0)))
     np.testing.assert_allclose(found, np.full((1, 4), 0.25))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"seed": np.int64(3), "top_k": np.int32(5), "temperature": np.float32(0.5)}
+    assert Sampling(**given, top_p=np.float64(0.5)) == Sampling(3, 0.5, 5, 0.5)

@@ -226,3 +226,31 @@ def test_config_whose_tags_are_not_there_is_refused(
     change(tmp_path, **fields)
     with pytest.raises(ValueError, match=sentence):
         Tokens(tmp_path, 300)
+
+
+def test_ids_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    train_character_tokenizer(["abc"]).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    size = len(whole["model"]["vocab"])
+    Tokens(tmp_path, size)
+    # As many tokens, one of them far behind the others.
+    vocab = {**whole["model"]["vocab"], "c": 9999}
+    path.write_text(json.dumps({**whole, "model": {**whole["model"], "vocab": vocab}}))
+    with pytest.raises(ValueError, match="`vocab_size` must be at least 10000, the tokenizer's"):
+        Tokens(tmp_path, size)
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "x", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"x": {"id": "x", "ids": [9999], "tokens": ["x"]}},
+    }
+    path.write_text(json.dumps({**whole, "post_processor": processor}))
+    tokens = Tokens(tmp_path, size)
+    with pytest.raises(
+        ValueError, match=f"`tokenizer.json` must be one that gives ids below {size}"
+    ):
+        tokens.encode(["abc"])

@@ -1,8 +1,15 @@
 """`hf_qrnn.engine.Translator`: the translator's results in a process without torch."""
 
+import copy
 import json
+import math
+import multiprocessing
+import os
+import pickle
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +139,77 @@ def test_folders_of_0_1_0_load(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["native", "numpy", "torch"])
+def test_texts_come_from_anything_that_gives_them(kind: str, tmp_path: Path) -> None:
+    saved(tmp_path, 7)
+    translator: Any = load_translator(str(tmp_path))
+    if kind != "torch":
+        translator = Translator(tmp_path, backend=kind)
+    expected = translator.translate(TEXTS)
+    for texts in (iter(TEXTS), (x for x in TEXTS), dict.fromkeys(TEXTS), np.array(TEXTS, object)):
+        assert translator.translate(texts, num_beams=np.int64(1)) == expected
+    assert translator.translate(np.array(TEXTS)) == expected
+    for wrong in (None, 3, "a", b"a"):
+        with pytest.raises(TypeError, match="`texts` must be a list of texts, but is"):
+            translator.translate(wrong)
+    with pytest.raises(TypeError, match="`texts` must hold strings, but holds 3"):
+        translator.translate(x for x in ["a", 3])
+    with pytest.raises(ValueError, match="`num_beams` must be an integer of at least 1, but is '2"):
+        translator.translate(TEXTS, num_beams="2")
+    with pytest.raises(TypeError, match="`texts` must hold strings"):
+        Translator(tmp_path).attention(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+def test_a_translator_is_copied_and_sent_to_processes(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "a", 7)
+    saved(tmp_path / "b", 8)
+    monkeypatch.chdir(tmp_path)
+    for names in (("a",), ("a", Path("b"))):
+        translator = Translator(*names, backend=backend)
+        translator.generation = replace(translator.generation, max_new_tokens=7)
+        expected = translator.translate(TEXTS)
+        copies = [copy.copy(translator), copy.deepcopy(translator)]
+        data = pickle.dumps(translator)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir("/")
+            copies.append(pickle.loads(data))
+        del translator
+        for own in copies:
+            assert own.translate(TEXTS) == expected
+            assert own.backend == backend
+        for method in ("fork", "spawn"):
+            with multiprocessing.get_context(method).Pool(1) as pool:
+                assert pool.apply(copies[0].translate, (TEXTS,)) == expected
+
+
+def test_the_folder_may_be_elsewhere_when_it_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "own", 7)
+    (tmp_path / "link").symlink_to("own")
+    monkeypatch.chdir(tmp_path)
+    translator = Translator("link", backend="native")
+    expected = translator.attention("der hund").weights
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(translator.attention("der hund").weights, expected)
+    # Whatever is in the place of the model now, its attention is another's.
+    saved(tmp_path / "own", 8)
+    with pytest.raises(ValueError, match="must be the one that was loaded, but its files have"):
+        translator.attention("der hund")
+
+
+def test_a_file_that_is_written_over_is_not_read_any_more(tmp_path: Path) -> None:
+    saved(tmp_path, 7)
+    translator = Translator(tmp_path, backend="numpy")
+    expected = translator.translate(TEXTS)
+    # In place, as `cp` writes: what is mapped behind the new end ends a process that reads it.
+    os.truncate(tmp_path / "model.safetensors", 100)
+    assert translator.translate(TEXTS) == expected
+
+
 # ------------------------------------------------------------------ what is refused
 
 
@@ -241,6 +319,9 @@ def test_folder_without_a_generation_config_is_searched_by_its_config(tmp_path: 
     assert Translator(tmp_path).translate(TEXTS) == before
 
 
+COUNTS = ("num_beams", "num_return_sequences", "batch_size", "max_new_tokens", "num_threads")
+
+
 def test_arguments_are_checked(tmp_path: Path) -> None:
     saved(tmp_path, 0)
     translator = Translator(tmp_path)
@@ -249,11 +330,25 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             translator.translate(["a"], **{name: 0})
     with pytest.raises(ValueError, match=r"`num_return_sequences` must be in \[1, `num_beams`\]"):
         translator.translate(["a"], num_return_sequences=2)
-    for source in ([], [5, 99], [-1, 1]):
+    wrong: Any
+    for wrong in ([], [5, 99], [-1, 1], [5.5, 1], ["5"], 5, "abc", None, [[5], [6, 1]], [math.nan]):
         with pytest.raises(ValueError, match="`sources` must be lists of at least one id in"):
-            translator.generate([[5, 1], source])
-    with pytest.raises(ValueError, match="`path` must be a folder with a saved translation model"):
-        Translator(tmp_path / "nowhere")
+            translator.generate([[5, 1], wrong])
+    for name, wrong in (
+        *((name, wrong) for name in COUNTS for wrong in (2.0, "2", True, math.nan, [2])),
+        ("num_beams", None),
+        ("num_return_sequences", None),
+        ("sampling", {}),
+    ):
+        with pytest.raises(
+            ValueError, match=f"`{name}` must be an? .*, but is " + re.escape(repr(wrong))
+        ):
+            translator.translate(["a"], **{name: wrong})
+    with pytest.raises(ValueError, match="`max_new_tokens` must be an integer of at least 1"):
+        translator.stream("a", max_new_tokens="2")  # type: ignore[arg-type]
+    for wrong in (tmp_path / "nowhere", None, 3, b"a", [tmp_path], ""):
+        with pytest.raises(ValueError, match="`path` must be a folder with a saved"):
+            Translator(wrong)
 
 
 # ------------------------------------------------------------------ damaged weights
@@ -308,6 +403,9 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         {"shape": [2**40, 2**40]},
         {"shape": [True, 2]},
         {"shape": None},
+        {"shape": [1] * 70 + [2]},
+        {"shape": [0, 2**47, 2**47], "data_offsets": [0, 0]},
+        {"shape": [0, 2**47, 2**47], "data_offsets": [0, 0], "dtype": "F8"},
         {"dtype": 4},
         {"dtype": "BF16"},
     ],
