@@ -7,6 +7,7 @@ import lzma
 import os
 import stat
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -178,9 +179,19 @@ def prompted(stream: IO[bytes]) -> Iterator[bytes]:
         yield line
 
 
+def _unbroken(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines; where a compressed file breaks off, say so."""
+    try:
+        yield from lines
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system, not of gzip
+        raise ValueError(f"`--input` must be whole, but is damaged: {error}.") from error
+
+
 def decode(lines: Iterable[bytes], *, exact: bool = False) -> Iterator[str]:
     """Decode lines without their ends, as `data.reading.read_lines` reads them; or all of them."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_unbroken(lines), 1):
         try:
             text = line.decode()
         except UnicodeDecodeError:

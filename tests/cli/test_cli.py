@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -210,6 +211,24 @@ def test_a_full_disk_is_told_with_its_file(model: str, tmp_path: Path, output: s
     assert done.returncode == 2
     told = [line for line in done.stderr.decode().splitlines() if line.startswith("error")]
     assert told == [f"error: No space left on device: '{name}'."]
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+@pytest.mark.parametrize("fault", ["cut", "spoilt"])
+def test_a_compressed_file_that_breaks_off_is_told(
+    fault: str, kind: str, model: str, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    module = gzip if kind == "gz" else lzma
+    lines = [f"{number} abc" for number in range(2000)]
+    data = bytearray(module.compress("".join(f"{line}\n" for line in lines).encode()))
+    if fault == "cut":
+        del data[-20:]
+    else:
+        data[-6 if kind == "gz" else len(data) // 2] ^= 255
+    (tmp_path / f"in.{kind}").write_bytes(data)
+    assert main(["translate", model, "-i", str(tmp_path / f"in.{kind}")]) == 2
+    said = capsysbinary.readouterr().err.decode().splitlines()
+    assert said[-1].startswith("error: `--input` must be whole, but is damaged: ")
 
 
 # Streams that are closed: services start programs so.
