@@ -6,7 +6,6 @@ width, G gates, A attention heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from .encoder import Encoded, encode
 from .equations import activate, feed_forward, rms_norm, softmax
 from .int8 import times
 from .network import AttentionBlock, Layer, Network, OutputAttention
+from .threads import Stop
 from .weights import Array
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -42,7 +42,7 @@ class NumpyDecoder:
         network: The model.
         sources: Token ids, none of them empty.
         rows_each: M.
-        check: Called before each step, to end the work by an error.
+        stop: Ends the work by an error, before each step.
 
     Attributes:
         weights: Attention weights (B, A, M, S) of the last step, for each layer that attends.
@@ -53,9 +53,9 @@ class NumpyDecoder:
         network: Network,
         sources: list[list[int]],
         rows_each: int,
-        check: Callable[[], None] = lambda: None,
+        stop: Stop | None = None,
     ) -> None:
-        self._network, self._check = network, check
+        self._network, self._stop = network, stop or Stop()
         self.weights: list[Array] = []
         encoded = encode(network, sources)
         lengths = np.array([len(states) for states in encoded.states])
@@ -70,7 +70,7 @@ class NumpyDecoder:
 
     def step(self, tokens: Ids) -> Array:
         """Read a token of each row (R,) and return the logits of the next (R, V)."""
-        self._check()
+        self._stop.check()
         network = self._network
         x = network.embedding[tokens]
         self.weights = []

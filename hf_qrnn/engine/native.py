@@ -20,6 +20,7 @@ from hf_qrnn.kernels.build import ENGINE_NAME, engine_path
 from .int8 import Int8Matrix
 from .network import AttentionBlock, Layer, Network, OutputAttention
 from .settings import NUM_GATES
+from .threads import Stop
 from .weights import Array, Matrix
 
 CURE = "run `python -m hf_qrnn.kernels.build`"
@@ -57,7 +58,7 @@ def library() -> Any:
             [number, pointer, number, number, pointer, pointer, number, pointer],
         ),
         "qrnn_network_free": (None, [pointer]),
-        "qrnn_decoder_new": (pointer, [pointer, pointer, pointer, number, number]),
+        "qrnn_decoder_new": (pointer, [pointer, pointer, pointer, number, number, pointer]),
         "qrnn_decoder_free": (None, [pointer]),
         "qrnn_decoder_step": (number, [pointer, pointer, pointer]),
         "qrnn_decoder_select": (number, [pointer, pointer, number, pointer, number]),
@@ -128,7 +129,7 @@ class NativeDecoder:
         network: The model.
         sources: Token ids, none of them empty.
         rows_each: M.
-        check: Called before each call of C++, to end the work by an error.
+        stop: Ends the work by an error, within the encoder and before each step.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class NativeDecoder:
         network: NativeNetwork,
         sources: Sequence[Sequence[int]],
         rows_each: int,
-        check: Callable[[], None] = lambda: None,
+        stop: Stop | None = None,
     ) -> None:
         self._network, self._library = network, library()
         vocab = network.settings.vocab_size
@@ -147,13 +148,13 @@ class NativeDecoder:
         assert ids.min() >= 0, "ids count from 0"
         assert ids.max() < vocab, "ids are in the vocabulary"
         self._rows_each, self._num_sources = rows_each, len(sources)
-        self._check, self._num_ids = check, len(ids)
+        self._stop, self._num_ids = stop or Stop(), len(ids)
         self._num_rows = len(sources) * rows_each
-        self._handle = _checked(
-            self._library.qrnn_decoder_new(
-                network.handle, ids.ctypes.data, lengths.ctypes.data, len(sources), rows_each
-            )
-        )
+        places = (network.handle, ids.ctypes.data, lengths.ctypes.data)
+        flag = self._stop.flag.ctypes.data
+        handle = self._library.qrnn_decoder_new(*places, len(sources), rows_each, flag)
+        self._stop.check()
+        self._handle = _checked(handle)
         weakref.finalize(self, self._library.qrnn_decoder_free, self._handle)
 
     def step(self, tokens: npt.NDArray[np.integer[Any]]) -> Array:
@@ -217,7 +218,7 @@ class NativeDecoder:
         return np.concatenate(parts, axis=1), lengths, scores
 
     def _call(self, name: str, *arguments: Any) -> int:
-        self._check()
+        self._stop.check()
         status = int(getattr(self._library, f"qrnn_decoder_{name}")(self._handle, *arguments))
         if status < 0:
             raise MemoryError(

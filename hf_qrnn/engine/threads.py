@@ -8,14 +8,34 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
-Check = Callable[[], None]
-"""Raises `StoppedError` where nobody wants the result any more."""
+import numpy as np
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 class StoppedError(Exception):
     """An error or Ctrl-C has ended the work elsewhere."""
+
+
+class Stop:
+    """Tells threads that nobody wants their results any more.
+
+    Attributes:
+        flag: One number, 1 once they are to end; C++ reads it where it is.
+    """
+
+    def __init__(self) -> None:
+        self.flag = np.zeros(1, np.int32)
+
+    def set(self) -> None:
+        """Let every thread end."""
+        self.flag[0] = 1
+
+    def check(self) -> None:
+        """Raise StoppedError where the work is to end."""
+        if self.flag[0]:
+            raise StoppedError
 
 
 def num_cores() -> int:
@@ -26,33 +46,33 @@ def num_cores() -> int:
 
 
 def run_all(
-    function: Callable[[_Item, Check], _Result], items: Sequence[_Item], num_threads: int
+    function: Callable[[_Item, Stop], _Result],
+    items: Sequence[_Item],
+    num_threads: int,
+    *,
+    is_long: bool = False,
 ) -> Iterator[tuple[int, _Result]]:
     """Yield the place of every item with its result, as they are done.
 
     Args:
-        function: Called from several threads at once, with an item and a function that it calls
-            now and then, lest an error or Ctrl-C waits until all of an item is done.
+        function: Called from several threads at once, with an item and what tells it to end.
         items: Those that take longest are the last.
         num_threads: The most threads; 1 is none but the caller's.
+        is_long: An item may take seconds in C++, where no thread hears Ctrl-C. So the main thread,
+            which Python interrupts, waits for another one.
     """
-    if num_threads == 1 or len(items) < 2:
+    stop, is_main = Stop(), threading.current_thread() is threading.main_thread()
+    if not items or ((num_threads == 1 or len(items) < 2) and not (is_long and is_main)):
         for place, item in enumerate(items):
-            yield place, function(item, lambda: None)
+            yield place, function(item, stop)
         return
-    stopped = threading.Event()
-
-    def check() -> None:
-        if stopped.is_set():
-            raise StoppedError
-
     pool = ThreadPoolExecutor(min(num_threads, len(items)))
     try:
         # The longest first, so that no thread has one left when the others are done.
-        places = {pool.submit(function, items[at], check): at for at in reversed(range(len(items)))}
+        places = {pool.submit(function, items[at], stop): at for at in reversed(range(len(items)))}
         for done in as_completed(places):
             yield places[done], done.result()
     finally:
         # After an error nobody wants the rest.
-        stopped.set()
+        stop.set()
         pool.shutdown(cancel_futures=True)

@@ -28,13 +28,14 @@ from .sampling import Sampling, sample
 from .search import Decoder, follow, search
 from .settings import check_count, read_settings, require
 from .streaming import PieceDecoder, TextStream
-from .threads import Check, num_cores, run_all
+from .threads import Stop, num_cores, run_all
 from .tokens import Tokens
 from .weights import Array, Weights
 
 # Tokens of the sources of a batch: what is done for one in one piece takes a moment, and Ctrl-C is
 # heard behind it.
 _BATCH_TOKENS = 16_384
+_LONG = 4096  # tokens of a source
 
 
 class Translator:
@@ -260,23 +261,25 @@ class Translator:
     ) -> dict[int, list[Hypothesis]]:
         """Search for targets of the sources `numbers`, and return them by these."""
 
-        def compute(indices: list[int], check: Check) -> list[list[Hypothesis]]:
+        def compute(indices: list[int], stop: Stop) -> list[list[Hypothesis]]:
             rows = [list(sources[index]) for index in indices]
-            return self._compute(rows, indices, options, check)
+            return self._compute(rows, indices, options, stop)
 
         # Neighbours in length share a batch: the fewest pads, and rows that end at about one time.
         order = sorted(numbers, key=lambda index: len(sources[index]))
         # Whatever the threads, the batches are the same, and with them every bit of the results.
         batches = _batches(order, [len(source) for source in sources], options.batch_size)
         results: dict[int, list[Hypothesis]] = {}
-        for place, found in run_all(compute, batches, options.num_threads or num_cores()):
+        is_long = any(len(sources[index]) > _LONG for index in order[-1:])
+        num_threads = options.num_threads or num_cores()
+        for place, found in run_all(compute, batches, num_threads, is_long=is_long):
             results.update(zip(batches[place], found, strict=True))
             if options.on_batch is not None:
                 options.on_batch(len(batches[place]))
         return results
 
     def _compute(
-        self, rows: list[list[int]], numbers: Sequence[int], options: Options, check: Check
+        self, rows: list[list[int]], numbers: Sequence[int], options: Options, stop: Stop
     ) -> list[list[Hypothesis]]:
         """Search for the targets of one batch, in any thread."""
         settings, num_return = self.generation, options.num_return_sequences
@@ -284,7 +287,7 @@ class Translator:
         limits = [min(limit, MOST_TOKENS) for limit in wanted]
         # Numbers that are too large end as NaN, of which the search speaks.
         with np.errstate(over="ignore", invalid="ignore"):
-            decoder = self._decoder(rows, options.rows_each, check)
+            decoder = self._decoder(rows, options.rows_each, stop)
             if options.sampling is not None:
                 return sample(decoder, settings, limits, num_return, options.sampling, numbers)
             by_paper: Ranking | None = None
@@ -365,20 +368,18 @@ class Translator:
             for text, one in zip(texts, found, strict=True)
         ]
 
-    def _decoder(
-        self, rows: list[list[int]], rows_each: int, check: Check = lambda: None
-    ) -> Decoder:
+    def _decoder(self, rows: list[list[int]], rows_each: int, stop: Stop | None = None) -> Decoder:
         """Make the decoder of all members over sources, with `rows_each` rows of each."""
         if not self._others:
-            return self._own_decoder(rows, rows_each, check)
+            return self._own_decoder(rows, rows_each, stop)
         members = (self, *self._others)
-        decoders = [member._own_decoder(rows, rows_each, check) for member in members]
+        decoders = [member._own_decoder(rows, rows_each, stop) for member in members]
         return EnsembleDecoder(decoders, self._starts, self._vocab_size)
 
-    def _own_decoder(self, rows: list[list[int]], rows_each: int, check: Check) -> Decoder:
+    def _own_decoder(self, rows: list[list[int]], rows_each: int, stop: Stop | None) -> Decoder:
         if isinstance(self._network, NativeNetwork):
-            return NativeDecoder(self._network, rows, rows_each, check)
-        return NumpyDecoder(self._network, rows, rows_each, check)
+            return NativeDecoder(self._network, rows, rows_each, stop)
+        return NumpyDecoder(self._network, rows, rows_each, stop)
 
 
 def _folder(path: str | Path) -> Path:

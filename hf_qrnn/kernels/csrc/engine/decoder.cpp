@@ -26,9 +26,9 @@ Numbers take_rows(const Numbers& numbers, int64_t width, const int64_t* rows, in
 }  // namespace
 
 Decoder::Decoder(const Network& network, const int64_t* ids, std::vector<int64_t> lengths,
-                 int64_t rows_each)
+                 int64_t rows_each, const int32_t* stop)
     : network_(network), lengths_(std::move(lengths)), rows_each_(rows_each) {
-  remember(encode(network, ids, lengths_));
+  remember(encode(network, ids, lengths_, stop));
   const int64_t num_rows = rows(), hidden = network.hidden;
   int64_t widest = std::max(network.embedding_size, hidden);
   for (const Layer& layer : network.decoder) {

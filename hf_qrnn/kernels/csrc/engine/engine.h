@@ -110,7 +110,12 @@ struct Encoded {
   std::vector<Numbers> finals;
 };
 
-Encoded encode(const Network& network, const int64_t* ids, const std::vector<int64_t>& lengths);
+// Thrown where a flag says that nobody waits for the result any more.
+struct Stopped {};
+
+// `stop` is null or such a flag, which another thread may set.
+Encoded encode(const Network& network, const int64_t* ids, const std::vector<int64_t>& lengths,
+               const int32_t* stop);
 
 // x + feed-forward(x), in place, of `rows` rows of H.
 void add_feed_forward(const Network& network, const FeedForward& block, int64_t rows, float* x);
@@ -121,7 +126,7 @@ enum class Progress { goes_on, done, not_a_number };
 class Decoder {
  public:
   Decoder(const Network& network, const int64_t* ids, std::vector<int64_t> lengths,
-          int64_t rows_each);
+          int64_t rows_each, const int32_t* stop);
   int64_t rows() const { return static_cast<int64_t>(lengths_.size()) * rows_each_; }
   // Read a token of each row; logits are (R, V).
   void step(const int64_t* tokens, float* logits);

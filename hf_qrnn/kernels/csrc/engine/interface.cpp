@@ -51,11 +51,13 @@ QRNN_EXPORT void* qrnn_network_new(const int64_t* fields, double score_scale,
 QRNN_EXPORT void qrnn_network_free(void* network) { delete static_cast<Network*>(network); }
 
 QRNN_EXPORT void* qrnn_decoder_new(const void* network, const int64_t* ids, const int64_t* lengths,
-                                   int64_t sources, int64_t rows_each) {
+                                   int64_t sources, int64_t rows_each, const int32_t* stop) {
   try {
     return new Decoder(*static_cast<const Network*>(network), ids,
-                       std::vector<int64_t>(lengths, lengths + sources), rows_each);
+                       std::vector<int64_t>(lengths, lengths + sources), rows_each, stop);
   } catch (const std::bad_alloc&) {
+    return nullptr;
+  } catch (const hf_qrnn::engine::Stopped&) {
     return nullptr;
   }
 }

@@ -229,7 +229,8 @@ namespace {
 // One direction of a layer over one source: inputs x (S, E) to h (S, H') in place in `out`, whose
 // rows lie `stride` apart, and h~ (H').
 void run_direction(const Network& network, const Layer& layer, size_t way, const float* x,
-                   int64_t length, float* out, int64_t stride, float* h_tilde) {
+                   int64_t length, float* out, int64_t stride, float* h_tilde,
+                   const int32_t* stop) {
   const Kernels& k = *network.kernels;
   const bool reverse = layer.reverses[way];
   const int64_t width = layer.input_size, before = layer.kernel_size - 1;
@@ -245,6 +246,7 @@ void run_direction(const Network& network, const Layer& layer, size_t way, const
   const int64_t most = std::min<int64_t>(length, 96);
   Numbers activations(most * gates);
   for (int64_t first = 0; first < length; first += most) {
+    if (stop && __atomic_load_n(stop, __ATOMIC_RELAXED)) throw Stopped();
     const int64_t count = std::min(most, length - first);
     k.product(padded.data() + first * width, width, count, layer.convolutions[way].panels(),
               layer.biases[way].data(), activations.data(), gates, false);
@@ -259,7 +261,7 @@ void run_direction(const Network& network, const Layer& layer, size_t way, const
 
 // One layer over one source: x (S, E) to the output (S, H or E + H) and h~ (H).
 Numbers run_encoder_layer(const Network& network, const Layer& layer, const Numbers& x,
-                          int64_t length, float* h_tilde) {
+                          int64_t length, float* h_tilde, const int32_t* stop) {
   const Kernels& k = *network.kernels;
   const int64_t width = layer.input_size, hidden = network.hidden;
   Numbers normed;
@@ -275,7 +277,7 @@ Numbers run_encoder_layer(const Network& network, const Layer& layer, const Numb
   const int64_t units = hidden / static_cast<int64_t>(layer.reverses.size());
   for (size_t way = 0; way < layer.reverses.size(); ++way) {
     const int64_t at = static_cast<int64_t>(way) * units;
-    run_direction(network, layer, way, inputs, length, out.data() + at, hidden, h_tilde + at);
+    run_direction(network, layer, way, inputs, length, out.data() + at, hidden, h_tilde + at, stop);
   }
   if (layer.adds_input) {
     for (int64_t i = 0; i < length * hidden; ++i) out.data()[i] += x.data()[i];
@@ -293,7 +295,8 @@ Numbers run_encoder_layer(const Network& network, const Layer& layer, const Numb
 
 }  // namespace
 
-Encoded encode(const Network& network, const int64_t* ids, const std::vector<int64_t>& lengths) {
+Encoded encode(const Network& network, const int64_t* ids, const std::vector<int64_t>& lengths,
+               const int32_t* stop) {
   const int64_t hidden = network.hidden, embed = network.embedding_size;
   const int64_t sources = static_cast<int64_t>(lengths.size());
   int64_t total = 0;
@@ -311,7 +314,7 @@ Encoded encode(const Network& network, const int64_t* ids, const std::vector<int
     }
     for (size_t i = 0; i < network.encoder.size(); ++i) {
       x = run_encoder_layer(network, network.encoder[i], x, length,
-                            encoded.finals[i].data() + b * hidden);
+                            encoded.finals[i].data() + b * hidden, stop);
     }
     for (int64_t s = 0; s < length; ++s, states += hidden) {
       const float* row = x.data() + s * hidden;
