@@ -37,6 +37,7 @@ from hf_qrnn.data.json_files import read_json
 from hf_qrnn.data.reading import TextPair, read_lines, read_parallel
 from hf_qrnn.data.translations import one_line
 from hf_qrnn.engine import Translator
+from hf_qrnn.hub.files import put_custom_generate
 from hf_qrnn.hub.push import without_folders
 from hf_qrnn.metrics.edits import token_error_rate, word_error_rate
 from hf_qrnn.metrics.scoring import METRICS, Score, score_translations
@@ -165,11 +166,12 @@ def save(run_folder: Path, folder: Path, args: argparse.Namespace) -> None:
 
 
 def write_code(folder: Path) -> None:
-    """Make the code in a folder of the box equal the package's."""
+    """Make the code in a folder of the box equal the package's; all its models are translators."""
     for old in folder.glob("*_qrnn.py"):
         old.unlink()
     for path in sorted(CODE.glob("*_qrnn.py")):
         shutil.copyfile(path, folder / path.name)
+    put_custom_generate(folder)
 
 
 def _copy(source: Path, target: Path, *names: str) -> None:

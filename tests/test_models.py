@@ -13,12 +13,14 @@ from hf_qrnn import engine
 from hf_qrnn.data.box import describe
 from hf_qrnn.data.json_files import read_json_lines
 from hf_qrnn.data.translations import one_line
+from hf_qrnn.hub.files import CUSTOM_GENERATE
 from hf_qrnn.metrics.edits import token_error_rate, word_error_rate
 from hf_qrnn.metrics.scoring import score_translations
 from hf_qrnn.pronunciation import Pronouncer
 from hf_qrnn.translation.translator import load_translator
 
 ROOT = Path(__file__).resolve().parent.parent
+SEARCH = ROOT / "hf_qrnn/hub/custom_generate.py"
 CODE = {path.name: path.read_bytes() for path in (ROOT / "hf_qrnn/model").glob("*_qrnn.py")}
 BOX = sorted(path for path in (ROOT / "models").iterdir() if path.is_dir())
 # Bytes of the weights: a clone brings all of them.
@@ -61,6 +63,7 @@ def test_code_is_the_packages(folder: Path) -> None:
     cure = "run `python scripts/ship_model.py --refresh`"
     assert sorted(there) == sorted(CODE), cure
     assert [name for name in CODE if there[name] != CODE[name]] == [], cure
+    assert (folder / CUSTOM_GENERATE).read_bytes() == SEARCH.read_bytes(), cure
 
 
 @every_model

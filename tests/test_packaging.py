@@ -9,6 +9,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from hf_qrnn.hub.files import CUSTOM_GENERATE
+
 ROOT = Path(__file__).resolve().parents[1]
 # Each goes through the same door as pip does.
 BUILD = (
@@ -26,6 +28,11 @@ def build(kind: str, folder: Path) -> Path:
     return folder / done.stdout.splitlines()[-1]
 
 
+def names_in(folder: Path) -> set[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return {name for name in found if "__pycache__" not in name}
+
+
 def test_models_are_in_the_wheel_of_a_source_distribution(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     skipped = shutil.ignore_patterns("__pycache__", "*.so")
@@ -41,9 +48,9 @@ def test_models_are_in_the_wheel_of_a_source_distribution(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as packed_wheel:
         packed_wheel.extractall(installed)
     for folder in (ROOT / "models").iterdir():
-        names = {path.name for path in folder.iterdir()} - {"__pycache__"}
         there = installed / "hf_qrnn/models" / folder.name
-        assert {path.name for path in there.iterdir()} == names
+        assert names_in(there) == names_in(folder)
+        assert CUSTOM_GENERATE in names_in(folder)
         weights = "model.safetensors"
         assert (there / weights).read_bytes() == (folder / weights).read_bytes()
     assert (installed / "hf_qrnn/kernels/csrc/ops.cpp").is_file()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from hf_qrnn.model.modeling_qrnn import AUTO_MAP
 
 VERIFICATION_FILE = "verification.safetensors"
 """Inputs and the logits the model gave for them when it was pushed."""
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""Where transformers looks for a search of the model's own, which a push adds to a translator."""
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS = "model.safetensors"
@@ -41,11 +44,23 @@ def kind_of(name: str) -> str | None:
     """
     if name in (_WEIGHTS, _INDEX) or _SHARD.fullmatch(name):
         return "weights"
+    if name == CUSTOM_GENERATE:
+        return "code"
     if name in _CONFIGS:
         return "config"
     if name in TOKENIZER_FILES or name in VOCABULARY_FILES:
         return "tokenizer"
     return "code" if _CODE.fullmatch(name) else None
+
+
+def put_custom_generate(folder: Path) -> None:
+    """Put this release's search by the engine beside a translator.
+
+    No requirements file: transformers would refuse to load the model where the package is missing.
+    """
+    target = folder / CUSTOM_GENERATE
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(Path(__file__).with_name("custom_generate.py"), target)
 
 
 def may_be_shared(name: str) -> bool:

@@ -30,8 +30,8 @@ from yaml import YAMLError
 from hf_qrnn.data.json_files import read_json, read_text
 
 from .client import HubError, commit_of, files_of, has_hash, retry_while_busy
-from .files import kind_of, shared_files
-from .verify import write_verification
+from .files import kind_of, put_custom_generate, shared_files
+from .verify import auto_class_of, write_verification
 
 _REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # A "/" after a letter, "." or ":" is of a relative path or an address, and stays. Among other words
@@ -114,7 +114,7 @@ def copy_shared_files(folder: Path, target: Path, repo: str, *, card: str | None
     """Copy what a push sends from `folder` to `target`, fit for other people's eyes.
 
     Paths in run.json lose their folders, and the card's usage block names the repository. `card`
-    stands in for a missing README.md.
+    stands in for a missing README.md. A translator gets `custom_generate/`.
 
     Raises:
         ValueError: If the folder is no complete model that transformers can load anywhere, or one
@@ -127,6 +127,8 @@ def copy_shared_files(folder: Path, target: Path, repo: str, *, card: str | None
     if run.is_file():
         _write_json(run, without_folders(read_json(run)))
     _forget_paths(target / "tokenizer_config.json")
+    if auto_class_of(read_json(target / "config.json")) == "AutoModelForSeq2SeqLM":
+        put_custom_generate(target)
     if readme.is_file():
         card = read_text(readme)
     if card is not None:
@@ -134,9 +136,15 @@ def copy_shared_files(folder: Path, target: Path, repo: str, *, card: str | None
         readme.write_text(text, encoding="utf-8")
     # Looked for in what is really sent, after every change: a log line or a card may hold it.
     token = (get_token() or "").encode()
-    for path in target.iterdir():
-        if token and token in path.read_bytes():
-            raise ValueError(f"`MODEL` must not hold your token, but {path.name!r} does.")
+    for name in _names(target):
+        if token and token in (target / name).read_bytes():
+            raise ValueError(f"`MODEL` must not hold your token, but {name!r} does.")
+
+
+def _names(staged: Path) -> list[str]:
+    """List the files of a folder as the Hub names them."""
+    files = (path for path in staged.rglob("*") if path.is_file())
+    return sorted(path.relative_to(staged).as_posix() for path in files)
 
 
 def _forget_paths(path: Path) -> None:
@@ -318,12 +326,12 @@ class _HubBranch:
         there = {entry.path: entry for entry in files_of(self.api, self.repo, head)}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         changed = []
-        for path in sorted(staged.iterdir()):
+        for name in _names(staged):
             # By hash, so that the same folder again is no commit and no upload.
-            if path.name in there and has_hash(path, there[path.name]):
+            if name in there and has_hash(staged / name, there[name]):
                 continue
-            changed.append(path.name)
-            operations.append(CommitOperationAdd(path.name, str(path)))
+            changed.append(name)
+            operations.append(CommitOperationAdd(name, str(staged / name)))
         for name in sorted(there):
             # A shard or module of an earlier push must not stay among the new ones. Files that are
             # none of a model's (pictures, a licence) belong to whoever put them there.

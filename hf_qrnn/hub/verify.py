@@ -160,14 +160,15 @@ def _reason(error: Exception) -> str:
 def _hashes(folder: Path) -> dict[str, str]:
     """Compute SHA-256 of the files that make up the model, by name."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        if kind_of(path.name) is not None and path.is_file():
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if kind_of(name) is not None and path.is_file():
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 # In blocks: weights may be larger than the memory.
                 while block := file.read(1 << 20):
                     digest.update(block)
-            found[path.name] = digest.hexdigest()
+            found[name] = digest.hexdigest()
     return found
 
 

@@ -23,6 +23,7 @@ from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import (
     GenerateBeamEncoderDecoderOutput,
     GenerateEncoderDecoderOutput,
@@ -33,11 +34,10 @@ from hf_qrnn.engine.decoder import NumpyDecoder
 from hf_qrnn.engine.generation import GenerationSettings
 from hf_qrnn.engine.native import NativeDecoder, NativeNetwork
 from hf_qrnn.engine.network import Network, read_network
-from hf_qrnn.engine.search import search
+from hf_qrnn.engine.search import Found, follow, hypothesis, search
 from hf_qrnn.engine.settings import require, settings_of
 from hf_qrnn.engine.weights import Array
 from hf_qrnn.model.internals_qrnn import is_hooked
-from hf_qrnn.model.limits_qrnn import RowLimits
 
 # Outputs of every step, which the engine does not keep.
 _STEP_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -55,12 +55,13 @@ def native_generate(
     stopping_criteria: Iterable[StoppingCriteria],
     generation_config: GenerationConfig,
     inputs_tensor: torch.Tensor | None = None,
+    streamer: BaseStreamer | None = None,
+    assistant_model: Any = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | GenerateEncoderDecoderOutput | GenerateBeamEncoderDecoderOutput:
     """Search greedily or by beams, as `generate()` does; transformers calls this.
 
-    Weights are read from the model, and packed again when they have changed. A streamer is not
-    handed on by transformers, and hears nothing but the start token.
+    Weights are read from the model, and packed again when they have changed.
 
     Args:
         model: A QRNNForConditionalGeneration on the CPU, in float32 and evaluation mode.
@@ -69,6 +70,8 @@ def native_generate(
         stopping_criteria: Limits of length, of all rows or of each (`RowLimits`), and end tokens.
         generation_config: Of this call, complete.
         inputs_tensor: Source ids (B, S).
+        streamer: Hears the tokens of one source as they come.
+        assistant_model: None: the engine has no use for one.
         model_kwargs: What transformers prepared besides; `attention_mask` (B, S) is read. None of
             these is a parameter, or transformers would keep it from the model.
 
@@ -80,7 +83,7 @@ def native_generate(
         ValueError: If the engine does not do what is asked, or the model computes NaN.
     """
     _check_model(model)
-    _check_wishes(generation_config, model_kwargs.get("past_key_values"))
+    _check_wishes(generation_config, model_kwargs.get("past_key_values"), assistant_model)
     sources = _sources(inputs_tensor, model_kwargs.get("attention_mask"), model.config.vocab_size)
     settings = _settings(input_ids, logits_processor, generation_config)
     limits = _limits(stopping_criteria, len(sources))
@@ -91,7 +94,10 @@ def native_generate(
         network = _network_of(model)
         kind = NativeDecoder if isinstance(network, NativeNetwork) else NumpyDecoder
         decoder = kind(network, sources, num_beams)  # type: ignore[arg-type]
-        found = search(decoder, settings, limits, num_beams, num_return)
+        if streamer is None:
+            found = search(decoder, settings, limits, num_beams, num_return)
+        else:
+            found = [[_streamed(decoder, settings, limits, streamer)]]
     hypotheses = [one for some in found for one in some]
     sequences = _sequences(hypotheses, settings, generation_config)
     if not generation_config.return_dict_in_generate:
@@ -100,6 +106,21 @@ def native_generate(
         return GenerateEncoderDecoderOutput(sequences=sequences)  # type: ignore[arg-type]
     scores = torch.tensor([one.score for one in hypotheses])
     return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=scores)  # type: ignore[arg-type]
+
+
+def _streamed(
+    decoder: Any, settings: GenerationSettings, limits: list[int], streamer: BaseStreamer
+) -> Hypothesis:
+    """Search greedily for the target of one source; the streamer hears each token."""
+    given = f"{len(limits)} with a `streamer`"
+    require("input_ids", "one row for the engine's stream", given, len(limits) == 1)
+    ids, total = [], 0.0
+    for token, log_probability in follow(decoder, settings, limits[0]):
+        ids.append(token)
+        total += log_probability
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    return hypothesis(Found(ids, total, total), settings.ends, limits[0])
 
 
 class _StateDict:
@@ -160,7 +181,9 @@ def _check_model(model: Any) -> None:
             )
 
 
-def _check_wishes(config: GenerationConfig, cache: Any) -> None:
+def _check_wishes(config: GenerationConfig, cache: Any, assistant: Any) -> None:
+    given = type(assistant).__name__
+    require("assistant_model", "None for the engine", given, assistant is None)
     mode = config.get_generation_mode().value
     fits = mode in ("greedy_search", "beam_search")
     require("custom_generate", "None for another search than greedy or beams", mode, fits)
@@ -231,8 +254,9 @@ def _each_limit(criteria: Iterable[StoppingCriteria]) -> Iterator[torch.Tensor]:
     for one in criteria:
         if isinstance(one, MaxLengthCriteria):
             yield torch.tensor(one.max_length - 1)  # the start token counts in this one
-        elif isinstance(one, RowLimits):
-            yield one.limits
+        # By name, not by class: the package's class and a Hub folder's may meet in one process.
+        elif type(one).__name__ == "RowLimits":
+            yield one.limits  # type: ignore[attr-defined]
         elif not isinstance(one, EosTokenCriteria):
             rule = "limits of length and end tokens for the engine"
             require("stopping_criteria", rule, type(one).__name__, False)

@@ -116,6 +116,9 @@ class QRNNPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         check_quantized(model)
         leave_unpacked(model)
+        # transformers puts a repository's `custom_generate/` in the place of the method. Here it is
+        # for those who ask for it by name: the method is this class's.
+        vars(model).pop("generate", None)
         return loaded
 
     @staticmethod

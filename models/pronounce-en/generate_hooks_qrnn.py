@@ -6,6 +6,7 @@ Shapes: B batch, T target length, H units, V vocabulary.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -141,6 +142,23 @@ class LanguageModelHead(GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         # A key-value cache cannot hold a recurrent state; ours is made below.
         return False
+
+    def _extract_generation_mode_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Hand a streamer and an assistant on to a `custom_generate` function that names them.
+
+        transformers keeps both to itself, and a function could neither serve nor refuse them.
+        """
+        hook = super()._extract_generation_mode_kwargs  # type: ignore[misc]
+        # By the names it has today: of a later transformers' others nothing is asked.
+        given = inspect.signature(hook).bind(*args, **kwargs).arguments
+        found: dict[str, Any] = hook(*args, **kwargs)
+        function = given.get("custom_generate")
+        if callable(function):
+            wanted = inspect.signature(function).parameters
+            for name in ("streamer", "assistant_model"):
+                if name in wanted and given.get(name) is not None:
+                    found[name] = given[name]
+        return found
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_qrnn.cli.main import main
-from hf_qrnn.hub.files import kind_of, shared_files
+from hf_qrnn.hub.files import CUSTOM_GENERATE, kind_of, shared_files
 from hf_qrnn.hub.push import push
 from hf_qrnn.hub.verify import VERIFICATION_FILE
 
@@ -51,7 +51,8 @@ def test_only_names_of_the_list_are_sent(run: Path, hub: HubStandIn) -> None:
     ):  # fmt: skip
         (run / name).write_text("{}")
     push(run, REPO)
-    assert set(hub.files(REPO)) == MODEL | RECORDS | {VERIFICATION_FILE, ".gitattributes"}
+    added = {VERIFICATION_FILE, CUSTOM_GENERATE, ".gitattributes"}
+    assert set(hub.files(REPO)) == MODEL | RECORDS | added
 
 
 def test_vocabularies_are_sent_where_the_tokenizer_is_made_of_them(run: Path) -> None:
@@ -143,6 +144,8 @@ def test_an_index_that_names_anything_else_is_refused(name: object, run: Path) -
         ("generation_config.json", "config"),
         ("spiece.model", "tokenizer"),
         ("modeling_qrnn.py", "code"),
+        ("custom_generate/generate.py", "code"),
+        ("custom_generate/other.py", None),
         ("README.md", None),
         ("secret.model", None),
         ("train.py", None),

@@ -31,7 +31,7 @@ TRAVELLERS = travellers()
 SHARED = TRAVELLERS | {
     "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "run.json", "metrics.jsonl", "learning_curve.png",
-    "verification.safetensors", ".gitattributes",
+    "verification.safetensors", ".gitattributes", "custom_generate/generate.py",
 }  # fmt: skip
 COMMIT = "POST .*/commit/"
 

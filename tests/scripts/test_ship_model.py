@@ -87,6 +87,8 @@ def test_code_is_written_anew(ship_model: Any, tmp_path: Path) -> None:
     assert list(other.iterdir()) == []
     there = {path.name: path.read_bytes() for path in folder.glob("*.py")}
     assert there == {path.name: path.read_bytes() for path in ship_model.CODE.glob("*_qrnn.py")}
+    search = ship_model.CODE.parent / "hub/custom_generate.py"
+    assert (folder / "custom_generate/generate.py").read_bytes() == search.read_bytes()
     assert (folder / "config.json").read_text() == "{}"
 
 

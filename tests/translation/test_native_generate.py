@@ -7,6 +7,7 @@ import torch
 from engine_models import VOCAB_SIZE, random_config, random_model, random_sources
 from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from hf_qrnn import QRNNCache, QRNNForCausalLM, QRNNForConditionalGeneration
 from hf_qrnn.model.limits_qrnn import RowLimits
@@ -110,6 +111,55 @@ def test_without_the_library_numpy_computes(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(found, model.generate(**inputs, max_new_tokens=6))
 
 
+class Heard(BaseStreamer):
+    """Keeps what a streamer hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.heard.append(value.tolist())
+
+    def end(self) -> None:
+        self.heard.append("end")
+
+
+@pytest.mark.parametrize("options", [{}, {"no_repeat_ngram_size": 2}], ids=["plain", "changed"])
+def test_streamer_hears_what_it_hears_of_generate(options: dict[str, Any]) -> None:
+    for seed in range(4):
+        model, inputs = model_of(seed), batch(seed)
+        one = inputs["input_ids"][:1, : int(inputs["attention_mask"][0].sum())]
+        ours, theirs = Heard(), Heard()
+        given = {**options, "max_new_tokens": 9}
+        found = model.generate(one, **given, streamer=ours, custom_generate=native_generate)
+        assert torch.equal(found, model.generate(one, **given, streamer=theirs))
+        assert ours.heard == theirs.heard
+        assert len(ours.heard) > 2
+
+
+def test_streamer_of_several_rows_or_beams_is_refused() -> None:
+    model, inputs = model_of(), batch()
+    options = {"max_new_tokens": 5, "custom_generate": native_generate, "streamer": Heard()}
+    with pytest.raises(
+        ValueError, match=r"`input_ids` must be one row .* is '6 with a `streamer`'"
+    ):
+        model.generate(**inputs, **options)
+    with pytest.raises(ValueError, match="`streamer` cannot be used with beam search"):
+        model.generate(inputs["input_ids"][:1], **options, num_beams=2)
+
+
+def test_a_function_that_does_not_name_streamers_gets_none() -> None:
+    given: list[Any] = []
+
+    def search(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        given.append(kwargs.keys() & {"streamer", "assistant_model"})
+        return input_ids
+
+    model, inputs = model_of(), batch()
+    model.generate(**inputs, streamer=Heard(), assistant_model=model, custom_generate=search)
+    assert given == [set()]
+
+
 class Other(LogitsProcessor):
     """Anything."""
 
@@ -129,6 +179,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "`logits_processor` must be .* but is 'Other'",
         {"logits_processor": LogitsProcessorList([Other()])},
     ),
+    "lookup": (
+        "`custom_generate` must be None for another search .* 'assisted_generation'",
+        {"prompt_lookup_num_tokens": 3},
+    ),
     "time": ("`stopping_criteria` must be .* but is 'MaxTimeCriteria'", {"max_time": 1.0}),
     "prompt": (
         r"`decoder_input_ids` must be one start token for the engine, but is \[3, 5\]",
@@ -145,6 +199,12 @@ def test_what_the_engine_does_not_do_is_refused(sentence: str, options: dict[str
         options = {"past_key_values": QRNNCache(model.config.decoder_layers)}
     with pytest.raises(ValueError, match=sentence):
         model.generate(**inputs, max_new_tokens=5, **options, custom_generate=native_generate)
+
+
+def test_an_assistant_is_refused() -> None:
+    model, inputs = model_of(), batch()
+    with pytest.raises(ValueError, match="`assistant_model` must be None for the engine, but is"):
+        model.generate(**inputs, assistant_model=model, custom_generate=native_generate)
 
 
 def test_models_that_the_engine_cannot_compute_are_refused() -> None:
