@@ -6,6 +6,8 @@
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "../simd.h"
@@ -107,6 +109,10 @@ QRNN_INLINE Integers multiply_pairs(Shorts a, Shorts b) {
   return bits_of<Integers>(_mm256_madd_epi16(bits_of<__m256i>(a), bits_of<__m256i>(b)));
 #elif defined(__SSE2__)
   return bits_of<Integers>(_mm_madd_epi16(bits_of<__m128i>(a), bits_of<__m128i>(b)));
+#elif defined(__aarch64__)
+  const int16x8_t p = bits_of<int16x8_t>(a), q = bits_of<int16x8_t>(b);
+  const int32x4_t low = vmull_s16(vget_low_s16(p), vget_low_s16(q));
+  return bits_of<Integers>(vpaddq_s32(low, vmull_high_s16(p, q)));
 #else
   Integers sums;
   for (int lane = 0; lane < kLanes; ++lane) {

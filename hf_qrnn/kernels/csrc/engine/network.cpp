@@ -4,6 +4,11 @@
 
 #include "engine.h"
 
+// Every x86-64 has SSE2; a test takes it away to compile what other processors run.
+#if defined(__x86_64__) && defined(__SSE2__)
+#define QRNN_X86
+#endif
+
 namespace hf_qrnn {
 namespace engine {
 
@@ -16,7 +21,7 @@ Numbers::Numbers(int64_t size) : size_(size) {
 }
 
 int64_t num_instruction_sets() {
-#if defined(__x86_64__)
+#if defined(QRNN_X86)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
   const bool has_512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -88,7 +93,7 @@ void pack_int8(const Kernels& kernels, const int8_t* source, const float* scales
 }
 
 const Kernels* kernels_of(int64_t instruction_set) {
-#if defined(__x86_64__)
+#if defined(QRNN_X86)
   if (instruction_set == 3) return &vnni::kKernels;
   if (instruction_set == 2) return &avx512::kKernels;
   if (instruction_set == 1) return &avx2::kKernels;
