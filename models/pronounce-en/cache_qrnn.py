@@ -112,10 +112,12 @@ class QRNNCacheLayer(CacheLayerMixin):
             assert past is not None, "a layer that records needs every step's state"
             self._window.append(tuple(past))
 
-    def advance(self, state: LayerState) -> None:
-        """Replace the state after one more step, which is not recorded."""
+    def advance(self, state: LayerState, past: LayerPast | None = None) -> None:
+        """Replace the state after one more step, recorded in `past`; nobody else has `state`."""
         self._keep_state(state)
         self.num_steps = self.num_steps + 1
+        if past is not None:
+            self._window.append(tuple(past))
 
     def remember(self, memory: Memory) -> Memory:
         """Keep `memory` and return what is kept."""

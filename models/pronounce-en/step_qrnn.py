@@ -34,12 +34,12 @@ from .checks_qrnn import check_token_ids
 from .connect_qrnn import is_plain_dropout, plain_norm
 from .decoder_qrnn import QRNNDecoder, QRNNDecoderLayer
 from .internals_qrnn import is_untouched, runs_eagerly
-from .layers_qrnn import LayerState, QRNNLayer
+from .layers_qrnn import LayerPast, LayerState, QRNNLayer
 from .pool_kinds_qrnn import POOL_KINDS
 from .pooling_qrnn import pool_eagerly
 from .products_qrnn import linear
 
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def step(
@@ -78,10 +78,12 @@ def _layer_step(
     window = torch.cat([kept.inputs, _normed(layer.connection.norm, x)], dim=1)  # (R, K, E)
     gates = _product(qrnn.convolution, window.flatten(1)[:, None])  # (R, 1, G*H)
     h, _, c, _ = pool_eagerly(gates, kept.gate_bias, kept.c, qrnn.pooling, qrnn.pool_backend)
+    assert kept.c is not None, "asked above"
+    past = LayerPast(window, None, kept.c, c[:, None]) if kept.record_past else None
     # A view, which keeps one input more than it needs.
-    kept.advance(LayerState(window[:, 1:], c))
+    kept.advance(LayerState(window[:, 1:], c), past)
     if layer.attends_inside:
-        cell = c[:, None]  # (R, 1, H)
+        cell = c[:, None].to(x.dtype)  # (R, 1, H); of halves the state is float32
         h = _product(attention.context, _attend(attention, cell, kept, bias))
         h = h + _product(attention.cell, cell)
         if POOL_KINDS[qrnn.pooling].has_output_gate:
@@ -175,12 +177,14 @@ def _is_plain_embedding(embedding: nn.Module) -> bool:
 
 
 def _goes_on(kept: QRNNCacheLayer, num_rows: int, like: torch.Tensor) -> bool:
-    """Tell whether a layer of a cache holds a state of as many rows, and records nothing."""
-    tensors = (kept.inputs, kept.c, kept.gate_bias, kept.source_keys)
+    """Tell whether a layer of a cache holds a state of as many rows."""
+    tensors = (kept.inputs, kept.gate_bias, kept.source_keys)
     return (
         type(kept) is QRNNCacheLayer
-        and not kept.record_past
         and kept.num_rows == num_rows
+        and kept.c is not None
+        and kept.c.dtype == torch.promote_types(like.dtype, torch.float32)
+        and kept.c.device == like.device
         and all(x is None or (x.dtype == like.dtype and x.device == like.device) for x in tensors)
         and (kept.source_keys is None or num_rows % kept.source_keys.shape[0] == 0)
     )

@@ -58,14 +58,22 @@ def run(head: str, model: Any, inputs: dict[str, torch.Tensor], ids: torch.Tenso
 def stepped(
     head: str, model: Any, inputs: dict[str, torch.Tensor], ids: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    cache, given = QRNNCache(model.config.decoder_layers), {}
-    name = "input_ids" if head == "language model" else "decoder_input_ids"
-    if head == "seq2seq":
-        with torch.no_grad():
-            encoded = model.get_encoder()(**inputs)
-        given = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+    cache = QRNNCache(model.config.decoder_layers)
+    given, name = _source_of(head, model, inputs)
     for part in ids.split(1, 1):
         yield model(**given, **{name: part}, past_key_values=cache).logits
+
+
+def _source_of(
+    head: str, model: Any, inputs: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], str]:
+    """Return what every step is given besides its ids, and what those are called."""
+    if head == "language model":
+        return {}, "input_ids"
+    with torch.no_grad():
+        encoded = model.get_encoder()(**inputs)
+    given = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+    return given, "decoder_input_ids"
 
 
 def whole(head: str, model: Any, inputs: dict[str, torch.Tensor], ids: torch.Tensor) -> Any:
@@ -99,11 +107,12 @@ def test_generate_takes_the_short_way_in_every_search(head: str, steps: list[int
         assert steps == [rows] * 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @torch.no_grad()
-def test_step_in_float32_is_exact(steps: list[int]) -> None:
+def test_step_is_exact(dtype: torch.dtype, steps: list[int]) -> None:
     # The same products, sums and roots in the same order as the modules'.
     for changes in VARIANTS.values():
-        model, inputs = seq2seq(**changes).float(), source()
+        model, inputs = seq2seq(**changes).to(dtype), source()
         ids = torch.randint(4, 13, (3, 5))
         short = run("seq2seq", model, inputs, ids)
         assert len(steps) == 4
@@ -210,12 +219,6 @@ def test_training_goes_by_the_modules(steps: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_halves_go_by_the_modules(steps: list[int]) -> None:
-    run("seq2seq", seq2seq().bfloat16(), source(), torch.randint(4, 13, (3, 3)))
-    assert not steps
-
-
-@torch.no_grad()
 def test_outputs_that_are_wanted_come() -> None:
     model, inputs = seq2seq(**MODERN), source()
     outputs = model.generate(
@@ -273,12 +276,53 @@ def test_masks_are_heeded(steps: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_recording_and_static_caches_go_by_the_modules(steps: list[int]) -> None:
-    model, inputs = seq2seq(), source()
-    model.generate(**inputs, max_new_tokens=5, cache_implementation="static")
-    row = {name: x[:1] for name, x in inputs.items()}
-    model.generate(**row, max_new_tokens=5, prompt_lookup_num_tokens=3)
+def test_static_caches_go_by_the_modules(steps: list[int]) -> None:
+    seq2seq().generate(**source(), max_new_tokens=5, cache_implementation="static")
     assert not steps
+
+
+@BOTH
+@EVERY_VARIANT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_recorded_steps_are_taken_back(
+    head: str, changes: dict[str, Any], dtype: torch.dtype, steps: list[int]
+) -> None:
+    model, inputs = HEADS[head][0](**changes).to(dtype), HEADS[head][1]()
+    ids, others = torch.randint(4, 13, (3, 6)), torch.randint(4, 13, (3, 2))
+
+    def logits(short: bool) -> torch.Tensor:
+        listener = None
+        if not short:
+            listener = model.model.decoder.register_forward_hook(lambda *_: None)
+        cache, found = QRNNCache(model.config.decoder_layers), []
+        cache.activate_past_recording()
+        given, name = _source_of(head, model, inputs)
+        for part in ids.split(1, 1):
+            found.append(model(**given, **{name: part}, past_key_values=cache).logits)
+        cache.crop(-3)
+        assert cache.get_seq_length() == 3
+        for part in (others[:, :1], others[:, 1:]):
+            found.append(model(**given, **{name: part}, past_key_values=cache).logits)
+        if listener is not None:
+            listener.remove()
+        return torch.cat(found, 1)
+
+    found = logits(short=True)
+    assert steps == [3] * 7
+    assert torch.equal(found, logits(short=False))
+    assert len(steps) == 7
+
+
+@torch.no_grad()
+def test_prompt_lookup_and_assistants_take_the_short_way(steps: list[int]) -> None:
+    model, inputs = seq2seq(), source()
+    row = {name: x[:1] for name, x in inputs.items()}
+    expected = model.generate(**row, max_new_tokens=9)
+    for options in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": copy.deepcopy(model)}):
+        steps.clear()
+        assert torch.equal(model.generate(**row, max_new_tokens=9, **options), expected)
+        assert set(steps) == {1}
 
 
 @pytest.mark.parametrize("make", [seq2seq, language_model])
