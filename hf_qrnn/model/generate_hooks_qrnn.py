@@ -148,7 +148,7 @@ class LanguageModelHead(GenerationMixin):
 
         transformers keeps both to itself, and a function could neither serve nor refuse them.
         """
-        hook = super()._extract_generation_mode_kwargs  # type: ignore[misc]
+        hook = super()._extract_generation_mode_kwargs
         # By the names it has today: of a later transformers' others nothing is asked.
         given = inspect.signature(hook).bind(*args, **kwargs).arguments
         found: dict[str, Any] = hook(*args, **kwargs)
