@@ -88,7 +88,8 @@ class OperationsRecorder(Recorder):
     def record(self, call: Callable[[], Outcome]) -> Callable[[], Outcome]:
         self.recorded.append(call)
         self.played.append(0)
-        index, operations, kept = len(self.played) - 1, Operations(), []
+        index, operations = len(self.played) - 1, Operations()
+        kept: list[Outcome] = []
 
         def play() -> Outcome:
             self.played[index] += 1
