@@ -38,8 +38,9 @@ _SWITCHES = {
 }
 # Fields that change nothing here: of training, of other heads, of transformers.
 _IDLE = (
-    "encoder_kernel_sizes decoder_kernel_sizes pooling attention_layers classifier_pooling zoneout"
-    " dropout embedding_dropout locked_dropout initializer_range forget_bias use_cache pool_backend"
+    "encoder_kernel_sizes decoder_kernel_sizes pooling attention_layers classifier_pooling"
+    " classifier_dropout zoneout dropout embedding_dropout locked_dropout initializer_range"
+    " forget_bias use_cache pool_backend"
     " is_encoder_decoder is_decoder pad_token_id eos_token_id bos_token_id decoder_start_token_id"
     " architectures auto_map model_type dtype torch_dtype transformers_version num_labels id2label"
     " label2id output_attentions output_hidden_states return_dict problem_type tokenizer_class"
