@@ -1,17 +1,15 @@
 """Products of int8 are the same integers everywhere; models of int8 answer as those of floats."""
 
 import itertools
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from engine_models import network_of, random_sources, saved
+from engine_models import floats_of_the_box, network_of, random_sources, saved
 from sources import ROOT
 
-from hf_qrnn import QRNNForConditionalGeneration
 from hf_qrnn.engine import Translator, native
 from hf_qrnn.engine.decoder import NumpyDecoder
 from hf_qrnn.engine.int8 import MOST_INNER, Int8Matrix, quantize_matrix, round_rows, times
@@ -182,13 +180,12 @@ def test_logits_are_near_those_of_floats(
 
 
 def test_trained_model_gives_the_answers_of_its_floats(tmp_path: Path) -> None:
-    box, folder = ROOT / "models" / "pronounce-en", tmp_path / "floats"
-    QRNNForConditionalGeneration.from_pretrained(box).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(box / name, folder)
+    folder = floats_of_the_box("pronounce-en", tmp_path / "floats")
     sizes = quantize(folder, tmp_path / "int8")
     assert sizes.after < 0.3 * sizes.before  # of float32
-    lines = (box / "sample.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "models" / "pronounce-en" / "sample.tsv").read_text(encoding="utf-8").splitlines()
+    )
     words = sorted({line.split("\t")[0] for line in lines})[:200]
     int8 = Translator(tmp_path / "int8", backend="native")
     answers = [

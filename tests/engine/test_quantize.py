@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from engine_models import save, saved
+from engine_models import floats_of_the_box, save, saved
 from safetensors.numpy import load_file, save_file
 from sources import ROOT
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -432,7 +433,7 @@ def test_commands_take_the_folder_by_either_engine(
 ) -> None:
     folder, words = str(tmp_path / "int8"), tmp_path / "words"
     words.write_text("back\ncab\n" * 4)
-    quantize(ROOT / "models" / "pronounce-en", folder)
+    quantize(floats_of_the_box("pronounce-en", tmp_path / "floats"), folder)
     outputs = []
     for engine in ("native", "torch"):
         assert main(["translate", folder, "--engine", engine, "-i", str(words)]) == 0
@@ -441,3 +442,76 @@ def test_commands_take_the_folder_by_either_engine(
         outputs.append(found.out)
     assert outputs[0] == outputs[1]
     assert len(set(outputs[0].splitlines())) == 2
+
+
+def test_what_int8_changes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = ROOT / "models" / "pronounce-en" / "sample.tsv"
+    lines = sample.read_text("utf-8").splitlines()[:20]
+    for name, column in (("words", 0), ("phones", 1)):
+        text = "".join(f"{line.split(chr(9))[column]}\n" for line in lines)
+        (tmp_path / name).write_text(text, "utf-8")
+    floats = str(floats_of_the_box("pronounce-en", tmp_path / "floats"))
+    int8 = str(tmp_path / "int8")
+    files = ["--source", str(tmp_path / "words"), "--references", str(tmp_path / "phones")]
+    assert main(["quantize", floats, "-o", int8, *files, "--num_beams", "2"]) == 0
+    found = capsys.readouterr()
+    assert "stored as int8" in found.err
+    count, *scores = found.out.splitlines()
+    (same,) = re.findall(r"^(\d+) of 20 translations are the same$", count)
+    assert 15 <= int(same) <= 20
+    assert bool(scores) == (int(same) < 20)
+
+
+def test_two_that_differ_are_compared(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = tmp_path / "texts"
+    texts.write_text("das ist gut\n" * 4)
+    answers = iter(["das ist gut", "es geht", "so ist es", "ja"] * 2)
+
+    class Speaker:
+        def __init__(self, folder: str) -> None:
+            self.changed = folder.endswith("int8")
+
+        def translate(self, source: list[str], *, num_beams: int) -> list[list[Any]]:
+            found = [next(answers) for _ in source]
+            texts = ["other", *found[1:]] if self.changed else found
+            return [[SimpleNamespace(text=text)] for text in texts]
+
+    monkeypatch.setattr("hf_qrnn.engine.Translator", Speaker)
+    given = ["--source", str(texts), "--references", str(texts)]
+    assert main(["quantize", str(folder), "-o", str(tmp_path / "int8"), *given]) == 0
+    count, *scores = capsys.readouterr().out.splitlines()
+    assert count == "3 of 4 translations are the same"
+    assert [line.split()[:2] for line in scores[:2]] == [["BLEU", "baseline"], ["BLEU", "system"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--source", "one"], "`--source` and `--references` must be given together, or neither."),
+        (["--num_beams", "0"], "`--num_beams` must be at least 1, but is 0."),
+        (
+            ["--source", "one", "--references", "two"],
+            "`--source` and `--references` must have the same number of lines, at least one, but "
+            "have 1 and 2.",
+        ),
+        (["--source", "none", "--references", "two"], "`--source` must be"),
+    ],
+)
+def test_texts_that_do_not_fit_leave_no_folder(
+    words: list[str],
+    sentence: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    Path("one").write_text("a\n")
+    Path("two").write_text("a\nb\n")
+    assert main(["quantize", str(folder), "-o", "int8", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("int8").exists()

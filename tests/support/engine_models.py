@@ -1,10 +1,12 @@
 """Random translation models in folders, with a tokenizer, for the tests of the engine."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from sources import ROOT
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration, train_character_tokenizer
 from hf_qrnn.engine.network import Network, read_network
@@ -89,3 +91,12 @@ def random_sources(seed: int, num: int = 6, longest: int = 14) -> list[list[int]
     lengths = [0, *(draw.randint(1, longest) for _ in range(num - 1))]
     draw.shuffle(lengths)
     return [[*(draw.randrange(4, VOCAB_SIZE) for _ in range(length)), 1] for length in lengths]
+
+
+def floats_of_the_box(name: str, folder: Path) -> Path:
+    """Save a model of the box, whose weights are int8, as floats, with its tokenizer."""
+    box = ROOT / "models" / name
+    QRNNForConditionalGeneration.from_pretrained(box).save_pretrained(folder)
+    for path in box.glob("tokenizer*.json"):
+        shutil.copy(path, folder)
+    return folder
