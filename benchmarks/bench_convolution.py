@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from ending import end_process
 from results import BOTH, FORWARD, Record, versus
 from running import add_options, run
 from torch import nn
@@ -243,4 +244,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

@@ -49,6 +49,7 @@ from decoding_models import (
     step_numbers,
 )
 from decoding_processes import decode, file_megabytes, has_vnni, translate
+from ending import end_process
 from results import Record, read
 from running import add_common_options, run
 from transformers.utils import logging
@@ -368,4 +369,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

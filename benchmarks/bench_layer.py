@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from controls import LoopQRNN, LSTMTranslator
+from ending import end_process
 from goals import BFLOAT16_GRID, GRID, LONG, SINGLE
 from peers import kernel_names
 from results import BOTH, FORWARD, Record, versus
@@ -352,4 +353,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

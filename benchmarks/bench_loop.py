@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
+from ending import end_process
 
 from hf_qrnn import QRNNConfig, QRNNForConditionalGeneration
 from hf_qrnn.data.batching import Batch, BucketBatchSampler, encode_pairs, make_loader
@@ -225,4 +226,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
+from ending import end_process
 from results import Record, versus
 from running import add_options, run
 
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

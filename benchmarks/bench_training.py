@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 from controls import LSTMTranslator
+from ending import end_process
 from results import Record, versus
 from running import add_options, run
 from torch import nn
@@ -501,4 +502,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

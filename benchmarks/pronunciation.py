@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ending import end_process
 from goals import MISSES, PRONUNCIATION_GOALS, check
 from pronunciation_phantom import count_phantoms, table
 from pronunciation_rivals import MissingRivalError
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _work(options, tuple(words[cut + 1 :]))
     except RunFailedError as error:  # it has said why
         return error.status
+    except BrokenPipeError:  # an OSError, but no mistake
+        raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -145,4 +148,4 @@ def run_rows(rows: Sequence[Row], setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ending import end_process
 
 from hf_qrnn.training.run_folder import write_lines
 
@@ -255,4 +256,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)
