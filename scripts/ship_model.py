@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
@@ -53,6 +54,7 @@ CODE = BOX.parent / "hf_qrnn" / "model"
 _RECORDS = ("README.md", "metrics.jsonl", "learning_curve.png", "attention.png", "test.json")
 SAMPLE, SCORES, ERRORS, NUM_BEAMS = "sample.tsv", "sample.json", "errors.tsv", 5
 _NUM_ERRORS, _NUM_SHOWN = 30, 10
+NUM_RECORDS = 120  # of training: one for five dots of the learning curve
 _WEIGHTS = ("bfloat16", "int8", "float32")
 _ERRORS_HEAD = "kind\tsource\treference\ttranslation"
 _OUT_OF_DOMAIN = """\
@@ -121,6 +123,8 @@ def run(args: argparse.Namespace) -> None:
             finish_pronouncer(args.run, staged, targets)
         else:
             finish_translator(args, staged, texts)
+        # The card is of all records.
+        thin_records(staged)
         if folder.exists():
             folder.rename(Path(place) / "old")
         staged.rename(folder)
@@ -162,6 +166,9 @@ def save(run_folder: Path, folder: Path, args: argparse.Namespace) -> None:
     else:
         model.to(getattr(torch, args.weights)).save_pretrained(folder)
         AutoTokenizer.from_pretrained(run_folder).save_pretrained(folder)
+    # The sample is scored with as many, and so whoever asks for nothing else gets what was scored.
+    path = folder / "generation_config.json"
+    _write_json(path, {**read_json(path), "num_beams": NUM_BEAMS})
     write_code(folder)
 
 
@@ -172,6 +179,23 @@ def write_code(folder: Path) -> None:
     for path in sorted(CODE.glob("*_qrnn.py")):
         shutil.copyfile(path, folder / path.name)
     put_custom_generate(folder)
+
+
+def thin_records(folder: Path) -> None:
+    """Leave as many training records in metrics.jsonl as the learning curve can show.
+
+    The lines that stay are as they were: all that are no training record, the last training record,
+    and before it others at equal distances.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    train = [i for i, line in enumerate(lines) if json.loads(line)["kind"] == "train"]
+    every = math.ceil(len(train) / NUM_RECORDS) or 1
+    dropped = set(train) - set(train[::-1][::every])
+    kept = "".join(f"{line}\n" for i, line in enumerate(lines) if i not in dropped)
+    path.write_text(kept, encoding="utf-8")
 
 
 def _copy(source: Path, target: Path, *names: str) -> None:

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from hf_qrnn.translation.translator import Translator
 
 
-def add_decoding(add: Any, *, num_beams: int = 1) -> None:
-    """Add the flags of the search to a command, by its `add_argument`; `num_beams` is a default."""
-    beams = f"width of the beam search; 1 is greedy search (default: {num_beams})"
+def add_decoding(add: Any, *, num_beams: int | None = None) -> None:
+    """Add the flags of the search to a command, by its `add_argument`.
+
+    Args:
+        add: Of the parser.
+        num_beams: The default; None is what the model says (`choose_beams`).
+    """
+    default = "num_beams of the model's generation_config.json, else 1"
+    beams = f"width of the beam search; 1 is greedy search (default: {num_beams or default})"
     add("--num_beams", metavar="N", type=int, default=num_beams, help=beams)
     limit = "most tokens of a translation (default: by the lengths in the model's training data)"
     add("--max_new_tokens", metavar="N", type=int, help=limit)
@@ -38,6 +44,46 @@ def check_decoding(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name}` must be at least 1, but is {value}.")
+
+
+def choose_beams(args: argparse.Namespace, translator: Any) -> None:
+    """Fill in `num_beams` where the user gave none: what the model's generation config says.
+
+    Args:
+        args: With `num_beams`.
+        translator: One of torch or of the engine; an ensemble's is its first member's.
+
+    Raises:
+        ValueError: If that is no number of beams.
+    """
+    if args.num_beams is not None:
+        return
+    settings = getattr(translator, "generation", None)
+    if settings is None:
+        settings = translator.model.generation_config
+    found = settings.num_beams
+    found = 1 if found is None else found  # transformers' own default
+    if type(found) is not int or found < 1:
+        raise ValueError(
+            f"'num_beams' of the generation config must be an integer of at least 1, "
+            f"but is {found!r}."
+        )
+    args.num_beams = found
+
+
+def check_n_best(args: argparse.Namespace) -> None:
+    """Raise ValueError where `n_best` is no number of translations that the beams give.
+
+    Without `--num_beams` that is known when the model is there: call it again after `choose_beams`.
+    """
+    most = args.num_beams
+    if most is None:
+        if args.n_best < 1:
+            raise ValueError(f"`--n_best` must be at least 1, but is {args.n_best}.")
+    elif not 1 <= args.n_best <= most:
+        raise ValueError(
+            f"`--n_best` must be in [1, `--num_beams`] = [1, {most}], but is {args.n_best}."
+        )
 
 
 def load(

@@ -15,7 +15,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hf_qrnn.data.flags import typed
 
-from .decoding import add_decoding, add_language, check_decoding, progress_bar, throughput
+from .decoding import (
+    add_decoding,
+    add_language,
+    check_decoding,
+    check_n_best,
+    progress_bar,
+    throughput,
+)
 from .engines import add_engine, check_threads, open_translator
 from .models import model_name
 from .streams import naming
@@ -150,11 +157,7 @@ def _check_distill(args: argparse.Namespace) -> None:
     """Refuse arguments that can be seen to be wrong before anything is read."""
     check_decoding(args)
     check_threads(args)
-    if not 1 <= args.n_best <= args.num_beams:
-        raise ValueError(
-            f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "
-            f"but is {args.n_best}."
-        )
+    check_n_best(args)
     if not 0 <= args.min_probability <= 1:
         raise ValueError(f"`--min_probability` must be in [0, 1], but is {args.min_probability}.")
     output = Path(args.output)

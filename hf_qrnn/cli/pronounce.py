@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_qrnn.data.box import box_names, find_in_box
 from hf_qrnn.data.json_files import read_json
 
-from .decoding import load, progress_bar
+from .decoding import check_n_best, load, progress_bar
 from .engines import add_engine, check_threads, tell_engine
 from .models import model_name
 from .streams import check_files, decode, open_input, open_output, windows
@@ -142,11 +142,7 @@ def _check_pronounce(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name}` must be at least 1, but is {getattr(args, name)}.")
     check_threads(args)
-    if not 1 <= args.n_best <= args.num_beams:
-        raise ValueError(
-            f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "
-            f"but is {args.n_best}."
-        )
+    check_n_best(args)
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"`--threshold` must be in [0, 1], but is {args.threshold}.")
     if args.words and args.input is not None:

@@ -16,6 +16,7 @@ from .decoding import (
     add_decoding,
     add_language,
     check_decoding,
+    choose_beams,
     progress_bar,
     tell_cut,
     throughput,
@@ -164,7 +165,8 @@ def _lines(path: str, flag: str) -> list[str]:
 def _translate_all(source: list[str], args: argparse.Namespace) -> list[str]:
     from hf_qrnn.data.translations import one_line
 
-    translate, _ = open_translator(args.model, args)
+    translate, translator = open_translator(args.model, args)
+    choose_beams(args, translator)
     start = time.perf_counter()
     with progress_bar(total=len(source)) as progress:
         results = translate(

@@ -13,6 +13,8 @@ from .decoding import (
     add_decoding,
     add_language,
     check_decoding,
+    check_n_best,
+    choose_beams,
     progress_bar,
     tell_cut,
     throughput,
@@ -89,6 +91,11 @@ def _translate(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
     needs = None if sampling is None else "--sample"
     translate, translator = open_translator(args.model, args, needs_engine=needs)
+    if sampling is None:
+        choose_beams(args, translator)
+        check_n_best(args)  # before an output is opened
+    else:
+        args.num_beams = 1
     if args.paragraphs:
         translate_paragraphs(translate, translator, args)
         return
@@ -187,11 +194,8 @@ def _check_translate(args: argparse.Namespace) -> None:
     check_threads(args)
     if args.sample:
         _check_sample(args)
-    elif not 1 <= args.n_best <= args.num_beams:
-        raise ValueError(
-            f"`--n_best` must be in [1, `--num_beams`] = [1, {args.num_beams}], "
-            f"but is {args.n_best}."
-        )
+    else:
+        check_n_best(args)
     if args.hidden_states is not None and len(args.model) > 1:
         raise ValueError(
             "`--hidden_states` must be left out with several models, but is "
@@ -210,7 +214,7 @@ def _check_translate(args: argparse.Namespace) -> None:
 
 
 def _check_sample(args: argparse.Namespace) -> None:
-    if args.num_beams > 1:
+    if args.num_beams not in (None, 1):
         raise ValueError(f"`--num_beams` must be 1 with --sample, but is {args.num_beams}.")
     if args.n_best < 1:
         raise ValueError(f"`--n_best` must be at least 1, but is {args.n_best}.")

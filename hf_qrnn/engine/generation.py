@@ -60,6 +60,7 @@ class GenerationSettings:
         length_penalty, early_stopping, repetition_penalty, no_repeat_ngram_size: As transformers
             has them.
         usual_source_chars: Characters of the longest source that is usual in the training data.
+        num_beams: Beams that are best for the model; nothing here takes them by itself.
     """
 
     start: int
@@ -72,6 +73,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     usual_source_chars: int | None = None
+    num_beams: int = 1
 
     def limit(self, source_length: int) -> int:
         """Return the most tokens of a target, as `limits_qrnn.target_limits` does."""
@@ -105,6 +107,8 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     ngram = given.get("no_repeat_ngram_size", 0)
     fits = type(ngram) is int and ngram >= 0
     require("no_repeat_ngram_size", "an integer of at least 0", ngram, fits)
+    beams = given.get("num_beams", 1)
+    require("num_beams", "an integer of at least 1", beams, type(beams) is int and beams > 0)
     penalty = _number(given, "repetition_penalty", 1.0)
     # With a number outside, scores in float32 become infinite.
     rule = "positive, from 1e-06 to 1e+06"
@@ -123,6 +127,7 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
         repetition_penalty=penalty,
         no_repeat_ngram_size=ngram,
         usual_source_chars=given.get("usual_source_chars"),
+        num_beams=beams,
     )
 
 

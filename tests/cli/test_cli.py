@@ -423,7 +423,11 @@ def test_info_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
         (["translate", "M", "--num_beams", "x"], "invalid int value: 'x'"),
         (["translate", "M", "--num_beams", "0"], "`--num_beams` must be at least 1, but is 0."),
         (["translate", "M", "--batch_size", "0"], "`--batch_size` must be at least 1, but is 0."),
-        (["translate", "M", "--n_best", "2"], "in [1, `--num_beams`] = [1, 1], but is 2."),
+        (["translate", "M", "--n_best", "0"], "`--n_best` must be at least 1, but is 0."),
+        (
+            ["translate", "M", "--n_best", "3", "--num_beams", "2"],
+            "in [1, `--num_beams`] = [1, 2], but is 3.",
+        ),
         (["translate", "M", "--attention", "a.jpg"], "one of .png, .svg, .pdf, but is 'a.jpg'."),
         (["translate", "M", "--attention", "no/a.png"], "that of 'no/a.png' does not."),
         (["translate", "M", "-o", "no/a"], "that of 'no/a' does not."),

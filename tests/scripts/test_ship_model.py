@@ -243,3 +243,28 @@ def test_errors_of_other_weights_and_half_filled_lists_are_refused(
     with pytest.raises(ValueError, match=r"the first line of .* must be 'kind"):
         ship_model.run(options(**files, errors=judged))
     assert list((tmp_path / "box").iterdir()) == []
+
+
+@pytest.mark.parametrize(("count", "every"), [(0, 1), (7, 1), (120, 1), (121, 2), (921, 8)])
+def test_training_records_are_thinned_and_all_others_kept(
+    count: int, every: int, ship_model: Any, tmp_path: Path
+) -> None:
+    lines = [json.dumps({"kind": "train", "step": i, "loss": i / 7}) for i in range(1, count + 1)]
+    expected = [x for i, x in enumerate(lines, 1) if (count - i) % every == 0]
+    valid, average = ('{"kind": "valid",  "step": 3}', '{"kind": "average", "step": 9}')
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:3], valid, *lines[3:], average, ""]))
+    for _ in range(2):  # what is thin stays
+        ship_model.thin_records(tmp_path)
+        found = (tmp_path / "metrics.jsonl").read_text().split("\n")
+        assert [x for x in found if "train" in x] == expected
+        assert [x for x in found if "train" not in x] == [valid, average, ""]
+    assert len(expected) <= 120
+
+
+@pytest.mark.parametrize("name", box.box_names())
+def test_records_and_beams_of_the_box_are_as_shipped(name: str, ship_model: Any) -> None:
+    folder = box.find_in_box(name)
+    assert folder is not None
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert sum('"kind": "train"' in line for line in lines) <= ship_model.NUM_RECORDS
+    assert json.loads((folder / "generation_config.json").read_text())["num_beams"] == 5
