@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from bench_training import VOCABULARY, Sizes, marian, modern, paper
-from pronunciation_models import count_parameters, make_lstm
+from equal_sizes import count_parameters
+from pronunciation_models import make_lstm
 from torch import nn
 from transformers import GenerationMixin, MarianConfig, MarianMTModel, PreTrainedModel
 

@@ -169,7 +169,7 @@ class ControlLanguageModel(QRNNForCausalLM):
 
     def __init__(self, config: QRNNConfig) -> None:
         super().__init__(config)
-        self.model.decoder = type(self).stack(self.config)  # type: ignore[assignment]
+        self.model.decoder = type(self).stack(self.config)
 
     @classmethod
     def like(cls, model: QRNNForCausalLM) -> ControlLanguageModel:
@@ -180,7 +180,12 @@ class ControlLanguageModel(QRNNForCausalLM):
 
         def of(width: int) -> ControlLanguageModel:
             sizes = {"hidden_size": width} | ({"embedding_size": width} if same else {})
-            own = {"residual": False, "rms_norm": False, "feed_forward_size": 0, "zoneout": 0.0}
+            own: dict[str, Any] = {
+                "residual": False,
+                "rms_norm": False,
+                "feed_forward_size": 0,
+                "zoneout": 0.0,
+            }
             own |= {"dense_connections": False, "decoder_kernel_sizes": None}
             return cls(QRNNConfig(**{**given, **own, **sizes}))
 

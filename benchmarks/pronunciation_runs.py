@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from equal_sizes import count_parameters
 from pronunciation_data import (
     CMUDICT,
     LANGUAGES,
@@ -26,7 +27,7 @@ from pronunciation_data import (
     without_stress,
     write_table,
 )
-from pronunciation_models import TASKS, count_parameters, load_model
+from pronunciation_models import TASKS, load_model
 from pronunciation_rivals import RIVALS, ask
 from pronunciation_rows import JOINT, Row, read_result, write_result
 from results import Record

@@ -73,13 +73,14 @@ def _compare(args: argparse.Namespace, source: list[str], references: list[str])
     from hf_qrnn.engine import Translator
     from hf_qrnn.metrics.scoring import compare_translations
 
-    systems = []
-    for folder in (args.model, args.output):
+    def translate(folder: str) -> list[str]:
         found = Translator(folder).translate(source, num_beams=args.num_beams)
-        systems.append([one_line(best.text) for best, *_ in found])
-    same = sum(one == other for one, other in zip(*systems, strict=True))
+        return [one_line(best.text) for best, *_ in found]
+
+    before, after = translate(args.model), translate(args.output)
+    same = sum(one == other for one, other in zip(before, after, strict=True))
     said = f"{same} of {len(source)} translations are the same"
     # Of two systems that say the same in all, the bootstrap would call any difference sure.
     if same == len(source):
         return said
-    return f"{said}\n{compare_translations(*systems, references)}"
+    return f"{said}\n{compare_translations(before, after, references)}"
