@@ -13,7 +13,18 @@ from typing import NamedTuple
 
 # What a line may begin with that is no part of a sentence: white space, marks of lists, of
 # quotations and of headings.
-_MARKS = re.compile(r"\ufeff?\s*(?:(?:[-*+•>#]+|\d{1,3}[.)])\s+)*")
+_MARKS = re.compile(
+    r"\ufeff?\s*(?:>\s*|(?:[-–—*+•>#]+|\d{1,3}[.)]|\(?(?:[a-zA-Z]|[ivx]{2,4}|\d{1,3})\)"
+    r"|\[[ xX]\])\s+)*"
+)
+# What stands between the cells of a line: tabs, and in a table of Markdown upright bars.
+_TABS, _BARS = re.compile(r"\t\s*"), re.compile(r"[|\t][|\s]*")
+# What is written in no language: fences of code, tags and characters of HTML, addresses.
+_MARKUP = re.compile(
+    r"\A\s*(?:```|~~~).*|</?[a-zA-Z][^<>]*>|<[a-z]+:[^<>\s]*>|&#?\w+;"
+    r"|\b(?:https?://|www\.)\S+|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+",
+    re.DOTALL,
+)
 _CLOSERS = "\"'”“’‘»«›‹)]}"
 _OPENERS = "\"'”“„‚’‘»«›‹([{¿¡–—- "
 _END = re.compile(rf"(?<![.!?…])[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s)|[。！？]+[」』”’）]*")
@@ -94,10 +105,30 @@ class Part(NamedTuple):
 
 
 def split_line(line: str) -> list[Part]:
-    """Split a line into sentences and what stands between them; joined, they are the line."""
+    """Split a line into sentences and what stands between them; joined, they are the line.
+
+    What tabs part, and in a table of Markdown bars, is no sentence together.
+    """
     start = _start(line)
     end = len(line.rstrip())
     parts = [Part(line[:start], False)]
+    between = _BARS if line.startswith("|", start) else _TABS
+    for match in between.finditer(line, start, end):
+        cell_end = start + len(line[start : match.start()].rstrip())
+        parts += [*_split_cell(line, start, cell_end), Part(line[cell_end : match.end()], False)]
+        start = match.end()
+    parts += [*_split_cell(line, start, end), Part(line[max(start, end) :], False)]
+    kept: list[Part] = []
+    for part in parts:
+        if kept and not (part.is_sentence or kept[-1].is_sentence):
+            part = Part(kept.pop().text + part.text, False)
+        kept.append(part)
+    return [part for part in kept if part.text]
+
+
+def _split_cell(line: str, start: int, end: int) -> list[Part]:
+    """Split what stands from `start` to `end`, no white space at either."""
+    parts = []
     for match in _END.finditer(line, start, end):
         gap = _SPACE.match(line, match.end(), end)
         assert gap is not None, "it may be empty, and is found even then"
@@ -108,8 +139,7 @@ def split_line(line: str) -> list[Part]:
             start = gap.end()
     if start < end:
         parts.append(_part(line[start:end]))
-    parts.append(Part(line[max(start, end) :], False))
-    return [part for part in parts if part.text]
+    return parts
 
 
 def split_clauses(sentence: str, longest: int) -> list[Part]:
@@ -141,7 +171,8 @@ def split_words(text: str, longest: int) -> list[Part]:
 
 def _part(text: str) -> Part:
     # Lines of stars, numbers of points: a model would make something up.
-    return Part(text, _LETTER_OR_DIGIT.search(text) is not None)
+    is_text = _LETTER_OR_DIGIT.search(text) is not None
+    return Part(text, is_text and _LETTER_OR_DIGIT.search(_MARKUP.sub("", text)) is not None)
 
 
 def _start(line: str) -> int:
