@@ -87,7 +87,22 @@ def fields_of(model: BoxModel) -> dict[str, Any]:
 
 
 def _models(args: argparse.Namespace) -> None:
-    found = [describe(folder) for name in box_names() if (folder := find_in_box(name))]
+    found, faults = [], []
+    for name in box_names():
+        folder = find_in_box(name)
+        assert folder is not None, "its name was found there"
+        try:
+            found.append(describe(folder))
+        except ValueError as error:  # of one model: the others are listed
+            faults.append(f"'{name}' is damaged: {error}")
+    if found or not faults:
+        _list(found, args)
+    if faults:
+        raise ValueError(f"The models in the box must be whole, but {' And '.join(faults)}")
+
+
+def _list(found: list[BoxModel], args: argparse.Namespace) -> None:
+    """Print models as a table or as JSON."""
     if args.json:
         import json
 

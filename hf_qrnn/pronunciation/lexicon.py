@@ -20,7 +20,7 @@ def read_lexicon(path: str | Path) -> Lexicon:
     A line is one pronunciation, and a word may have several lines, the usual one first. It is
     either a word, a tab and symbols with blanks between them; or as in CMUdict a word without
     blanks, blanks and symbols, where "read(2)" is a second line of "read" and " # " begins a
-    comment. Blank lines and lines that begin with ";;;" are skipped, and so are the words that
+    comment. Blank lines and lines that begin with ";;;" or, without a tab, "# " are skipped, and so are the words that
     `hf-qrnn pronounce` refused: what it writes is a lexicon.
 
     Raises:
@@ -30,7 +30,8 @@ def read_lexicon(path: str | Path) -> Lexicon:
     """
     lexicon: Lexicon = {}
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip() or line.startswith(";;;"):
+        # In a table "#" may be a word.
+        if not line.strip() or line.startswith(";;;") or re.match(r"#+( [^\t]*)?\Z", line):
             continue
         word, symbols = _parse(line)
         if not word.strip() or not symbols:

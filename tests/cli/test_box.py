@@ -140,3 +140,19 @@ def test_what_is_not_in_the_box_is_refused_as_before(in_box: Path, capsys: Captu
         "`MODEL` must be a folder with a saved model, but is 'fr-en'."
     )
     assert "'fr-en'" in error(capsys, "translate", "fr-en", "--device", "cpu")
+
+
+def test_a_damaged_model_is_named_and_hides_no_other(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    shutil.copytree(package / "models", tmp_path / "models")
+    monkeypatch.setattr(box, "_PACKAGE", tmp_path)
+    names = box.box_names()
+    shutil.copytree(tmp_path / "models" / names[0], tmp_path / "models" / "aaa")
+    (tmp_path / "models" / "aaa" / "README.md").write_text("---\n- [\n---\n")
+    assert main(["models"]) == 2
+    found = capsys.readouterr()
+    assert [line.split()[0] for line in found.out.splitlines()] == ["name", *names]
+    assert "must be whole, but 'aaa' is damaged: The head of '" in found.err
+    assert main(["models", "--json"]) == 2
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)] == names

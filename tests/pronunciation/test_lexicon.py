@@ -74,3 +74,10 @@ def test_file_without_pronunciations_is_refused(tmp_path: Path) -> None:
         read_lexicon(write(tmp_path / "l", ";;; nothing\n\n"))
     with pytest.raises(FileNotFoundError, match="must be an existing file, but is 'none'"):
         read_lexicon("none")
+
+
+def test_lines_of_comment_are_no_words(tmp_path: Path) -> None:
+    text = "# made by hand\n## again # twice\n#\n#HASH HH AE SH\n#\tx\n# a\ty\n"
+    assert read_lexicon(write(tmp_path / "l.dict", text)) == {
+        "#HASH": [split("HH AE SH")], "#": [("x",)], "# a": [("y",)],
+    }  # fmt: skip
