@@ -20,8 +20,8 @@ def read_lexicon(path: str | Path) -> Lexicon:
     A line is one pronunciation, and a word may have several lines, the usual one first. It is
     either a word, a tab and symbols with blanks between them; or as in CMUdict a word without
     blanks, blanks and symbols, where "read(2)" is a second line of "read" and " # " begins a
-    comment. Blank lines and lines that begin with ";;;" or, without a tab, "# " are skipped, and so are the words that
-    `hf-qrnn pronounce` refused: what it writes is a lexicon.
+    comment. Blank lines and lines that begin with ";;;" or, without a tab, "# " are skipped, and so
+    are the words that `hf-qrnn pronounce` refused: what it writes is a lexicon.
 
     Raises:
         FileNotFoundError: If there is no such file.
