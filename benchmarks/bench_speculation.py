@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ending import end_process
 from results import Results, versus
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -99,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 import sacrebleu
 import transformers
+from ending import end_process
 from ladder_rungs import RESULTS, RUNGS, Rung, find_rung, keep, listing, markdown, read_results
 from results import Record
 
@@ -232,4 +233,4 @@ def _work(options: argparse.Namespace, setting: Setting) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ending import end_process
 from reproduction_rows import (
     CARDS,
     RESULTS,
@@ -122,4 +123,4 @@ def write_page(text: str, path: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)
