@@ -72,7 +72,11 @@ def main() -> int:
     add("--box", type=Path, default=BOX, help="the box (models/ of the repository)")
     add("--lines", type=int, default=300, help="sources of the sample (300)")
     add("--weights", default="bfloat16", help=f"{', '.join(_WEIGHTS)} (bfloat16)")
-    add("--sample", type=Path, help="of a pronouncer: table (source TAB target) for the sample")
+    add(
+        "--sample",
+        type=Path,
+        help="of a pronouncer: table (source TAB target [TAB language]) for the sample",
+    )
     add("--sources", type=Path, help="of a translator: the test set's sentences")
     add("--targets", type=Path, help="their translations")
     other = ("NAME", "SOURCES", "TARGETS")
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"`--lines` must be at least 1, but is {args.lines}.")
     if args.weights not in _WEIGHTS:
         raise ValueError(f"`--weights` must be one of {', '.join(_WEIGHTS)}, but is {args.weights}")
-    targets: dict[str, list[str]] = {}
+    targets: Sample = {}
     if args.sample is not None:
         with typed(path="--sample"):
             targets = read_sample(read_lines(args.sample), args.lines)
@@ -213,28 +217,36 @@ def _write_json(path: Path, content: Any) -> None:
 # ------------------------------------------------------------------ pronouncers
 
 
-def read_sample(rows: list[str], lines: int) -> dict[str, list[str]]:
+Sample = dict[tuple[str, str], list[str]]
+"""The right targets of a source of a language; "" where the model has no tags of languages."""
+
+
+def read_sample(rows: list[str], lines: int) -> Sample:
     """Read the targets of the first sources of a table."""
-    targets: dict[str, list[str]] = {}
+    targets: Sample = {}
+    tabs = 2 if rows and rows[0].count("\t") == 2 else 1
     for number, row in enumerate(rows, 1):
-        if row.count("\t") != 1:
-            raise ValueError(f"line {number} of `--sample` must have one tab, but is {row!r}.")
-        source, target = row.split("\t")
-        if source in targets or len(targets) < lines:
-            targets.setdefault(source, []).append(target)
+        if row.count("\t") != tabs:
+            rule = "one tab, or two as the first" if tabs == 1 else "two tabs as the first"
+            raise ValueError(f"line {number} of `--sample` must have {rule}, but is {row!r}.")
+        source, target, language = [*row.split("\t"), ""][:3]
+        if (source, language) in targets or len(targets) < lines:
+            targets.setdefault((source, language), []).append(target)
     if not targets:
         raise ValueError("`--sample` must have lines, but has none.")
     return targets
 
 
-def finish_pronouncer(run_folder: Path, folder: Path, targets: dict[str, list[str]]) -> None:
+def finish_pronouncer(run_folder: Path, folder: Path, targets: Sample) -> None:
     """Add the records of the run, and the scores on words with their right phones."""
     _copy(run_folder, folder, *_RECORDS)
-    sample = "".join(f"{x}\t{target}\n" for x, found in targets.items() for target in found)
-    (folder / SAMPLE).write_text(sample, encoding="utf-8")
-    # As people use it, by the engine, which rounds what meets int8 weights too.
-    pronouncer = Pronouncer(folder, threshold=0, device="cpu", num_beams=NUM_BEAMS)
-    texts = [best.text for best, *_ in pronouncer.pronounce(list(targets))]
+    rows = [
+        "\t".join([word, target, *([language] if language else [])]) + "\n"
+        for (word, language), found in targets.items()
+        for target in found
+    ]
+    (folder / SAMPLE).write_text("".join(rows), encoding="utf-8")
+    texts = pronounce_sample(folder, list(targets))
     right = list(targets.values())
     scores = {
         "lines": len(texts),
@@ -243,6 +255,19 @@ def finish_pronouncer(run_folder: Path, folder: Path, targets: dict[str, list[st
     }
     _write_json(folder / SCORES, scores)
     print(json.dumps(scores))
+
+
+def pronounce_sample(folder: Path, words: Sequence[tuple[str, str]]) -> list[str]:
+    """Pronounce words of languages as people do: by the engine, which rounds to int8 too."""
+    found: dict[tuple[str, str], str] = {}
+    for language in dict.fromkeys(language for _, language in words):
+        own = [word for word, x in words if x == language]
+        pronouncer = Pronouncer(
+            folder, language=language or None, threshold=0, device="cpu", num_beams=NUM_BEAMS
+        )
+        texts = [best.text for best, *_ in pronouncer.pronounce(own)]
+        found |= {(word, language): text for word, text in zip(own, texts, strict=True)}
+    return [found[key] for key in words]
 
 
 # ------------------------------------------------------------------ translators

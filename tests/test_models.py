@@ -41,9 +41,11 @@ assert "hf_qrnn.model.modeling_qrnn" not in sys.modules
 every_model = pytest.mark.parametrize("folder", BOX, ids=lambda folder: folder.name)
 
 
-def sample(folder: Path) -> list[tuple[str, str]]:
+def sample(folder: Path) -> list[tuple[str, str, str]]:
+    """Sources, targets and languages, "" where the model has no tags."""
     lines = (folder / "sample.tsv").read_text(encoding="utf-8").split("\n")[:-1]
-    return [(source, target) for source, target in (line.split("\t") for line in lines)]
+    rows = ([*line.split("\t"), ""][:3] for line in lines)
+    return [(source, target, language) for source, target, language in rows]
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -104,12 +106,17 @@ def test_sample_scores_what_was_stored(folder: Path) -> None:
 
 
 def check_pronouncer(folder: Path, scores: dict[str, Any]) -> None:
-    targets: dict[str, list[str]] = {}
-    for source, target in sample(folder):
-        targets.setdefault(source, []).append(target)
-    pronouncer = Pronouncer(folder, threshold=0, device="cpu")
-    texts = [best.text for best, *_ in pronouncer.pronounce(list(targets))]
-    right = list(targets.values())
+    targets: dict[tuple[str, str], list[str]] = {}
+    for source, target, language in sample(folder):
+        targets.setdefault((language, source), []).append(target)
+    texts: list[str] = []
+    for language in dict.fromkeys(language for language, _ in targets):
+        pronouncer = Pronouncer(folder, language=language or None, threshold=0, device="cpu")
+        words = [word for x, word in targets if x == language]
+        texts += [best.text for best, *_ in pronouncer.pronounce(words)]
+    # By language, as the texts are.
+    right = [found for x in dict.fromkeys(x for x, _ in targets)
+             for (language, _), found in targets.items() if language == x]  # fmt: skip
     assert scores["lines"] == len(texts)
     # Other processors add in another order: of the words one may be a tie.
     assert abs(word_error_rate(texts, right) - scores["word_error_rate"]) < 1.5 / len(texts)
@@ -120,10 +127,10 @@ def check_translator(folder: Path, scores: dict[str, Any]) -> None:
     pairs = sample(folder)
     assert scores["lines"] == len(pairs) >= 100
     results = engine.Translator(folder).translate(
-        [source for source, _ in pairs], num_beams=scores["num_beams"]
+        [source for source, _, _ in pairs], num_beams=scores["num_beams"]
     )
     texts = [one_line(best.text) for best, *_ in results]
-    found = score_translations(texts, [target for _, target in pairs])
+    found = score_translations(texts, [target for _, target, _ in pairs])
     assert found.bleu.score == pytest.approx(scores["bleu"], abs=0.1)
     assert found.chrf.score == pytest.approx(scores["chrf"], abs=0.1)
     assert scores["bleu"] > 20  # it has learnt something
@@ -131,16 +138,19 @@ def check_translator(folder: Path, scores: dict[str, Any]) -> None:
 
 @every_model
 def test_a_stranger_loads_it_without_the_package(folder: Path, tmp_path: Path) -> None:
-    source, _ = sample(folder)[0]
+    source, _, language = sample(folder)[0]
+    tagged = f"<{language}>{source}" if language else source
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder), source],
+        [sys.executable, "-c", LOAD, str(folder), tagged],
         capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     if describe(folder).task == "pronunciation":
-        expected = Pronouncer(folder, threshold=0, device="cpu")(source).text
+        expected = Pronouncer(folder, language=language or None, threshold=0, device="cpu")(
+            source
+        ).text
     else:
         found = load_translator(str(folder), device="cpu").translate([source], num_beams=5)
         expected = found[0][0].text

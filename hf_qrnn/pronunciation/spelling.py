@@ -32,6 +32,8 @@ class Spelling:
     character of it. Of a vocabulary of bytes nobody can tell; and phones that are written letter
     by letter, instead of as symbols (`--target_tokens blank`), count as letters of words.
 
+    Words have no white space; but where those of the training had blanks, these may too.
+
     Of a model with language tags, the letters of the language count, as the training pairs had
     them, and not those that only other languages have.
 
@@ -100,7 +102,9 @@ class Spelling:
         if self._letters.has_symbols:  # of any kind, with blanks between them
             return ""
         kinds = [unicodedata.category(character)[0] for character in seen(word)]
-        if any(character.isspace() for character in word):
+        # As in Vietnamese, whose words of several syllables are written with blanks.
+        own = {" "} & set(self._letters.alphabet or ())
+        if any(character.isspace() and character not in own for character in word):
             return "has white space: it must be one word"
         if "N" in kinds:
             return "has digits, which must be written as words"

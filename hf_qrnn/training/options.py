@@ -79,7 +79,7 @@ MODEL_FLAGS = {
     "feed_forward_size": "inner width of gated blocks; 0 = none",
     "tie_word_embeddings": "output layer = embedding",
     "initializer_range": "spread of the embeddings at the beginning",
-    "forget_bias": "bias of the forget gates at the beginning; 1 keeps 73 % of the state a step",
+    "forget_bias": "bias of the forget gates at the beginning; 1 keeps three quarters of the state",
     "classifier_pooling": "last classifies by the last state; mean, max, mean_max by all",
     "classifier_dropout": "dropout on what is classified, once for all steps",
 }

@@ -197,3 +197,16 @@ def test_letters_of_another_language_are_not_known(tmp_path: Path) -> None:
     assert spellings["ger"].spell(["Te"]) == [("Te", "")]
     # A tokenizer that nobody told has the vocabulary alone.
     assert spelling(tokenizer, "eng").spell(["те"]) == [("те", "")]
+
+
+def test_blanks_are_letters_where_the_training_had_them() -> None:
+    sources = [("vie", "di\u1ec5n vi\u00ean"), ("fre", "chien")]
+    tokenizer = with_alphabets(
+        train_symbol_tokenizer([text for _, text in sources], ["A"], languages=["vie", "fre"]),
+        sources,
+    )
+    vietnamese, french = (spelling(tokenizer, language) for language, _ in sources)
+    assert vietnamese.spell(["vi\u00ean di\u1ec5n"]) == [("vi\u00ean di\u1ec5n", "")]
+    reason = "has white space: it must be one word"
+    assert vietnamese.spell(["vi\u00ean\tdi\u1ec5n"]) == [("", reason)]
+    assert french.spell(["chien chien"]) == [("", reason)]
