@@ -517,5 +517,5 @@ def test_numpy_computes_where_there_is_no_library(
     assert NOT_BUILT.replace("`", "'") in line
 
 
-def _numpy_decoder(self: Any, rows: list[list[int]], rows_each: int) -> Any:
-    return engine_translator.NumpyDecoder(self._network, rows, rows_each)
+def _numpy_decoder(self: Any, rows: list[list[int]], rows_each: int, stop: Any) -> Any:
+    return engine_translator.NumpyDecoder(self._network, rows, rows_each, stop)

@@ -38,7 +38,7 @@ MISTAKES = {
     "no such flag": "translate model --beams 3",
     "no number": "translate model --num_beams many",
     "no beams": "translate model --num_beams 0",
-    "more than beams": "translate model --n_best 2",
+    "more than beams": "translate model --num_beams 1 --n_best 2",
     "no file": "translate model --input {folder}/absent",
     "no picture": "translate model --attention map.txt",
     "no folder": "translate model --output {folder}/absent/file",
