@@ -14,7 +14,7 @@ from typing import NamedTuple
 # What a line may begin with that is no part of a sentence: white space, marks of lists, of
 # quotations and of headings.
 _MARKS = re.compile(
-    r"\ufeff?\s*(?:>\s*|(?:[-–—*+•>#]+|\d{1,3}[.)]|\(?(?:[a-zA-Z]|[ivx]{2,4}|\d{1,3})\)"
+    r"\ufeff?\s*(?:>\s*|(?:[-–—*+•>#]+|\d{1,6}[.)]|\(?(?:[a-zA-Z]|[ivx]{2,4}|\d{1,3})\)"
     r"|\[[ xX]\])\s+)*"
 )
 # What stands between the cells of a line: tabs, and in a table of Markdown upright bars.
@@ -30,7 +30,7 @@ _OPENERS = "\"'”“„‚’‘»«›‹([{¿¡–—- "
 _END = re.compile(rf"(?<![.!?…])[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s)|[。！？]+[」』”’）]*")
 _LAST_WORD = re.compile(r"[^\s\"'”“„‚’‘»«›‹(\[{/–—]+\Z")
 _NEXT_WORD = re.compile(r"[\w]+")
-_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_LETTER = re.compile(r"[^\W\d_]")
 _SPACE = re.compile(r"\s*")
 _NEAR = 60  # so many characters before and after a point say what it is
 
@@ -170,9 +170,9 @@ def split_words(text: str, longest: int) -> list[Part]:
 
 
 def _part(text: str) -> Part:
-    # Lines of stars, numbers of points: a model would make something up.
-    is_text = _LETTER_OR_DIGIT.search(text) is not None
-    return Part(text, is_text and _LETTER_OR_DIGIT.search(_MARKUP.sub("", text)) is not None)
+    # Lines of stars, numbers, rows of points: a model would make something up.
+    is_text = _LETTER.search(text) is not None
+    return Part(text, is_text and _LETTER.search(_MARKUP.sub("", text)) is not None)
 
 
 def _start(line: str) -> int:
