@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from hf_qrnn import engine as engines
@@ -19,7 +20,7 @@ from hf_qrnn.engine.choice import choose_engine
 
 from .languages import find_language
 from .letters import EngineLetters, Letters, TokenizerLetters
-from .lexicon import read_lexicon
+from .lexicon import Lexicon, read_lexicon
 from .spelling import Spelling, seen, straight, trimmed
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hf_qrnn.translation.translator import Translator
 
 _Generate = Callable[..., list[list[Hypothesis]]]
+_LONGEST_NORMALIZED = 1000  # characters; those of many marks take quadratic time
 
 DEFAULT_THRESHOLD = 0.3
 """The confidence below which a model's answer is refused where nothing else is said."""
@@ -107,6 +109,7 @@ class Pronouncer:
 
     Raises:
         FileNotFoundError: If there is no such lexicon.
+        TypeError: If a number, the lexicon or the model is of another kind.
         ValueError: If a number is out of range, there is no such model, `language` is missing,
             unknown or too much, or the lexicon is none.
     """
@@ -124,19 +127,14 @@ class Pronouncer:
         engine: str = "auto",
         num_threads: int | None = None,
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], but is {threshold}.")
-        counts = {"num_beams": num_beams, "batch_size": batch_size, "num_threads": num_threads}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], but is {threshold!r}.")
+        _check_count("num_beams", num_beams)
+        _check_count("batch_size", batch_size)
+        if num_threads is not None:
+            _check_count("num_threads", num_threads)
         # Before the model, which takes longer to load.
-        if isinstance(lexicon, (str, Path)):
-            with typed(path="lexicon"):
-                lexicon = read_lexicon(lexicon)
-        self._lexicon = {
-            word: [tuple(symbols) for symbols in found] for word, found in (lexicon or {}).items()
-        }
+        self._lexicon = _open_lexicon(lexicon)
         if isinstance(model, (str, Path)):
             model = _load(str(model), None if device is None else str(device), engine)
         language = find_language(language, _languages(model))
@@ -180,7 +178,7 @@ class Pronouncer:
         for word in words:
             if not isinstance(word, str):
                 raise TypeError(f"`words` must hold strings, but holds {word!r}.")
-        if not 1 <= n_best <= self._num_beams:
+        if not isinstance(n_best, Integral) or not 1 <= n_best <= self._num_beams:
             raise ValueError(
                 f"`n_best` must be in [1, `num_beams`] = [1, {self._num_beams}], but is {n_best}."
             )
@@ -203,7 +201,8 @@ class Pronouncer:
         plain = straight(trimmed(word))
         spellings = (trimmed(word), plain, plain.lower(), plain.upper())
         forms = [*spellings, *map(seen, spellings)]
-        forms += [normalize(form, x) for form in ("NFC", "NFD") for x in forms]
+        if len(word) <= _LONGEST_NORMALIZED:
+            forms += [normalize(form, x) for form in ("NFC", "NFD") for x in forms]
         found = next((self._lexicon[x] for x in forms if x in self._lexicon), [])
         return [Pronunciation(word, symbols, 1.0, "lexicon") for symbols in found]
 
@@ -243,6 +242,32 @@ class Pronouncer:
         return [Pronunciation(word, x.symbols, x.confidence, "model") for x in good]
 
 
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+
+
+def _open_lexicon(given: str | Path | Mapping[str, Any] | None) -> Lexicon:
+    """Read a lexicon from a file, or look at one that is given."""
+    if isinstance(given, (str, Path)):
+        with typed(path="lexicon"):
+            return read_lexicon(given)
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"`lexicon` must be a file or a mapping, but is {type(given).__name__}.")
+    found: Lexicon = {}
+    for word, rows in (given or {}).items():
+        # A string is a sequence too, of characters instead of symbols.
+        if isinstance(rows, str) or any(isinstance(row, str) for row in rows):
+            raise TypeError(
+                f"`lexicon` must have for every word a list of pronunciations, each a list of "
+                f"symbols, but has {rows!r} for {word!r}."
+            )
+        found[word] = [tuple(symbols) for symbols in rows]
+    return found
+
+
 def _load(model: str, device: str | None, engine: str) -> Translator | engines.Translator:
     """Load a model by the engine or, where that is not wanted or cannot, by torch."""
     model = locate(model)
@@ -262,6 +287,10 @@ def _languages(model: Translator | engines.Translator) -> Sequence[str]:
     if isinstance(model, engines.Translator):
         found: Sequence[str] = model.tokens.config.get("languages") or ()
         return found
+    if not hasattr(model, "languages"):
+        raise TypeError(
+            f"`model` must be a folder, a name or a translator, but is {type(model).__name__}."
+        )
     return model.languages
 
 

@@ -19,7 +19,8 @@ _APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
 _UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
-_ENDS = re.compile(r"\A[\s\u200b\ufeff]+|[\s\u200b\ufeff]+\Z")
+# No pattern: one that looks for blanks at the end takes quadratic time for those within.
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\ufeff"
 _NAMED_ROWS = 3  # that a sentence names
 
 
@@ -62,16 +63,23 @@ class Spelling:
             For every word its form for the model and ""; or "" and the reason why it has none,
             which goes on after the word: "has digits".
         """
-        forms = [self._forms(trimmed(word)) for word in words]
-        reasons = [self._fault(trimmed(word)) for word in words]
+        words = [trimmed(word) for word in words]
+        reasons = [self._fault(word) for word in words]
+        # Not of what is too long: Unicode's forms of many marks take quadratic time.
+        forms = [
+            [] if reason else self._forms(word) for word, reason in zip(words, reasons, strict=True)
+        ]
         good = [index for index, reason in enumerate(reasons) if not reason]
         # All at once, since most are known: a tokenizer takes as long for one as for dozens.
         known = dict(zip(good, self._know([forms[index][0] for index in good]), strict=True))
         results = []
         for index, reason in enumerate(reasons):
+            if reason:
+                results.append(("", reason))
+                continue
             first, *others = forms[index]
-            if reason or known[index]:
-                results.append(("" if reason else first, reason))
+            if known[index]:
+                results.append((first, ""))
                 continue
             other = next((form for form in others if self._know([form])[0]), "")
             results.append((other, "" if other else self._unknown(first)))
@@ -153,7 +161,7 @@ def straight(word: str) -> str:
 
 def trimmed(word: str) -> str:
     """Cut off white space, and the byte order mark of a file, at the ends of a word."""
-    return _ENDS.sub("", word)
+    return word.strip(_BLANKS)
 
 
 def seen(word: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,18 @@ def test_word_that_no_model_can_know_is_refused(
     assert found.is_refused
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["a" + " " * 200_000 + "b", "a" + "\u0301\u0323" * 50_000, "a" * 1_000_000],
+    ids=["blanks", "marks", "letters"],
+)
+def test_long_words_take_no_long_time(trained: Translator, word: str) -> None:
+    pronouncer = Pronouncer(trained, lexicon={"b": [["B"]]})
+    start = time.process_time()
+    assert pronouncer(word).reason == "is longer than 100 characters"
+    assert time.process_time() - start < 5
+
+
 def test_answer_that_does_not_end_within_its_limit_is_refused(random_weights: str) -> None:
     translator = load_translator(random_weights, device="cpu")
     translator.model.generation_config.max_length_ratio = 0.0
@@ -306,8 +319,22 @@ def test_names_in_errors_are_those_of_the_arguments(trained: Translator, tmp_pat
         Pronouncer(trained, lexicon=tmp_path / "none")
     with pytest.raises(ValueError, match=r"`model` must be a folder .* is not there"):
         Pronouncer(tmp_path / "none")
+    for wrong, sentence in (
+        ({"num_beams": 2.5}, "`num_beams` must be an integer, but is 2.5"),
+        ({"batch_size": None}, "`batch_size` must be an integer, but is None"),
+        ({"num_threads": "2"}, "`num_threads` must be an integer, but is '2'"),
+        ({"lexicon": [("a", ["B"])]}, "`lexicon` must be a file or a mapping, but is list"),
+        ({"lexicon": {"a": "AH0"}}, r"each a list of symbols, but has 'AH0' for 'a'"),
+        ({"lexicon": {"a": ["AH0"]}}, r"each a list of symbols, but has \['AH0'\] for 'a'"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            Pronouncer(trained, **wrong)
+    with pytest.raises(ValueError, match=r"`threshold` must be in \[0, 1\], but is '0.3'"):
+        Pronouncer(trained, threshold="0.3")
+    with pytest.raises(TypeError, match="`model` must be a folder, a name or a translator, but is"):
+        Pronouncer(None)
     pronouncer = Pronouncer(trained)
-    for n_best in (0, 6):
+    for n_best in (0, 6, 1.5):
         with pytest.raises(ValueError, match=rf"`n_best` must be in .* 5\], but is {n_best}"):
             pronouncer.pronounce(["a"], n_best=n_best)
     with pytest.raises(TypeError, match="`words` must be a list of words, but is one string"):
