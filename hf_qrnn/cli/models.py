@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_qrnn.data.box import box_names, describe, find_in_box, locate
@@ -92,7 +93,8 @@ def _models(args: argparse.Namespace) -> None:
         folder = find_in_box(name)
         assert folder is not None, "its name was found there"
         try:
-            found.append(describe(folder))
+            # By the name that a command takes, which may be that of a link.
+            found.append(replace(describe(folder), name=name))
         except ValueError as error:  # of one model: the others are listed
             faults.append(f"'{name}' is damaged: {error}")
     if found or not faults:

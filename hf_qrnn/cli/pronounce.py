@@ -175,7 +175,7 @@ def _find_model(model: str | None, language: str | None) -> tuple[str, str | Non
     if found is None:
         raise ValueError(
             f"`--model` must be given where '{_OWN}{language or 'en'}' is not in the box of models "
-            f"(there is: {', '.join(folders) or 'none'})."
+            f"(there is: {', '.join(box_names()) or 'none'})."
         )
     name, tag = found
     return str(folders[name if tag is not None else f"{_OWN}{name}"]), tag

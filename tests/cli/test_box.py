@@ -63,6 +63,18 @@ def test_models_are_listed(in_box: Path, capsys: Capture) -> None:
     assert (fields["name"], fields["languages"]) == ("de-en", ["de", "en"])
 
 
+def test_a_link_in_the_box_has_its_own_name(
+    in_box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(box, "_PACKAGE", tmp_path)
+    (tmp_path / "models").mkdir()
+    os.symlink(in_box, tmp_path / "models" / "german")
+    assert output(capsys, "models").splitlines()[1].split()[0] == "german"
+    assert output(capsys, "info", "german") != ""
+    # All that there is, not the pronouncers alone.
+    assert "(there is: german)." in error(capsys, "pronounce", "bax")
+
+
 def test_an_empty_box_is_an_empty_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
