@@ -297,13 +297,13 @@ def _scorer(name: str, bleu_tokenize: str) -> Any:
     make = BY_NAME[name].scorer
     assert make is not None, "sacrebleu does not know this metric"
     scorer = make(bleu_tokenize)
-    if name == "chrf":
+    if name in ("chrf", "ter"):
         compute = scorer._compute_score_from_stats
 
         def compute_of_one_type(stats: Any) -> Any:
             found = compute(stats)
-            # Of drawn test sets NumPy's, but a float where nothing is common: the mean of the
-            # bootstrap refuses a mixture.
+            # Of drawn test sets NumPy's, but a float where nothing is common or all references are
+            # empty: the mean of the bootstrap refuses a mixture.
             if hasattr(stats, "dtype"):
                 found.score = stats.dtype.type(found.score)
             return found

@@ -226,3 +226,15 @@ def test_intervals_of_lines_with_nothing_in_common() -> None:
     )  # fmt: skip
     assert found.chrf.confidence is not None
     assert 0 < found.chrf.confidence.mean < 100
+
+
+def test_intervals_of_lines_with_empty_references() -> None:
+    # A drawn test set may have nothing but those: its TER is a float, not NumPy's.
+    found = score_translations(
+        ["the dog", "home", "", ""],
+        [["the cat"], ["home"], [""], [""]],
+        num_resamples=500,
+    )
+    for score in (found.chrf, found.ter):
+        assert score.confidence is not None
+        assert 0 < score.confidence.mean < 100
