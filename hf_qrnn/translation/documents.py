@@ -60,8 +60,11 @@ def translate_document(
         The document, with as many lines.
 
     Raises:
+        TypeError: If `text` is no string.
         ValueError: If `longest` is below 1, or an option is wrong.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"`text` must be one string, but is {type(text).__name__}.")
     bound = longest_of(translator) if longest is None else longest
 
     def translate(texts: list[str]) -> list[list[Translation]]:

@@ -215,3 +215,9 @@ def test_training_says_how_long_is_usual(folder: Path, tmp_path: Path) -> None:
 def test_a_wrong_bound_is_told() -> None:
     with pytest.raises(ValueError, match="`longest` must be at least 1, but is 0"):
         translate_lines(lambda texts: [], ["a"], longest=0)
+
+
+@pytest.mark.parametrize("text", [["Ja."], b"Ja.", None], ids=["list", "bytes", "none"])
+def test_a_document_is_one_string(text: Any) -> None:
+    with pytest.raises(TypeError, match="`text` must be one string, but is"):
+        translate_document(None, text, longest=10)
