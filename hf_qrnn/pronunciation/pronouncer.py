@@ -127,7 +127,7 @@ class Pronouncer:
         engine: str = "auto",
         num_threads: int | None = None,
     ) -> None:
-        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        if not _is_a(Real, threshold) or not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], but is {threshold!r}.")
         _check_count("num_beams", num_beams)
         _check_count("batch_size", batch_size)
@@ -178,7 +178,7 @@ class Pronouncer:
         for word in words:
             if not isinstance(word, str):
                 raise TypeError(f"`words` must hold strings, but holds {word!r}.")
-        if not isinstance(n_best, Integral) or not 1 <= n_best <= self._num_beams:
+        if not _is_a(Integral, n_best) or not 1 <= n_best <= self._num_beams:
             raise ValueError(
                 f"`n_best` must be in [1, `num_beams`] = [1, {self._num_beams}], but is {n_best}."
             )
@@ -242,8 +242,13 @@ class Pronouncer:
         return [Pronunciation(word, x.symbols, x.confidence, "model") for x in good]
 
 
+def _is_a(kind: type, value: Any) -> bool:
+    # NumPy's numbers too, which mypy does not take for numbers.
+    return isinstance(value, kind)
+
+
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, Integral):
+    if not _is_a(Integral, value):
         raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, but is {value}.")
