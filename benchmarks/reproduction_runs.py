@@ -194,7 +194,7 @@ def make_record(row: Row, folder: Path, setting: Setting) -> Record:
         "parameters": run["parameters"],
         "updates": ended["step"],
         "epochs": epochs_of(ended),
-        "seconds": round(ended["seconds"], 1),
+        "seconds": round(ended["seconds"], 3),
         "valid": valid[-1] if valid else None,
         **{name: value for name, value in test.items() if name in kept},
     }

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hub_fixtures import CLIENT_WARNING, REPO, save_model, save_run
 from hub_stand_in import HubStandIn
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, dynamic_module_utils
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hf_qrnn import QRNNConfig, QRNNForSequenceClassification
@@ -40,6 +40,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(place)
     put_custom_generate(place)
     return place
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of folders is imported from a place of this test's own.
+
+    Python keeps where it found the package of all such code, and another test may have removed it.
+    """
+    place = tmp_path / "modules"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(place))
+    monkeypatch.syspath_prepend(str(place))
+    for name in [x for x in sys.modules if x.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture
@@ -154,7 +167,7 @@ ABSENT = """
 import sys
 sys.modules["hf_qrnn"] = None
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, dynamic_module_utils
 model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = torch.tensor([[5, 7, 9, 6, 1]])
 print(model.generate(ids, max_new_tokens=9).tolist())

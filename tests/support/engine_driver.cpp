@@ -14,7 +14,8 @@ extern "C" {
 int64_t qrnn_num_instruction_sets();
 void* qrnn_network_new(const int64_t*, double, const void* const*, int64_t, void (*)());
 void qrnn_network_free(void*);
-void* qrnn_decoder_new(const void*, const int64_t*, const int64_t*, int64_t, int64_t);
+void* qrnn_decoder_new(const void*, const int64_t*, const int64_t*, int64_t, int64_t,
+                       const int32_t*);
 void qrnn_decoder_free(void*);
 int64_t qrnn_decoder_step(void*, const int64_t*, float*);
 int64_t qrnn_decoder_select(void*, const int64_t*, int64_t, const int64_t*, int64_t);
@@ -40,6 +41,8 @@ void write(std::ofstream& out, const std::vector<T>& values) {
   out.write(reinterpret_cast<const char*>(values.data()),
             static_cast<std::streamsize>(values.size() * sizeof(T)));
 }
+
+constexpr int64_t kDone = 1;  // of greedy search: every row has ended
 
 }  // namespace
 
@@ -69,7 +72,7 @@ int main(int argc, char** argv) {
   const int64_t* lengths = reader.words(sources);
   const int64_t* ids = reader.words(reader.word());
   const int64_t rows = reader.word() * sources, steps = reader.word();
-  void* decoder = qrnn_decoder_new(network, ids, lengths, sources, rows / sources);
+  void* decoder = qrnn_decoder_new(network, ids, lengths, sources, rows / sources, nullptr);
   if (!decoder) return 3;
   std::vector<float> logits(static_cast<size_t>(rows * vocab));
   for (int64_t step = 0; step < steps; ++step) {
@@ -79,7 +82,7 @@ int main(int argc, char** argv) {
   }
   qrnn_decoder_free(decoder);
 
-  decoder = qrnn_decoder_new(network, ids, lengths, sources, 1);
+  decoder = qrnn_decoder_new(network, ids, lengths, sources, 1, nullptr);
   if (!decoder) return 3;
   const int64_t start = reader.word(), end = reader.word();
   const int64_t* limits = reader.words(sources);
@@ -87,7 +90,7 @@ int main(int argc, char** argv) {
   std::vector<int64_t> found(static_cast<size_t>(sources * width)), sizes(static_cast<size_t>(sources));
   std::vector<double> scores(static_cast<size_t>(sources));
   if (qrnn_decoder_greedy(decoder, start, &end, 1, limits, width, found.data(), sizes.data(),
-                          scores.data())) {
+                          scores.data()) != kDone) {
     return 4;
   }
   write(out, found);
