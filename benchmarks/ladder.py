@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import sacrebleu
-import transformers
 from ending import end_process
 from ladder_rungs import RESULTS, RUNGS, Rung, find_rung, keep, listing, markdown, read_results
 from results import Record
+from stored_rows import OneSentenceParser, circumstances
 
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.json_files import read_json, read_json_lines
 from hf_qrnn.data.reading import read_lines
 from hf_qrnn.engine.translator import Translator
-from hf_qrnn.speed.timing import environment, using_threads
+from hf_qrnn.speed.timing import using_threads
 from hf_qrnn.training.run import run_task
 from hf_qrnn.training.translation_task import TranslationTask
 
@@ -122,8 +122,6 @@ def training_flags(rung: Rung, folder: Path, setting: Setting) -> list[str]:
 
 
 def _about(rung: Rung, setting: Setting) -> Record:
-    found = environment("cpu")
-    own = ("cpu", "cpu_capability", "cores", "threads", "load_average")
     return {
         "bench": "ladder",
         "rung": rung.name,
@@ -131,12 +129,7 @@ def _about(rung: Rung, setting: Setting) -> Record:
         "flags": list(rung.flags),
         "minutes": setting.minutes,
         "seed": setting.seed,
-        "date": found["date"],
-        "hardware": {name: found[name] for name in own},
-        "versions": {
-            **{name: found[name] for name in ("python", "torch", "hf_qrnn")},
-            "transformers": transformers.__version__,
-        },
+        **circumstances(),
     }
 
 
@@ -177,7 +170,7 @@ def _judged(folder: Path, setting: Setting) -> Record:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import transformers
 from equal_sizes import count_parameters
 from pronunciation_data import (
     CMUDICT,
@@ -31,7 +30,7 @@ from pronunciation_models import TASKS, load_model
 from pronunciation_rivals import RIVALS, ask
 from pronunciation_rows import JOINT, Row, read_result, write_result
 from results import Record
-from stored_rows import RunFailedError
+from stored_rows import RunFailedError, circumstances
 
 from hf_qrnn.cli.main import main as run_command
 from hf_qrnn.data.json_files import read_json
@@ -40,7 +39,7 @@ from hf_qrnn.data.symbols import encode_sources
 from hf_qrnn.data.tokenization import decode_batch, load_tokenizer
 from hf_qrnn.engine.choice import choose_engine
 from hf_qrnn.metrics.edits import split_tokens
-from hf_qrnn.speed.timing import environment, using_threads
+from hf_qrnn.speed.timing import using_threads
 from hf_qrnn.training.run import run_task
 from hf_qrnn.translation.search import generate_hypotheses
 from hf_qrnn.translation.translator import load_translator
@@ -363,18 +362,11 @@ def _judge_rival(row: Row, splits: Splits, setting: Setting) -> Record:
 
 def _about(row: Row, splits: Splits, setting: Setting) -> Record:
     """Say of a result what another person needs to repeat it."""
-    found = environment("cpu")
-    own = ("cpu", "cpu_capability", "cores", "threads", "load_average")
     return {
         "row": row.name,
         "command": setting.command(row),
         "data": splits.about,
-        "date": found["date"],
-        "hardware": {name: found[name] for name in own},
-        "versions": {
-            **{name: found[name] for name in ("python", "torch", "hf_qrnn")},
-            "transformers": transformers.__version__,
-        },
+        **circumstances(),
         **({} if row.model in RIVALS else {"seed": row.seed}),
     }
 

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
 from controls import load_script, run_control
 from reproduction_rows import CARDS, FILES, RESULTS, Row, parse_row
 from results import Record
-from stored_rows import RunFailedError, read_result, write_result
+from stored_rows import RunFailedError, circumstances, read_result, write_result
 
 from hf_qrnn.cli.main import main as run_command
 from hf_qrnn.data.json_files import read_json
 from hf_qrnn.metrics.table import RECORDED
-from hf_qrnn.speed.timing import environment
 from hf_qrnn.training.run_files import read_records
 
 CONFIGS = Path(__file__).parents[1] / "scripts" / "configs"
@@ -177,18 +175,16 @@ def make_record(row: Row, folder: Path, setting: Setting) -> Record:
     ended, records = read_json(folder / "training.json"), read_records(folder)
     if row.metric not in test:
         raise ValueError(f"'{folder / 'test.json'}' must hold {row.metric}, but does not.")
-    found = environment("cpu")
+    where = circumstances()
     names = [metric.name for metric in RECORDED]
     kept = {*names, *(f"{x}_{y}" for x in names for y in ("signature", "confidence"))}
     valid = [x[row.metric] for x in records if x.get("is_best") and row.metric in x]
     return {
         "row": row.name,
         "command": setting.command(row),
-        "date": found["date"],
-        "hardware": {x: found[x] for x in ("cpu", "cpu_capability", "cores")}
-        | {"threads": setting.threads},
-        "versions": {x: found[x] for x in ("python", "torch", "hf_qrnn")}
-        | {"transformers": transformers.__version__},
+        **where,
+        # Training set its own number of threads, which this process need not have.
+        "hardware": {**where["hardware"], "threads": setting.threads},
         "precision": run["options"].get("mixed_precision", "no"),
         "seed": row.seed,
         "parameters": run["parameters"],

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import transformers
 from results import Record
 
 from hf_qrnn.data.json_files import read_json
+from hf_qrnn.speed.timing import environment
 
 
 class Named(Protocol):
@@ -62,6 +64,20 @@ def write_result(row: Named, record: Record, folder: Path) -> None:
     fresh = path.with_suffix(".saving")
     fresh.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     fresh.replace(path)
+
+
+def circumstances() -> Record:
+    """Say when, on what and with which versions a row is measured now."""
+    found = environment("cpu")
+    own = ("cpu", "cpu_capability", "cores", "threads", "load_average")
+    return {
+        "date": found["date"],
+        "hardware": {name: found[name] for name in own},
+        "versions": {
+            **{name: found[name] for name in ("python", "torch", "hf_qrnn")},
+            "transformers": transformers.__version__,
+        },
+    }
 
 
 def figure(value: Any, digits: int = 2) -> str:
