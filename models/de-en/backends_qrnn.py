@@ -267,3 +267,25 @@ def _connection_by(name: str, device: torch.device) -> ConnectionKernels | str:
     except AttributeError:  # the library is of a release that has none
         return "it has no kernels of the connection around a layer"
     return ConnectionKernels(forward, backward)
+
+
+# ------------------------------------------------------------------ a decoder's step
+
+
+def pooling_number(pooling: str) -> int:
+    """Return what the native library calls a pooling kind; -1 where it does not know it."""
+    numbers: dict[str, int] = getattr(_kernels(), "POOLING_NUMBERS", {})
+    return numbers.get(pooling, -1)
+
+
+@functools.cache
+def step_operation() -> Callable[..., list[torch.Tensor]] | None:
+    """Return the native library's `decoder_step`; None if it is of a release without it.
+
+    `choose` has said that the library works.
+    """
+    try:
+        operation: Callable[..., list[torch.Tensor]] = _kernels().operation("decoder_step")
+    except AttributeError:
+        return None
+    return operation

@@ -46,19 +46,34 @@ def in_forward_mode() -> bool:
     return in_mode
 
 
+def has_global_hooks() -> bool:
+    """Tell whether somebody listens to the calls of all modules, or may."""
+    return _global_hooks is None or _global_hooks()
+
+
+def hooks_of(attributes: dict[str, Any]) -> list[dict[int, Any]]:
+    """Return the hooks of a module, by its `vars`.
+
+    Raises:
+        KeyError: If it keeps them elsewhere.
+    """
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [attributes[name] for name in names]
+
+
+def tables_of(attributes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tables of the modules and the parameters that a module has, by its `vars`.
+
+    Raises:
+        KeyError: If it keeps them elsewhere.
+    """
+    return [attributes[name] for name in ("_modules", "_parameters")]
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Tell whether somebody listens to the calls of `module`, or may."""
-    if _global_hooks is None or _global_hooks():
-        return True
-    own = vars(module)
     try:
-        # No loop and no getattr: this is asked of every module at every step.
-        return bool(
-            own["_forward_hooks"]
-            or own["_forward_pre_hooks"]
-            or own["_backward_hooks"]
-            or own["_backward_pre_hooks"]
-        )
+        return has_global_hooks() or any(hooks_of(vars(module)))
     except KeyError:
         return True
 

@@ -45,7 +45,8 @@ from .losses_qrnn import (
     target_loss,
 )
 from .padding_qrnn import real_steps
-from .step_qrnn import may_step, step
+from .step_plan_qrnn import plan_step
+from .step_qrnn import step
 
 LANGUAGE_MODEL_MAX_NEW_TOKENS = 256
 
@@ -268,16 +269,19 @@ class QRNNForConditionalGeneration(LanguageModelHead, QRNNPreTrainedModel, Gener
             return None
         if getattr(self.config, "_attn_implementation", None) == "eager":
             return None
-        if encoded is None or not may_step(self.model, QRNNModel, token_ids, cache):
+        if encoded is None or token_ids is None:
             return None
-        assert token_ids is not None
+        plan = plan_step(self.model, QRNNModel, token_ids, cache)
+        if plan is None:
+            return None
         rows = token_ids.shape[0]
         encoded = _as_encoder_output(encoded, rows, self.config)
         if real_steps(masks[0], 1, rows, name="decoder_attention_mask") is not None:
             return None
         source_mask = mask_of_source(masks[1], encoded, rows)
+        states = step(plan, token_ids, cache, source_mask, "decoder_input_ids")
         return QRNNSeq2SeqLMOutput(
-            logits=self._logits(step(self.model, token_ids, cache, source_mask), 0),
+            logits=self._logits(states, 0),
             past_key_values=cache,  # type: ignore[arg-type]
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
@@ -365,12 +369,14 @@ class QRNNForCausalLM(LanguageModelHead, QRNNPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None,
     ) -> QRNNCausalLMOutput | None:
         """Do what `forward` does for one token a row, faster; None where it is not as simple."""
-        if not may_step(self.model, QRNNDecoderModel, token_ids, cache):
+        if token_ids is None:
             return None
-        assert token_ids is not None
+        plan = plan_step(self.model, QRNNDecoderModel, token_ids, cache)
+        if plan is None:
+            return None
         if real_steps(attention_mask, 1, token_ids.shape[0]) is not None:
             return None
-        logits = self._logits(step(self.model, token_ids, cache), 0)
+        logits = self._logits(step(plan, token_ids, cache), 0)
         return QRNNCausalLMOutput(logits=logits, past_key_values=cache)
 
 

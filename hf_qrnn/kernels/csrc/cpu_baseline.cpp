@@ -2,3 +2,4 @@
 #define QRNN_SIMD_BYTES 16
 #include "pool_cpu_kernels.h"
 #include "connect_cpu_kernels.h"
+#include "step_cpu_kernels.h"

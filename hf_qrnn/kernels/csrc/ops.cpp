@@ -8,7 +8,7 @@
 #include <string>
 #include <tuple>
 
-#include "tensors.h"
+#include "pool_run.h"
 
 namespace hf_qrnn {
 namespace {
@@ -52,15 +52,6 @@ std::string simd(std::string wanted) {
     isa_in_use() = isa;
   }
   return kIsaNames[static_cast<int>(current_isa())];
-}
-
-template <typename T, typename S>
-ForwardFunction<T, S> forward_function() {
-#if defined(__x86_64__)
-  if (current_isa() == Isa::avx512) return &avx512::forward<T, S>;
-  if (current_isa() == Isa::avx2) return &avx2::forward<T, S>;
-#endif
-  return &baseline::forward<T, S>;
 }
 
 template <typename T, typename S>
@@ -148,47 +139,6 @@ struct Inputs {
     in.reverse = reverse;
     return in;
   }
-
-  // Calls body(T{}, S{}) with the types of the gates and of the state.
-  template <typename Body>
-  void with_types(const Body& body) const {
-    switch (gates.scalar_type()) {
-      case ScalarType::Float:
-        return body(float{}, float{});
-      case ScalarType::Double:
-        return body(double{}, double{});
-      case ScalarType::Half:
-        return body(Half{}, float{});
-      case ScalarType::BFloat16:
-        return body(BFloat16{}, float{});
-      default:
-        STD_TORCH_CHECK(false, "`gates` must be float64, float32, float16 or bfloat16.");
-    }
-  }
-
-  // Calls body(b, first, last, scratch) for every row and range of channels, on torch's threads,
-  // each with `num_scratch` numbers of its own. Channels are divided only where there are too few
-  // rows for them, in whole cache lines.
-  template <typename S, typename Body>
-  void for_each_task(int64_t num_scratch, const Body& body) const {
-    constexpr int64_t kChannels = 64, kWorthAThread = 32768;
-    // Four tasks a thread even out threads that are slower than others.
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t wanted = threads > 1 ? (4 * threads + batch - 1) / std::max<int64_t>(batch, 1) : 1;
-    const int64_t lines = (hidden + kChannels - 1) / kChannels;
-    const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(lines, 1));
-    const int64_t width = (lines + parts - 1) / parts * kChannels;
-    const int64_t work = std::max<int64_t>(1, length * std::min(width, hidden));
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / work);
-    torch::stable::parallel_for(0, batch * parts, grain, [&](int64_t begin, int64_t end) {
-      const Scratch<S> scratch(num_scratch);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task % parts * width;
-        const int64_t last = std::min(hidden, first + width);
-        if (first < hidden) body(task / parts, first, last, scratch.data);
-      }
-    });
-  }
 };
 
 // ---------------------------------------------------------------- operations
@@ -204,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool_forward(
   Tensor state = x.empty({x.batch, x.hidden}, state_type);
   Tensor tiles = want_tiles ? x.empty({x.batch, x.num_tiles(), x.hidden}, state_type)
                             : x.empty({0}, state_type);
-  x.with_types([&](auto t, auto s) {
+  with_pool_types(gates.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
     const auto in = x.pointers<T, S>();
@@ -213,10 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool_forward(
     if (want_c) out.c = static_cast<S*>(c.mutable_data_ptr());
     out.state = static_cast<S*>(state.mutable_data_ptr());
     if (want_tiles) out.tiles = static_cast<S*>(tiles.mutable_data_ptr());
-    const auto run = forward_function<T, S>();
-    x.for_each_task<S>(0, [&](int64_t b, int64_t first, int64_t last, S*) {
-      run(x.pooling, in, out, b, first, last);
-    });
+    run_pool_forward(x.pooling, in, out);
   });
   return {h, c, state, tiles};
 }
@@ -243,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor> pool_backward(
   Tensor grad_gates = x.empty({x.batch, x.length, gates.size(2)}, type);
   Tensor grad_bias = bias ? x.empty({x.batch, gates.size(2)}, state_type) : x.empty({0}, state_type);
   Tensor grad_initial = x.empty({x.batch, x.hidden}, state_type);
-  x.with_types([&](auto t, auto s) {
+  with_pool_types(gates.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
     const auto in = x.pointers<T, S>();
@@ -256,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> pool_backward(
     if (bias) out.grad_bias = static_cast<S*>(grad_bias.mutable_data_ptr());
     out.grad_initial = static_cast<S*>(grad_initial.mutable_data_ptr());
     const auto run = backward_function<T, S>();
-    x.for_each_task<S>(kScratch, [&](int64_t b, int64_t first, int64_t last, S* scratch) {
+    for_each_pool_task<S>(x.batch, x.length, x.hidden, kScratch, [&](int64_t b, int64_t first, int64_t last, S* scratch) {
       run(x.pooling, in, out, b, first, last, scratch);
     });
   });
