@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_qrnn.data.box import locate
 from hf_qrnn.data.same_tokenizers import check_same
 from hf_qrnn.data.texts import check_texts, list_of_texts
 from hf_qrnn.data.translations import Hypothesis, Translation
@@ -42,7 +43,8 @@ class Translator:
     """A translation model of a folder, or several as an ensemble, computed without torch.
 
     Args:
-        path: A folder as `save_pretrained` writes it, with its tokenizer.
+        path: A folder as `save_pretrained` writes it, with its tokenizer, or the name of a model in
+            the box, as "de-en".
         others: More of them, whose log-probabilities are averaged at every step (`ensemble.py`);
             all must have the same tokenizer.
         backend: "native" (C++), "numpy", or "auto", the first that is there.
@@ -383,12 +385,13 @@ class Translator:
 
 
 def _folder(path: str | Path) -> Path:
-    """Return the folder of a model."""
+    """Return the folder of a model, by its place or by its name in the box."""
     rule = "a folder with a saved translation model"
     is_path = isinstance(path, (str, os.PathLike))
     shown = str(path) if is_path else path
-    require("path", rule, shown, is_path and (Path(path) / "config.json").is_file())
-    return Path(path)
+    found = Path(locate(path) if isinstance(path, str) else path) if is_path else Path()
+    require("path", rule, shown, is_path and (found / "config.json").is_file())
+    return found
 
 
 def _version(files: Sequence[Path]) -> list[tuple[int, ...]]:

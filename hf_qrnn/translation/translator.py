@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_qrnn.data.box import locate
+from hf_qrnn.data.box import box_names, locate
 from hf_qrnn.data.flags import typed
 from hf_qrnn.data.hub_replies import hub_answer, split_revision
 from hf_qrnn.data.symbols import encode_sources, languages
@@ -30,8 +30,8 @@ from hf_qrnn.data.translations import Translation, token_pieces
 from .ensemble import Ensemble, check_same_tokenizers
 from .search import generate_hypotheses
 
-# A mistyped path does not fit: it is refused without asking the Hub.
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
+# Of an owner. A mistyped path or name of the box does not fit: the Hub is not asked for it.
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,8 @@ def _load_model(
     found = locate(name)
     if not Path(found).exists():
         if not _HUB_NAME.fullmatch(found):
-            raise ValueError(f"`name_or_path` must be {kind}, but {found!r} is not there.")
+            box = f" (in the box are {', '.join(box_names())})" if "/" not in found else ""
+            raise ValueError(f"`name_or_path` must be {kind}, but {found!r} is not there{box}.")
         found, named = split_revision(found)
         revision = named or revision
     # False, not None: None asks the user whether to run the code beside the weights.

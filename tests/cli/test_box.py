@@ -14,6 +14,7 @@ from engine_models import saved
 from hf_qrnn import load_translator
 from hf_qrnn.cli.main import main
 from hf_qrnn.data import box
+from hf_qrnn.engine import Translator
 
 pytestmark = pytest.mark.usefixtures("engine_library")
 Capture = pytest.CaptureFixture[str]
@@ -151,7 +152,17 @@ def test_what_is_not_in_the_box_is_refused_as_before(in_box: Path, capsys: Captu
     assert error(capsys, "info", "fr-en") == (
         "`MODEL` must be a folder with a saved model, but is 'fr-en'."
     )
-    assert "'fr-en'" in error(capsys, "translate", "fr-en", "--device", "cpu")
+    # No name on the Hub lacks its owner: nobody waits for a network.
+    assert error(capsys, "translate", "fr-en", "--device", "cpu") == (
+        "`MODEL` must be a folder with a saved translation model or the name of one on the Hub, "
+        "but 'fr-en' is not there (in the box are de-en)."
+    )
+
+
+def test_the_engine_takes_names_too(in_box: Path) -> None:
+    assert Translator("de-en").translate(["ein hund"]) == Translator(in_box).translate(["ein hund"])
+    with pytest.raises(ValueError, match=r"`path` must be a folder .* but is 'fr-en'"):
+        Translator("fr-en")
 
 
 def test_a_damaged_model_is_named_and_hides_no_other(
