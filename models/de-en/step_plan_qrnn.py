@@ -182,6 +182,7 @@ def plan_step(
         or torch.is_grad_enabled()
         # Before all that looks at sizes, which are no numbers to a compiler.
         or not runs_eagerly(token_ids)
+        or token_ids.device.type not in ("cpu", "cuda")
         or token_ids.dim() != 2
         or token_ids.shape[1] != 1
         or token_ids.is_floating_point()

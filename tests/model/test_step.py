@@ -266,6 +266,15 @@ def test_masks_are_heeded(steps: list[int]) -> None:
 
 
 @torch.no_grad()
+def test_a_model_without_numbers_steps_by_its_modules(steps: list[int]) -> None:
+    model, ids = language_model().to("meta"), torch.ones(3, 1, dtype=torch.long, device="meta")
+    cache = QRNNCache(2)
+    shapes = [model(ids, past_key_values=cache).logits.shape for _ in range(3)]
+    assert shapes == [(3, 1, 13)] * 3
+    assert not steps
+
+
+@torch.no_grad()
 def test_static_caches_go_by_the_modules(steps: list[int]) -> None:
     seq2seq().generate(**source(), max_new_tokens=5, cache_implementation="static")
     assert not steps
