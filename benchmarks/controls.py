@@ -2,6 +2,7 @@
 """Models to compare with, and the training scripts with such a model in them.
 
     python benchmarks/controls.py language_model --arch lstm --config scripts/configs/FILE.yaml ...
+    python benchmarks/controls.py classifier --arch lstm --config ...
     python benchmarks/controls.py translation --arch transformer --config ...
 
 TASK is the script scripts/train_TASK.py, whose own `main` runs with the flags behind --arch: the
@@ -52,6 +53,7 @@ class Control:
 _CLASSES = {"lstm": "LSTMTask", "transformer": "TransformerTask"}
 CONTROLS = {
     "language_model": Control("LanguageModelTask", "language_model_controls", _CLASSES),
+    "classifier": Control("ClassificationTask", "classifier_controls", _CLASSES),
     "translation": Control("TranslationTask", "pronunciation_models", _CLASSES),
 }
 """The scripts that there are controls for, by TASK."""

@@ -12,10 +12,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from equal_sizes import count_parameters, nearest
+from equal_sizes import control_config, count_parameters, nearest, quietly
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.utils import logging
 
 from hf_qrnn import QRNNConfig, QRNNForCausalLM
 from hf_qrnn.model.blocks_qrnn import embedding_dropout
@@ -29,6 +28,17 @@ MEMORY = 256
 """The steps before its own that a Transformer's token attends to, in training as in measuring."""
 
 
+def make_lstm(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> nn.LSTM:
+    """Make a stack of LSTM layers, batch first, whose forget gates begin open, as is usual."""
+    between = dropout if num_layers > 1 else 0.0
+    lstm = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True, dropout=between)
+    with torch.no_grad():
+        for index in range(num_layers):
+            bias = getattr(lstm, f"bias_ih_l{index}")  # input, forget, cell, output
+            bias[hidden_size : 2 * hidden_size] = 1.0
+    return lstm
+
+
 class LSTMStack(nn.Module):
     """One call of `nn.LSTM` for all layers, with dropout where the QRNN has it.
 
@@ -38,16 +48,9 @@ class LSTMStack(nn.Module):
     def __init__(self, config: QRNNConfig) -> None:
         super().__init__()
         self.dropout = embedding_dropout(config)
-        layers = config.decoder_layers
-        between = config.dropout if layers > 1 else 0.0
-        self.lstm = nn.LSTM(
-            config.embedding_size, config.hidden_size, layers, batch_first=True, dropout=between
-        )
+        sizes = (config.embedding_size, config.hidden_size, config.decoder_layers)
+        self.lstm = make_lstm(*sizes, config.dropout)
         self.last = make_dropout(config.dropout, locked=config.locked_dropout)
-        with torch.no_grad():  # a forget gate that begins open, as is usual
-            for index in range(layers):
-                bias = getattr(self.lstm, f"bias_ih_l{index}")  # input, forget, cell, output
-                bias[config.hidden_size : 2 * config.hidden_size] = 1.0
 
     def forward(
         self,
@@ -71,31 +74,56 @@ class LSTMStack(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Causal attention with rotary positions over a window, and a feed-forward layer; pre-norm."""
+    """Attention with rotary positions, and a feed-forward layer; pre-norm.
 
-    def __init__(self, width: int, dropout: float, *, locked: bool) -> None:
+    Args:
+        width: H.
+        dropout: On what either adds.
+        locked: Whether that zeroes the same channels at all steps.
+        inner_size: Width of the feed-forward layer, None for 4 H.
+    """
+
+    def __init__(
+        self, width: int, dropout: float, *, locked: bool, inner_size: int | None = None
+    ) -> None:
         super().__init__()
+        inner = 4 * width if inner_size is None else inner_size
         self.attention_norm, self.norm = nn.RMSNorm(width), nn.RMSNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.inner, self.outer = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = make_dropout(dropout, locked=locked)
 
-    def forward(self, x: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
-        """Map (B, T, H) to (B, T, H); `memory` (B, M, H) is what this layer read before."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        allowed: torch.Tensor | None,
+        memory: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Map (B, T, H) to (B, T, H).
+
+        Args:
+            x: (B, T, H).
+            allowed: Which step may attend to which, as (B, N, T, M + T) or what becomes that by
+                repetition; None is all to all.
+            memory: What this layer read before, (B, M, H).
+        """
         rows, length, width = x.shape
         seen = x if memory is None else torch.cat([memory.to(x.dtype), x], dim=1)
         heads = self.query_key_value(self.attention_norm(seen))
         heads = heads.view(rows, -1, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
         q, k = _rotate(heads[0])[:, :, -length:], _rotate(heads[1])  # (B, N, T or M + T, H / N)
-        ages = torch.arange(seen.shape[1] - length, seen.shape[1], device=x.device)[:, None]
-        ages = ages - torch.arange(seen.shape[1], device=x.device)
-        allowed = (ages >= 0) & (ages <= MEMORY)  # (T, M + T)
         found = nn.functional.scaled_dot_product_attention(q, k, heads[2], attn_mask=allowed)
         x = x + self.dropout(self.out(found.transpose(1, 2).reshape(x.shape)))
         inner = nn.functional.gelu(self.inner(self.norm(x)))
         result: torch.Tensor = x + self.dropout(self.outer(inner))
         return result
+
+
+def ages_of(length: int, before: int, device: torch.device) -> torch.Tensor:
+    """Count how many steps each of `length` steps is behind those and `before` more: (T, M + T)."""
+    steps = torch.arange(before + length, device=device)
+    return steps[before:, None] - steps
 
 
 def _rotate(x: torch.Tensor) -> torch.Tensor:
@@ -130,13 +158,16 @@ class TransformerStack(nn.Module):
         """Run over (B, T, E), as `QRNNDecoder.forward` does; there are no pads."""
         first = x = self.dropout(inputs_embeds)
         states = _states(past_key_values)
+        before = states[0].inputs.shape[1] if states else 0
+        ages = ages_of(x.shape[1], before, x.device)
+        allowed = (ages >= 0) & (ages <= MEMORY)  # (T, M + T)
         for index, layer in enumerate(self.layers):
             memory = states[index].inputs if states else None
             if past_key_values is not None:
                 seen = x if memory is None else torch.cat([memory.to(x.dtype), x], dim=1)
                 state = LayerState(seen[:, -MEMORY:], x.new_zeros(x.shape[0], 1))
                 past_key_values.layer(index).store(state, x.shape[1])
-            x = layer(x, memory)
+            x = layer(x, allowed, memory)
         return _output(self.norm(x), first, past_key_values, output_hidden_states)
 
 
@@ -174,28 +205,15 @@ class ControlLanguageModel(QRNNForCausalLM):
     @classmethod
     def like(cls, model: QRNNForCausalLM) -> ControlLanguageModel:
         """Make one of about as many parameters as the QRNN `model`, and its dropout."""
-        given = model.config.to_diff_dict()
         equal = model.config.embedding_size == model.config.hidden_size
         same = equal or cls is TransformerLanguageModel  # whose blocks add to their inputs
 
         def of(width: int) -> ControlLanguageModel:
             sizes = {"hidden_size": width} | ({"embedding_size": width} if same else {})
-            own: dict[str, Any] = {
-                "residual": False,
-                "rms_norm": False,
-                "feed_forward_size": 0,
-                "zoneout": 0.0,
-            }
-            own |= {"dense_connections": False, "decoder_kernel_sizes": None}
-            return cls(QRNNConfig(**{**given, **own, **sizes}))
+            return cls(control_config(model.config, **sizes))
 
-        # A message for every width that is tried helps nobody.
-        before = logging.get_verbosity()
-        logging.set_verbosity_error()
-        try:
+        with quietly():
             found: ControlLanguageModel = nearest(of, count_parameters(model), step=cls.step)
-        finally:
-            logging.set_verbosity(before)
         return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_qrnn.data.batching import (
     Batch,
@@ -140,13 +140,7 @@ class ClassificationTask(Task):
         else:
             sources = [pair.source for pair in self.train]
             self.tokenizer = _make_tokenizer(tokenizer_options, sources)
-            self.model = make_model(
-                model_options,
-                self.tokenizer,
-                QRNNForSequenceClassification,
-                is_encoder_decoder=False,
-                **fields,
-            )
+            self.model = self.make_model(model_options, **fields)
         if reading.word_dropout and self.tokenizer.unk_token_id is None:
             raise ValueError(
                 f"`word_dropout` must be 0 with the tokenizer {tokenizer_options.tokenizer!r}, "
@@ -158,6 +152,11 @@ class ClassificationTask(Task):
             self.coverage = processes.together(
                 lambda: set_word_vectors(self.model, self.tokenizer, path)
             )
+
+    def make_model(self, options: Any, **fields: Any) -> PreTrainedModel:
+        """Make the model of random weights of the flags and of more fields of its config."""
+        head = QRNNForSequenceClassification
+        return make_model(options, self.tokenizer, head, is_encoder_decoder=False, **fields)
 
     def _check_base(self, options: ClassifierTokenizerOptions) -> None:
         """Raise ValueError where a flag asks for what the base has already."""
@@ -254,7 +253,7 @@ class ClassificationTask(Task):
         if not self.test:
             return
         device, processes = trainer.accelerator.device, trainer.processes
-        best = QRNNForSequenceClassification.from_pretrained(folder.path).to(device)
+        best: Any = type(self.model).from_pretrained(folder.path).to(device)
         record = self._measure(best, self._in_order(self.test, processes), processes, device)
         folder.write_json("test.json", {"texts": len(self.test), **record})
         logger.info("test: %s", json.dumps(record))
