@@ -96,7 +96,7 @@ FAT_BINARY = struct.pack("<IH", 0xBA55ED50, 1)
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", ["pool_cuda.cu", "connect_cuda.cu"])
+@pytest.mark.parametrize("source", ["pool_cuda.cu", "connect_cuda.cu", "step_cuda.cu"])
 def test_nvcc_compiles_every_architecture_without_a_warning(source: str, tmp_path: Path) -> None:
     target = tmp_path / "object.o"
     done = run(nvcc_command(source, target), timeout=900)

@@ -1,15 +1,19 @@
 """Tests on a GPU: contracts of `pool`, layer, connection, models and generation, benchmarks."""
 
 from pathlib import Path
+from typing import Any
 
 import bench_layer
 import bench_pooling
 import pytest
 import results
+import stepping
 import torch
+from generating import seq2seq, source
 from pooling_loop import inputs
 
 from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, pool, use_backend
+from hf_qrnn.model import step_qrnn
 from hf_qrnn.model.backends_qrnn import connection_kernels, unavailable
 from hf_qrnn.model.connect_qrnn import connect, dropout_keep
 from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
@@ -145,6 +149,64 @@ def test_generated_tokens_match_the_cpu(backend: str) -> None:
         with use_backend(backend if device == DEVICE else "torch"):
             found.append(model.generate(ids.to(device), num_beams=3, max_length=20).cpu())
     assert torch.equal(*found)
+
+
+NATIVE = pytest.mark.skipif(
+    torch.cuda.is_available() and unavailable("native", torch.device(DEVICE)) is not None,
+    reason="the native library has no code for this GPU",
+)
+
+
+@NATIVE
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_step_of_a_decoder_matches_the_cpu(dtype: torch.dtype) -> None:
+    operation = torch.ops.hf_qrnn_kernels.decoder_step
+    for changes in stepping.VARIANTS.values():
+        for case in (stepping.Case(changes, dtype, each=3), stepping.Case(changes, dtype, mask="")):
+            stepping.check(case, operation, device=DEVICE)
+    stepping.check_no_source(
+        lambda *given: stepping.on_device(operation(*stepping.on_device([*given], DEVICE)), "cpu")
+    )
+
+
+@NATIVE
+@torch.no_grad()
+def test_step_of_a_decoder_is_captured_in_a_graph() -> None:
+    drawn = stepping.draw(stepping.Case(stepping.MODERN, torch.float32))
+    given = stepping.on_device(stepping.arguments(drawn), DEVICE)
+    operation, graph = torch.ops.hf_qrnn_kernels.decoder_step, torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        operation(*given)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        captured = operation(*given)
+    given[0].mul_(2)
+    graph.replay()
+    torch.testing.assert_close(captured, operation(*given))
+
+
+@NATIVE
+@pytest.mark.parametrize("changes", [{}, stepping.MODERN], ids=["paper", "modern"])
+def test_generate_takes_the_native_step(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    original = step_qrnn._native_step
+
+    def noted(plan: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        taken.append(x.shape[0])
+        return original(plan, x, *rest)
+
+    monkeypatch.setattr(step_qrnn, "_native_step", noted)
+    model, inputs = seq2seq(**changes).to(DEVICE), {k: v.to(DEVICE) for k, v in source().items()}
+    found = model.generate(**inputs, max_new_tokens=9, num_beams=2)
+    assert set(taken) == {6}
+    taken.clear()
+    with use_backend("torch"):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=9, num_beams=2), found)
+    assert not taken
 
 
 def test_benchmarks_run(tmp_path: Path) -> None:

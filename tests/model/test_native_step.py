@@ -9,7 +9,19 @@ import pytest
 import stepping
 import torch
 from generating import language_model, seq2seq, source
-from stepping import MODERN, VARIANTS, Case, arguments, by_torch, check, draw
+from stepping import (
+    MODERN,
+    VARIANTS,
+    WRONG,
+    Case,
+    Change,
+    arguments,
+    by_torch,
+    check,
+    check_bad_number,
+    check_no_source,
+    draw,
+)
 from torch import nn
 
 from hf_qrnn import QRNNCache, kernels, use_backend
@@ -74,23 +86,13 @@ def test_either_library_of_products() -> None:
 
 
 def test_source_without_a_real_step_is_zero() -> None:
-    for changes in ({}, MODERN):
-        drawn = draw(Case(changes))
-        assert drawn.mask is not None
-        drawn.mask[1] = False
-        out = operation()(*arguments(drawn))[0]
-        assert bool(out.isfinite().all())
+    check_no_source(operation())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_what_is_no_number_stays_in_its_row(dtype: torch.dtype, bad: float) -> None:
-    drawn = draw(Case(MODERN, dtype))
-    for kept in (drawn.cache.layer(0), drawn.cache.layer(1)):
-        assert kept.source_values is not None
-        kept.source_values[0, 0, 0, 0] = bad
-    out = operation()(*arguments(drawn))[0]
-    assert out.isnan().flatten(1).any(1).tolist() == [True, False, False]
+    check_bad_number(operation(), dtype, bad)
 
 
 def test_nothing_that_is_given_changes() -> None:
@@ -102,53 +104,8 @@ def test_nothing_that_is_given_changes() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
-def _shorter(place: int) -> Callable[[list[Any]], None]:
-    def change(given: list[Any]) -> None:
-        given[place] = given[place][:-1]
-
-    return change
-
-
-def _replaced(place: int, value: Callable[[Any], Any]) -> Callable[[list[Any]], None]:
-    def change(given: list[Any]) -> None:
-        given[place] = value(given[place])
-
-    return change
-
-
-def _first(tensors: list[torch.Tensor], new: torch.Tensor) -> list[torch.Tensor]:
-    return [new, *tensors[1:]]
-
-
-def _other_rows(given: list[Any]) -> None:
-    given[0], given[4] = given[0][:2], None
-
-
-WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {
-    "weights end": (_shorter(1), "`weights` must have a "),
-    "more weights": (_replaced(1, lambda x: [*x, x[0]]), "`weights` and `memory` must be as"),
-    "memory ends": (_shorter(3), "`memory` must be as `layout` says"),
-    "more memory": (_replaced(3, lambda x: [*x, x[0]]), "`weights` and `memory` must be as"),
-    "states of fewer layers": (_shorter(2), "`layout`, `numbers` and `states` must be"),
-    "numbers": (_replaced(6, lambda x: x[:-2]), "`layout`, `numbers` and `states` must be"),
-    "no layers": (_replaced(5, lambda _: []), "`layout`, `numbers` and `states` must be"),
-    "pooling": (_replaced(5, lambda x: [3, *x[1:]]), "`pooling` must be 0, 1 or 2, but is 3"),
-    "two steps": (_replaced(0, lambda x: x.repeat(1, 2, 1)), r"`x` must be \(rows, 1, width\)"),
-    "integers": (_replaced(0, lambda x: x.long()), "must be float64, float32"),
-    "other rows": (_other_rows, "must have the shape, dtype and device"),
-    "other dtype": (_replaced(0, lambda x: x.float()), "must have the dtype and the device"),
-    "mask": (_replaced(4, lambda x: x.long()), "`mask` must be boolean"),
-    "mask's rows": (_replaced(4, lambda x: x[:2]), "`mask` must be boolean"),
-    "mask's columns": (_replaced(4, lambda x: x[:, 1:]), "`mask` must have a column"),
-    "inputs": (
-        _replaced(2, lambda x: _first(x, x[0][:, :, 1:])),
-        "`inputs` must have the shape",
-    ),
-}
-
-
 @pytest.mark.parametrize(("change", "sentence"), WRONG.values(), ids=WRONG)
-def test_wrong_arguments_are_named(change: Callable[[list[Any]], None], sentence: str) -> None:
+def test_wrong_arguments_are_named(change: Change, sentence: str) -> None:
     given = arguments(draw(Case(MODERN)))
     change(given)
     with pytest.raises(RuntimeError, match=sentence):

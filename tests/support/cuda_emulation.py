@@ -39,6 +39,8 @@ SCHEMAS = [
     "connect_backward(Tensor? grad_out, Tensor? grad_normed, Tensor? out, Tensor? weight, "
     "Tensor? inverse, Tensor? seed, float dropout, str h_dtype, str residual_dtype) "
     "-> (Tensor, Tensor, Tensor)",
+    "decoder_step(Tensor x, Tensor[] weights, Tensor[] states, Tensor[] memory, Tensor? mask, "
+    "int[] layout, float[] numbers, bool onednn) -> Tensor[]",
 ]
 
 
@@ -56,7 +58,12 @@ def compile_with_gxx(
     """Compile files of `cuda_emulation/`, by their names; any warning is an error."""
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     # As in CUDA: a word is read where two 16-bit numbers were written.
-    flags += ["-fno-strict-aliasing", "-DQRNN_EMULATE_CUDA", "-DQRNN_MAX_PARTS=3"]
+    flags += [
+        "-fno-strict-aliasing",
+        "-DQRNN_EMULATE_CUDA",
+        "-DQRNN_MAX_PARTS=3",
+        "-DQRNN_MAX_BLOCKS=5",
+    ]
     command = ["g++", *flags, f"-I{EMULATION}", f"-I{CSRC / 'cuda'}", *options]
     command += [str(EMULATION / source) for source in sources.split()]
     done = subprocess.run(
@@ -81,7 +88,7 @@ def compile_emulated(folder: Path) -> Path:
     with (folder / "emulated.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            sources = "emulated.cpp emulated_connect.cpp"
+            sources = "emulated.cpp emulated_connect.cpp emulated_step.cpp"
             compile_with_gxx(sources, target, *options, libraries=link)
     return target
 

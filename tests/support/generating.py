@@ -1,5 +1,6 @@
 """Random models that generate, small and far from ties, for the tests of generate()."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ def language_model(**changes: Any) -> QRNNForCausalLM:
     return QRNNForCausalLM(config(**changes)).double().eval()
 
 
-def source() -> dict[str, torch.Tensor]:
+def source(lengths: Sequence[int] = LENGTHS) -> dict[str, torch.Tensor]:
     """Three sources of different lengths, padded on the right."""
-    mask = torch.tensor([[1] * n + [0] * (max(LENGTHS) - n) for n in LENGTHS])
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
     return {"input_ids": torch.randint(4, 13, mask.shape), "attention_mask": mask}
 
 

@@ -59,7 +59,7 @@ struct StepInner {
   int64_t rows, inner;
 };
 
-constexpr int64_t bytes_of(Number number) {
+QRNN_HOST_DEVICE constexpr int64_t bytes_of(Number number) {
   return number == Number::float64 ? 8 : number == Number::float32 ? 4 : 2;
 }
 

@@ -364,9 +364,10 @@ std::vector<Tensor> decoder_step(const Tensor& x, std::vector<Tensor> weights,
                                  std::vector<Tensor> states, std::vector<Tensor> memory,
                                  OptionalTensor mask, std::vector<int64_t> layout,
                                  std::vector<double> numbers, bool onednn) {
-  const typename Device::Guard guard(x);
+  // First: it says whether `x` is on a device that can be guarded.
   Step<Device> step(x, std::move(weights), std::move(states), std::move(memory), std::move(mask),
                     onednn ? Products::onednn : Products::torch);
+  const typename Device::Guard guard(x);
   return step.run(layout, numbers);
 }
 

@@ -6,12 +6,7 @@
 // in the whole grid, and templates over every mix would be dozens of kernels.
 #pragma once
 
-#if defined(QRNN_EMULATE_CUDA)
-#include "cuda_on_cpu.h"  // of the tests
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
+#include "language.cuh"
 
 #include "../connect_args.h"
 

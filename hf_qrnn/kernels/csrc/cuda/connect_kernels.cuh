@@ -7,6 +7,31 @@ namespace hf_qrnn::gpu {
 
 // ------------------------------------------------------------------ forward
 
+// Stores x / sqrt(mean(x^2) + eps) . weight in the row `to`, and returns the root's inverse. `squares`
+// is a thread's sum; `x` holds its channels, or, where a row has more than a run, they are loaded
+// `again`, from channel `from` on.
+template <typename S, int W, int N>
+__device__ __forceinline__ S store_normed(S (&x)[N][4], S squares, const ConstRows& again,
+                                          int64_t from, const ConstRows& weight, double eps,
+                                          const Rows& normed, Place to) {
+  const S mean = sum_over_team<S, W>(squares) / static_cast<S>(to.hidden);
+  const S inverse = S(1) / sqrt(mean + static_cast<S>(eps));
+  const bool held = to.hidden <= kRun<S, W>;
+  S y[N][4];
+  for (int64_t run = 0; run < to.hidden; run += kRun<S, W>) {
+    to.channel = run + 4 * threadIdx.x;
+    if (!held) load<S, W>(x, again, Place{from, to.channel, to.hidden, to.whole});
+    load<S, W>(y, weight, Place{0, to.channel, to.hidden, to.whole});
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) y[n][k] *= x[n][k] * inverse;
+    }
+    store<S, W>(y, normed, to);
+  }
+  return inverse;
+}
+
 // A team a row: W threads across, rows of the block down.
 template <typename S, int W>
 __global__ void __launch_bounds__(W == kWarp ? kBlockThreads : W)
@@ -43,24 +68,11 @@ __global__ void __launch_bounds__(W == kWarp ? kBlockThreads : W)
     }
   }
   if (out.normed.data == nullptr) return;
-  const S mean = sum_over_team<S, W>(squares) / static_cast<S>(in.hidden);
-  const S inverse = S(1) / sqrt(mean + static_cast<S>(in.eps));
-  const bool held = in.hidden <= kRun<S, W>;
-  for (int64_t run = 0; run < in.hidden; run += kRun<S, W>) {
-    at.channel = run + 4 * threadIdx.x;
-    // What this very thread wrote above, or never changed.
-    if (!held) {
-      load<S, W>(x, out.out.data == nullptr ? in.h : ConstRows{out.out.data, out.out.number}, at);
-    }
-    load<S, W>(y, in.weight, Place{0, at.channel, in.hidden, whole});
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) y[n][k] *= x[n][k] * inverse;
-    }
-    store<S, W>(y, out.normed, at);
-  }
-  if (threadIdx.x == 0) out.inverse[row] = inverse;
+  // What this very thread wrote above, or never changed.
+  const ConstRows again = out.out.data == nullptr ? in.h : ConstRows{out.out.data, out.out.number};
+  const S inverse =
+      store_normed<S, W>(x, squares, again, at.row, in.weight, in.eps, out.normed, at);
+  if (threadIdx.x == 0 && out.inverse != nullptr) out.inverse[row] = inverse;
 }
 
 // ------------------------------------------------------------------ backward

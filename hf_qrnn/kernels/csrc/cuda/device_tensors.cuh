@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "language.cuh"
+
 // A build for the CPU runs these very wrappers on CPU tensors, under a name of its own.
 #if defined(QRNN_EMULATE_CUDA)
 #define QRNN_NAMESPACE hf_qrnn_emulated
@@ -33,7 +35,9 @@ struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
 };
 
-inline void* current_stream(int32_t) { return nullptr; }
+using Stream = void*;
+
+inline Stream current_stream(int32_t) { return nullptr; }
 
 inline void check_launch(const char*) {}
 
@@ -43,12 +47,14 @@ inline bool is_ours(const torch::stable::Tensor& tensor) { return tensor.is_cuda
 
 using torch::stable::accelerator::DeviceGuard;
 
-inline cudaStream_t current_stream(int32_t device) {
+using Stream = cudaStream_t;
+
+inline Stream current_stream(int32_t device) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                   "the CUDA kernels need a torch that is built with CUDA, but this one is not.");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+  return static_cast<Stream>(stream);
 }
 
 // cudart is linked statically and keeps its own last error, so it is asked right behind the launch.
@@ -84,6 +90,18 @@ inline torch::stable::Tensor empty(const torch::stable::Tensor& like,
                                    const std::vector<int64_t>& shape,
                                    torch::headeronly::ScalarType type) {
   return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
+}
+
+// ------------------------------------------------------------------ dtypes
+
+// Calls `use(number)` with a value of the kernels' type for `type`.
+template <typename Use>
+void with_type(torch::headeronly::ScalarType type, Use&& use) {
+  using torch::headeronly::ScalarType;
+  if (type == ScalarType::Double) return use(double());
+  if (type == ScalarType::Float) return use(float());
+  if (type == ScalarType::BFloat16) return use(__nv_bfloat16());
+  return use(__half());
 }
 
 }  // namespace hf_qrnn::gpu

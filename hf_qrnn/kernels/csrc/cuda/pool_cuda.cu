@@ -10,6 +10,27 @@
 
 #include "device_tensors.cuh"
 #include "pool_launch.cuh"
+#include "pool_run.cuh"
+
+namespace hf_qrnn::gpu {
+
+template <typename T, typename Stream>
+void run_pool_forward(Pooling pooling, const PoolInputs<T, State<T>>& in,
+                      const ForwardOutputs<T, State<T>>& out, Stream stream) {
+  with_pooling(pooling, [&](auto kind) {
+    launch_forward<T, decltype(kind)::value>(in, out, choose_form<T>(in), stream);
+  });
+}
+
+#define QRNN_INSTANTIATE_FORWARD(T)                                          \
+  template void run_pool_forward<T>(Pooling, const PoolInputs<T, State<T>>&, \
+                                    const ForwardOutputs<T, State<T>>&, Stream);
+QRNN_INSTANTIATE_FORWARD(double)
+QRNN_INSTANTIATE_FORWARD(float)
+QRNN_INSTANTIATE_FORWARD(__nv_bfloat16)
+QRNN_INSTANTIATE_FORWARD(__half)
+
+}  // namespace hf_qrnn::gpu
 
 namespace {
 
@@ -108,15 +129,6 @@ PoolInputs<T, State<T>> inputs_of(const Tensor& gates, Optional& bias, Optional&
 
 // ------------------------------------------------------------------ the operations
 
-// Calls `use(number)` with a value of the kernels' type for `type`.
-template <typename Use>
-void with_type(ScalarType type, Use&& use) {
-  if (type == ScalarType::Double) return use(double());
-  if (type == ScalarType::Float) return use(float());
-  if (type == ScalarType::BFloat16) return use(__nv_bfloat16());
-  return use(__half());
-}
-
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -145,10 +157,7 @@ Four pool_forward(const Tensor& gates, Optional bias, Optional initial_state, Op
         want_c ? static_cast<S*>(c.mutable_data_ptr()) : nullptr,
         static_cast<S*>(state.mutable_data_ptr()),
         want_tiles ? static_cast<S*>(tiles.mutable_data_ptr()) : nullptr};
-    with_pooling(static_cast<Pooling>(pooling), [&](auto kind) {
-      launch_forward<T, decltype(kind)::value>(in, out, choose_form<T>(in),
-                                               current_stream(sizes.device));
-    });
+    run_pool_forward<T>(static_cast<Pooling>(pooling), in, out, current_stream(sizes.device));
   });
   check_launch("pool_forward");
   return {h, c, state, tiles};

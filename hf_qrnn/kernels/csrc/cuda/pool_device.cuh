@@ -1,12 +1,7 @@
 // What every pooling kernel is made of: numbers, activations, and one thread's way through time.
 #pragma once
 
-#if defined(QRNN_EMULATE_CUDA)
-#include "cuda_on_cpu.h"  // of the tests
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
+#include "language.cuh"
 
 #include "../pool_args.h"
 
@@ -48,14 +43,14 @@ template <typename T>
 using Raw = typename RawOf<T>::type;
 
 template <typename T>
-struct Number {
+struct Packed {
   static constexpr int V = 1;
   __device__ __forceinline__ static void unpack(T raw, T (&x)[V]) { x[0] = raw; }
   __device__ __forceinline__ static T pack(const T (&x)[V]) { return x[0]; }
 };
 
 template <>
-struct Number<__half> {
+struct Packed<__half> {
   static constexpr int V = 2;
   __device__ __forceinline__ static void unpack(uint32_t raw, float (&x)[V]) {
     x[0] = __half2float(__ushort_as_half(static_cast<unsigned short>(raw & 0xFFFFu)));
@@ -68,7 +63,7 @@ struct Number<__half> {
 };
 
 template <>
-struct Number<__nv_bfloat16> {
+struct Packed<__nv_bfloat16> {
   static constexpr int V = 2;
   __device__ __forceinline__ static void unpack(uint32_t raw, float (&x)[V]) {
     x[0] = __uint_as_float(raw << 16);
@@ -223,7 +218,7 @@ struct Lane {
 #pragma unroll
       for (int v = 0; v < V; ++v) bias[g][v] = 0;
       if (in.bias != nullptr) {
-        Number<T>::unpack(load(in.bias + (b * G + g) * hidden + channel), bias[g]);
+        Packed<T>::unpack(load(in.bias + (b * G + g) * hidden + channel), bias[g]);
       }
     }
   }
@@ -252,7 +247,7 @@ struct Lane {
 
   __device__ __forceinline__ void store(T* address, const S (&values)[V]) const {
     if (!writes) return;
-    const Raw<T> raw = Number<T>::pack(values);
+    const Raw<T> raw = Packed<T>::pack(values);
     if constexpr (V == 1) {
       *address = raw;
     } else if (paired) {
@@ -311,7 +306,7 @@ struct Lane {
                                                 int n, Gates<S> (&out)[V]) const {
     S x[4][V] = {};
 #pragma unroll
-    for (int g = 0; g < G; ++g) Number<T>::unpack(raw[g], x[g]);
+    for (int g = 0; g < G; ++g) Packed<T>::unpack(raw[g], x[g]);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
 #pragma unroll
@@ -430,7 +425,7 @@ __device__ __forceinline__ void backward_step(const Lane<T, P>& lane, const Gate
                                               const Pack<S, V>& grad_c, Pack<S, V>& flow,
                                               Pack<S, V> (&sums)[G], T* address) {
   S grad[4][V], from_h[V];
-  Number<T>::unpack(grad_h, from_h);
+  Packed<T>::unpack(grad_h, from_h);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const Gates<S> gate = gates[v];

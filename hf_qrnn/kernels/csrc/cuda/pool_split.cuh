@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     for (int n = N - 1; n >= 0; --n) {
       if (start + n >= in.length) continue;
       S from_h[V];
-      Number<T>::unpack(received.grad_h[n], from_h);
+      Packed<T>::unpack(received.grad_h[n], from_h);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const S grad = from_h[v] * gates[n][v].o + received.grad_c[n].x[v] + back.x[v];
