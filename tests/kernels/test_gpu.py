@@ -13,7 +13,6 @@ from generating import seq2seq, source
 from pooling_loop import inputs
 
 from hf_qrnn import QRNN, QRNNConfig, QRNNForConditionalGeneration, pool, use_backend
-from hf_qrnn.model import step_qrnn
 from hf_qrnn.model.backends_qrnn import connection_kernels, unavailable
 from hf_qrnn.model.connect_qrnn import connect, dropout_keep
 from hf_qrnn.model.pool_kinds_qrnn import POOL_KINDS
@@ -192,14 +191,7 @@ def test_step_of_a_decoder_is_captured_in_a_graph() -> None:
 def test_generate_takes_the_native_step(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[int] = []
-    original = step_qrnn._native_step
-
-    def noted(plan: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        taken.append(x.shape[0])
-        return original(plan, x, *rest)
-
-    monkeypatch.setattr(step_qrnn, "_native_step", noted)
+    taken = stepping.count_native_steps(monkeypatch)
     model, inputs = seq2seq(**changes).to(DEVICE), {k: v.to(DEVICE) for k, v in source().items()}
     found = model.generate(**inputs, max_new_tokens=9, num_beams=2)
     assert set(taken) == {6}

@@ -1,4 +1,4 @@
-"""The native library's step of a whole decoder is what torch's few calls compute."""
+"""When the native library makes a step, and what a plan of one sees of changes."""
 
 import gc
 import weakref
@@ -6,27 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import stepping
 import torch
 from generating import language_model, seq2seq, source
-from stepping import (
-    MODERN,
-    VARIANTS,
-    WRONG,
-    Case,
-    Change,
-    arguments,
-    by_torch,
-    check,
-    check_bad_number,
-    check_no_source,
-    draw,
-)
+from stepping import MODERN, Case, by_torch, count_native_steps, draw
 from torch import nn
 
 from hf_qrnn import QRNNCache, kernels, use_backend
-from hf_qrnn.model import backends_qrnn, step_plan_qrnn, step_qrnn
-from hf_qrnn.model.internals_qrnn import onednn_linear
+from hf_qrnn.model import backends_qrnn, step_plan_qrnn
 from hf_qrnn.model.step_plan_qrnn import plan_step
 
 REASON = kernels.unavailable(torch.device("cpu"))
@@ -34,108 +20,12 @@ pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.usefixtures("nan_memory"),
 ]
-EVERY_VARIANT = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def operation() -> stepping.Operation:
-    found: stepping.Operation = torch.ops.hf_qrnn_kernels.decoder_step
-    return found
-
-
-# ------------------------------------------------------------------ against torch
-
-
-@EVERY_VARIANT
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_variant_is_torchs(isa: str, dtype: torch.dtype, changes: dict[str, Any]) -> None:
-    simd, before = torch.ops.hf_qrnn_kernels.simd, torch.ops.hf_qrnn_kernels.simd("")
-    try:
-        if simd(isa) != isa:
-            pytest.skip(f"this processor has no {isa}")
-        check(Case(changes, dtype), operation())
-    finally:
-        simd(before)
-
-
-@EVERY_VARIANT
-def test_language_models_step_too(changes: dict[str, Any]) -> None:
-    check(Case(changes, has_source=False), operation())
-
-
-@pytest.mark.parametrize("each", [1, 3])
-@pytest.mark.parametrize("mask", ["", "sources", "rows"])
-@pytest.mark.parametrize("changes", [{}, MODERN], ids=["inside", "behind"])
-def test_rows_may_share_a_source(changes: dict[str, Any], mask: str, each: int) -> None:
-    check(Case(changes, each=each, mask=mask), operation())
-
-
-@pytest.mark.parametrize("hidden", [1, 7, 33, 100])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_any_width(hidden: int, dtype: torch.dtype) -> None:
-    sizes = {"hidden_size": hidden, "embedding_size": hidden, "num_attention_heads": 1}
-    check(Case({**MODERN, **sizes, "feed_forward_size": 5}, dtype), operation())
-
-
-@pytest.mark.skipif(onednn_linear() is None, reason="torch has no oneDNN here")
-def test_either_library_of_products() -> None:
-    sizes = {"hidden_size": 320, "embedding_size": 320, "vocab_size": 13}
-    check(Case(sizes, torch.float32, each=4), operation(), onednn=True)
-    check(Case({**MODERN, **sizes}, torch.float32, each=4), operation(), onednn=True)
-
-
-def test_source_without_a_real_step_is_zero() -> None:
-    check_no_source(operation())
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_what_is_no_number_stays_in_its_row(dtype: torch.dtype, bad: float) -> None:
-    check_bad_number(operation(), dtype, bad)
-
-
-def test_nothing_that_is_given_changes() -> None:
-    drawn = draw(Case(MODERN))
-    given = arguments(drawn)
-    tensors = [x for part in given[:4] for x in (part if isinstance(part, list) else [part])]
-    before = [x.clone() for x in tensors]
-    operation()(*given)
-    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
-
-
-@pytest.mark.parametrize(("change", "sentence"), WRONG.values(), ids=WRONG)
-def test_wrong_arguments_are_named(change: Change, sentence: str) -> None:
-    given = arguments(draw(Case(MODERN)))
-    change(given)
-    with pytest.raises(RuntimeError, match=sentence):
-        operation()(*given)
-
-
-def test_schema_is_that_of_an_operation_of_torch() -> None:
-    drawn = draw(Case(MODERN, torch.float32))
-    torch.library.opcheck(
-        torch.ops.hf_qrnn_kernels.decoder_step.default,
-        tuple(arguments(drawn)),
-        test_utils=("test_schema", "test_autograd_registration"),
-    )
-
-
-# ------------------------------------------------------------------ when it is taken
 
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every step that the native library makes."""
-    taken: list[int] = []
-    original = step_qrnn._native_step
-
-    def noted(plan: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        taken.append(x.shape[0])
-        return original(plan, x, *rest)
-
-    monkeypatch.setattr(step_qrnn, "_native_step", noted)
-    return taken
+    return count_native_steps(monkeypatch)
 
 
 def generate(model: Any) -> Any:

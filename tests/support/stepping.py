@@ -4,10 +4,12 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from generating import LENGTHS, language_model, seq2seq, source
 
 from hf_qrnn import QRNNCache
+from hf_qrnn.model import step_qrnn
 from hf_qrnn.model.step_plan_qrnn import StepPlan
 from hf_qrnn.model.step_qrnn import step
 
@@ -147,6 +149,19 @@ def check_bad_number(operation: Operation, dtype: torch.dtype, bad: float) -> No
         values[0, 0, 0, 0] = bad
     out = operation(*arguments(drawn))[0]
     assert out.isnan().flatten(1).any(1).tolist() == [True, False, False]
+
+
+def count_native_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the rows of every step that the native library makes."""
+    taken: list[int] = []
+    original = step_qrnn._native_step
+
+    def noted(plan: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        taken.append(x.shape[0])
+        return original(plan, x, *rest)
+
+    monkeypatch.setattr(step_qrnn, "_native_step", noted)
+    return taken
 
 
 # ------------------------------------------------------------------ wrong arguments
