@@ -209,7 +209,7 @@ def _goes_on(cache: QRNNCache, token_ids: torch.Tensor, plan: StepPlan) -> bool:
     """Tell whether a cache holds a state of as many rows for every layer."""
     like = plan.embedding.weight
     rows, dtype, device = token_ids.shape[0], like.dtype, like.device
-    if token_ids.device != device or len(cache.layers) != len(plan.layers):
+    if rows == 0 or token_ids.device != device or len(cache.layers) != len(plan.layers):
         return False
     state_dtype = torch.promote_types(dtype, torch.float32)
     for kept in cache.layers:

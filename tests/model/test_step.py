@@ -274,6 +274,15 @@ def test_a_model_without_numbers_steps_by_its_modules(steps: list[int]) -> None:
     assert not steps
 
 
+@BOTH
+@torch.no_grad()
+def test_no_rows_are_no_step(head: str, steps: list[int]) -> None:
+    inputs = {name: x[:0] for name, x in HEADS[head][1]().items()}
+    logits = run(head, HEADS[head][0](), inputs, torch.ones(0, 3, dtype=torch.long))
+    assert logits.shape == (0, 3, 13)
+    assert not steps
+
+
 @torch.no_grad()
 def test_static_caches_go_by_the_modules(steps: list[int]) -> None:
     seq2seq().generate(**source(), max_new_tokens=5, cache_implementation="static")
