@@ -91,7 +91,7 @@ def test_folder_holds_safetensors_json_and_code_only(folder: Path) -> None:
     parts = "attention backends base blocks cache checks configuration connect convolution "
     parts += "decoder encoder generate_hooks internals keywords layers limits losses modeling "
     parts += "padding paired_convolution pool_equations pool_kinds pooling products quantization "
-    parts += "step triton triton_connect"
+    parts += "step step_plan triton triton_connect"
     assert names == {f"{part}_qrnn.py" for part in parts.split()}
 
 

@@ -341,7 +341,7 @@ def test_cards_in_the_repository_are_valid() -> None:
     assert paths
     for path in paths:
         card = ModelCard.load(path)
-        assert card.data.pipeline_tag == "translation"
+        assert card.data.pipeline_tag in ("translation", "text-generation", "text-classification")
         assert no_placeholder_survives(card.text.split("## Options")[0])
 
 
